@@ -1,0 +1,339 @@
+"""The contract: what a user asks for, what a job is, and what comes back.
+
+Read this first. Everything else moves these values from one place to another. A change here is
+a new version of the contract: raise `CONTRACT` (it is part of the queue's name, so an older
+worker never sees a newer job) and say so in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ltxq.errors import InvalidRequest, JobError, JobFailed
+
+CONTRACT = 1
+"""Version of the job contract, in every record and in the queue's name."""
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+Priority = Literal["high", "normal", "low"]
+Stage = Literal["encode_text", "denoise", "decode", "encode", "upload"]
+
+SIDE_STEP = 32  # pixels: the video VAE's stride in space
+MIN_SIDE, MAX_SIDE = 64, 2048  # pixels
+FRAME_STEP = 8  # frames: the video VAE's stride in time; the first frame stands alone
+MAX_SECONDS = 20.0
+MAX_FRAMES = 1193  # the most of the form 8k+1 in 20 s at 60 frames a second
+MAX_SEED = 2**53 - 1  # the largest integer every JSON reader keeps exact
+MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+_JOB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+
+
+def new_job_id() -> str:
+    """A fresh job id: `video_` and 32 random hex digits."""
+    return f"video_{secrets.token_hex(16)}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` may name a job. A job sent by a plain Celery producer has Celery's UUID."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+class VideoRequest(BaseModel):
+    """What the user asks for. Immutable; what cannot be made is refused, never adjusted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=5000,
+        description="What the clip shows, 1 to 5,000 characters. More than 1,024 of the model's "
+        "tokens fail as invalid_request on the worker, with their count.",
+    )
+    height: int = Field(default=512, description="Pixels; a multiple of 32 from 64 to 2048.")
+    width: int = Field(default=768, description="Pixels; a multiple of 32 from 64 to 2048.")
+    num_frames: int = Field(
+        default=33, description="1, 9, 17, 25, … (8k+1); at most 20 seconds at frame_rate."
+    )
+    frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
+    seed: int | None = Field(
+        default=42,
+        description="0 to 2^53-1. None: one is drawn when the job is submitted, and recorded.",
+    )
+    audio: bool = Field(default=True, description="Make sound with the picture.")
+    model: ModelName | None = Field(
+        default=None, description="None: LTXQ_DEFAULT_MODEL, resolved when the job is submitted."
+    )
+    priority: Priority = "normal"
+    timeout: int = Field(
+        default=600,
+        ge=1,
+        le=24 * 3600,
+        description="Seconds from a worker's claim to the encoded MP4; uploading is not counted.",
+    )
+    expires_in: int = Field(
+        default=24 * 3600,
+        ge=60,
+        le=MAX_URL_SECONDS,
+        description="Seconds a presigned URL of the result lives; at most 7 days.",
+    )
+    metadata: dict[str, str] = Field(
+        default_factory=dict,
+        description="The caller's own: up to 16 pairs, keys to 64 characters, values to 512.",
+    )
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2048,
+        description="http(s) URL told of the outcome. Stored now; delivery comes later.",
+    )
+    crop_width: int | None = Field(
+        default=None,
+        description="Pixels; the MP4's width where it is no multiple of 32: even, and less than "
+        "32 below `width`. Cropped evenly on both sides.",
+    )
+    crop_height: int | None = Field(default=None, description="As crop_width, for the height.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must not be blank")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be text that UTF-8 can hold (it has a lone surrogate)") from None
+        return prompt
+
+    @field_validator("height", "width")
+    @classmethod
+    def _side_is_allowed(cls, side: int) -> int:
+        if side % SIDE_STEP or not MIN_SIDE <= side <= MAX_SIDE:
+            near = nearest(side, step=SIDE_STEP, low=MIN_SIDE, high=MAX_SIDE)
+            raise ValueError(
+                f"must be a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}, not {side}; "
+                f"nearest: {either(near)}"
+            )
+        return side
+
+    @field_validator("frame_rate")
+    @classmethod
+    def _frame_rate_is_allowed(cls, rate: float) -> float:
+        if not 1 <= rate <= 60:
+            raise ValueError(f"must be from 1 to 60, not {rate:g}; nearest: {1 if rate < 1 else 60}")
+        return rate
+
+    @field_validator("num_frames")
+    @classmethod
+    def _num_frames_is_8k_plus_1(cls, frames: int) -> int:
+        if frames < 1 or frames % FRAME_STEP != 1:
+            near = nearest(frames, step=FRAME_STEP, offset=1, low=1, high=MAX_FRAMES)
+            raise ValueError(f"must be 8k+1, not {frames}; nearest: {either(near)}")
+        return frames
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_is_allowed(cls, seed: int | None) -> int | None:
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            raise ValueError(
+                f"must be from 0 to 2^53-1; nearest: {0 if seed < 0 else MAX_SEED}, "
+                "or null to have one drawn"
+            )
+        return seed
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_small(cls, metadata: dict[str, str]) -> dict[str, str]:
+        if len(metadata) > 16:
+            raise ValueError(f"must have at most 16 pairs, not {len(metadata)}")
+        for key, value in metadata.items():
+            if not 1 <= len(key) <= 64:
+                raise ValueError(f"keys must have 1 to 64 characters, {key[:20]!r} has {len(key)}")
+            if len(value) > 512:
+                raise ValueError(
+                    f"values must have at most 512 characters, {key!r} has {len(value)}"
+                )
+            try:
+                (key + value).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{key!a} must be text that UTF-8 can hold") from None
+        return metadata
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_http(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+\S*", url):
+            raise ValueError("must be an http:// or https:// URL")
+        return url
+
+    @model_validator(mode="after")
+    def _clip_is_at_most_20_seconds(self) -> VideoRequest:
+        longest = math.floor(MAX_SECONDS * self.frame_rate)
+        if self.num_frames > longest:
+            most = (longest - 1) // FRAME_STEP * FRAME_STEP + 1
+            raise ValueError(
+                f"num_frames: {self.num_frames} frames at {self.frame_rate:g} a second are "
+                f"{self.num_frames / self.frame_rate:.1f} s, more than {MAX_SECONDS:g} s; "
+                f"nearest: {most}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> VideoRequest:
+        for field, side in (("crop_width", self.width), ("crop_height", self.height)):
+            crop = getattr(self, field)
+            if crop is None:
+                continue
+            if crop % 2 or not side - SIDE_STEP < crop <= side:
+                near = nearest(crop, step=2, low=side - SIDE_STEP + 2, high=side)
+                raise ValueError(
+                    f"{field}: must be even, from {side - SIDE_STEP + 2} to {side}, not {crop}; "
+                    f"nearest: {either(near)}"
+                )
+        return self
+
+    @property
+    def duration(self) -> float:
+        """Seconds the clip plays."""
+        return self.num_frames / self.frame_rate
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Width and height of the MP4 in pixels, after cropping."""
+        return self.crop_width or self.width, self.crop_height or self.height
+
+    @classmethod
+    def parse(cls, fields: Any) -> VideoRequest:
+        """Build a request from anything a stranger sent.
+
+        Raises:
+            InvalidRequest: with every field that is wrong, why, and the nearest right values.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as exc:
+            problems = tuple(_problem(error) for error in exc.errors(include_url=False))
+            raise InvalidRequest(
+                "; ".join(f"{field}: {reason}" for field, reason in problems), problems=problems
+            ) from None
+
+
+def nearest(value: int, *, step: int, low: int, high: int, offset: int = 0) -> tuple[int, ...]:
+    """The one or two allowed values (`offset + k·step` in `low..high`) closest to `value`."""
+    below = (value - offset) // step * step + offset
+    return tuple(sorted({min(max(v, low), high) for v in (below, below + step)}))
+
+
+def either(values: tuple[int, ...]) -> str:
+    """'64', or '64 or 96'."""
+    return " or ".join(str(value) for value in values)
+
+
+def _problem(error: Any) -> tuple[str, str]:
+    """One of pydantic's errors as (field, reason), without the input: it may be a secret."""
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    field = ".".join(str(part) for part in error["loc"])
+    if not field and re.match(r"^[a-z_]+: ", reason):  # from a check over several fields
+        field, reason = reason.split(": ", 1)
+    return (field or "request")[:100], reason
+
+
+class Progress(BaseModel):
+    """How far a running job is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    stage: Stage
+    step: int = Field(ge=0, description="Steps of this stage that are done.")
+    steps: int = Field(ge=1, description="Steps this stage has.")
+    fraction: float = Field(ge=0, le=1, description="Share of the whole job, about.")
+
+
+class VideoResult(BaseModel):
+    """The finished clip. URLs live until `expires_at`; `Client.get` signs them afresh."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    url: str = Field(description="The MP4.")
+    poster_url: str = Field(description="JPEG, the clip's first frame at full size.")
+    spritesheet_url: str = Field(description="JPEG, frames across the clip in a grid.")
+    sidecar_url: str = Field(description="JSON: request, seed, model, versions, timings.")
+    key: str = Field(description="The MP4's key in the bucket, '<job id>/<token>/clip.mp4'.")
+    sha256: str = Field(description="Of the MP4, hex.")
+    size: int = Field(description="Of the MP4, bytes.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    num_frames: int
+    frame_rate: float = Field(description="Frames per second.")
+    duration: float = Field(description="Seconds of picture.")
+    seed: int
+    model: str
+    timings: dict[str, float] = Field(description="Seconds by stage.")
+    expires_at: datetime | None = Field(description="When the URLs end; None: they do not.")
+
+
+class Job(BaseModel):
+    """One job as the ledger knows it. A final state never changes again."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    contract: int = Field(default=CONTRACT, description="Version of the contract it was made for.")
+    state: JobState
+    request: VideoRequest
+    progress: Progress | None = Field(default=None, description="While running.")
+    result: VideoResult | None = Field(default=None, description="If it succeeded.")
+    error: JobError | None = Field(default=None, description="If it failed or was cancelled.")
+    attempts: int = Field(default=0, description="Times a worker claimed it.")
+    worker: str | None = Field(default=None, description="Who has it, or had it last.")
+    cancel_requested: bool = Field(default=False, description="Running, and asked to stop.")
+    owner: str | None = Field(default=None, description="Whose it is, where there are API keys.")
+    retry_of: str | None = Field(default=None, description="The job this one repeats.")
+    idempotency_key: str | None = None
+    submitted_at: datetime
+    started_at: datetime | None = Field(default=None, description="When it was last claimed.")
+    finished_at: datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is final."""
+        return self.state in FINAL_STATES
+
+    def result_or_raise(self) -> VideoResult:
+        """The result of a job that succeeded.
+
+        Raises:
+            JobFailed: if it failed or was cancelled; if it has not finished, saying so.
+        """
+        if self.result is not None:
+            return self.result
+        raise JobFailed(
+            self.error or JobError(code="internal", message=f"The job is still {self.state}."),
+            self.id,
+        )
+
+
+class JobPage(BaseModel):
+    """Some jobs, newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    jobs: tuple[Job, ...]
+    after: str | None = Field(description="Give this to `list(after=…)` for more; None: no more.")

@@ -1,0 +1,109 @@
+"""Where things are and how much of them: `LTXQ_…` from the environment, read once.
+
+AWS credentials come by boto3's own chain, `HF_TOKEN` by huggingface_hub's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ltxq.errors import ConfigurationError
+from ltxq.job import MAX_URL_SECONDS, ModelName
+
+DEFAULT_MODEL = "ltx-2-19b-distilled"
+
+
+class Settings(BaseSettings):
+    """Every setting; each field `name` is read from `LTXQ_NAME`."""
+
+    model_config = SettingsConfigDict(env_prefix="LTXQ_", frozen=True, extra="ignore")
+
+    url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="The queue: redis:// or rediss://, with a password if it has one.",
+    )
+    default_model: ModelName = Field(
+        default=DEFAULT_MODEL, description="The model of a request that names none."
+    )
+    s3_endpoint: str | None = Field(
+        default=None, description="The S3-compatible server; unset: Amazon's."
+    )
+    s3_bucket: str | None = Field(default=None, description="The bucket clips are kept in.")
+    s3_public_endpoint: str | None = Field(
+        default=None, description="Host that URLs are signed for, if viewers use another."
+    )
+    s3_public_base_url: str | None = Field(
+        default=None,
+        description="URLs are this and the key, unsigned and without an end: for a public bucket "
+        "or a CDN.",
+    )
+    model_dir: Path = Field(
+        default=Path("~/.cache/ltxq/models"),
+        description="Model folders, one a model; the worker reads them, `ltxq model` fills them.",
+    )
+    quantization: Literal["none", "fp8"] = Field(
+        default="none", description="fp8 holds the transformer's large layers in 8 bits."
+    )
+    lease: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="Seconds a worker may be silent before its jobs go to another.",
+    )
+    max_lost: int = Field(
+        default=3, ge=1, le=100, description="Workers a job may take down before it fails."
+    )
+    spool_jobs: int = Field(
+        default=8, ge=1, le=256, description="Finished clips a worker may hold for uploading."
+    )
+    upload_patience: float = Field(
+        default=3600.0, ge=0, description="Seconds an upload is tried again before the job fails."
+    )
+    max_queued: int = Field(
+        default=100_000, ge=1, description="Queued jobs before submissions are refused."
+    )
+    retention: int = Field(
+        default=MAX_URL_SECONDS,
+        ge=60,
+        description="Seconds a finished job's record, Celery result and clip are kept.",
+    )
+    spool_dir: Path | None = Field(
+        default=None, description="Where clips are written before uploading; unset: a temp folder."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_redis(cls, url: SecretStr) -> SecretStr:
+        if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss"):
+            raise ValueError("must start with redis:// or rediss://")
+        return url
+
+    @classmethod
+    def read(cls) -> Settings:
+        """The settings from the environment.
+
+        Raises:
+            ConfigurationError: naming each variable that is wrong and why, never its value.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            wrong = "; ".join(
+                f"LTXQ_{str(e['loc'][0]).upper()}: {str(e['msg']).removeprefix('Value error, ')}"
+                for e in exc.errors()
+            )
+            raise ConfigurationError(wrong, hint="Correct the environment.") from None
+
+
+def without_password(url: str) -> str:
+    """`url` fit for a log: the password, if it has one, is three stars."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
