@@ -1,0 +1,189 @@
+"""A model's folder on disk: which files it has, what its checkpoint says it is, whether it is whole.
+
+Reads headers only, without torch, so that a supervisor or the CLI can ask cheaply.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltxq.errors import ModelUnusable
+
+SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no text_encoder/ of their own
+NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
+
+_MAX_HEADER = 100_000_000  # bytes: the bound of the safetensors format itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsHeader:
+    """What a .safetensors file says of itself, checked against its length."""
+
+    metadata: dict[str, str]
+    tensors: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path, again: str) -> SafetensorsHeader:
+        """Read the header of `path`; `again` says how to get the file anew.
+
+        Raises:
+            ModelUnusable: it is cut short, or is no safetensors file.
+        """
+        foreign = ModelUnusable(f"{path} is not a safetensors file.", hint=again)
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if size < 8 or not 2 <= length <= _MAX_HEADER:
+                    raise foreign
+                header = file.read(length)
+        except OSError as exc:
+            raise ModelUnusable(f"{path} cannot be read: {exc.strerror}.", hint=again) from exc
+        if header[:1] != b"{":
+            raise foreign
+        try:
+            if len(header) < length:
+                raise _cut_short(path, size, 8 + length, again)
+            tensors = json.loads(header)
+            metadata = tensors.pop("__metadata__", {})
+            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            raise foreign from None
+        if size < 8 + length + end:
+            raise _cut_short(path, size, 8 + length + end, again)
+        return cls(metadata=metadata, tensors=frozenset(tensors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A folder that holds one usable model."""
+
+    path: Path
+    name: str  # the folder's, which is how requests name the model
+    checkpoint: Path
+    upscaler: Path | None  # for two stages; not needed for one
+    text_encoder: Path
+    config: dict[str, Any]  # the checkpoint's own: transformer, vae, audio_vae, vocoder
+    version: str  # its model_version; '' where an LTX-2 file has none
+    tiny: bool  # random weights: its pictures are abstract, say so where they are shown
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Look at a model's folder and check that everything is there and whole.
+
+        Raises:
+            ModelUnusable: which file is missing, cut short, foreign or too new, and what to do.
+        """
+        path = Path(path).expanduser().absolute()
+        again = f"Get it with `ltxq model download {path.name}`, or make a small one to try with "
+        again += "`ltxq model tiny DIR`."
+        if not path.is_dir():
+            raise ModelUnusable(f"There is no model folder {path}.", hint=again)
+        headers = {file: SafetensorsHeader.read(file, again) for file in _weights(path)}
+        checkpoint, config = _only_checkpoint(path, headers, again)
+        version = headers[checkpoint].metadata.get("model_version", "")
+        _check_kind(checkpoint, config, version)
+        _check_not_fp8(checkpoint, headers[checkpoint])
+        return cls(
+            path=path,
+            name=path.name,
+            checkpoint=checkpoint,
+            upscaler=next((file for file in headers if file != checkpoint), None),
+            text_encoder=_text_encoder(path, again),
+            config=config,
+            version=version,
+            tiny=bool(config.get("random_weights", False)),
+        )
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+
+
+def _only_checkpoint(
+    path: Path, headers: dict[Path, SafetensorsHeader], again: str
+) -> tuple[Path, dict[str, Any]]:
+    """The one file whose `config` describes a transformer, and that configuration."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for file, header in headers.items():
+        try:
+            config = json.loads(header.metadata.get("config", "{}"))
+        except ValueError:
+            continue
+        if isinstance(config, dict) and isinstance(config.get("transformer"), dict):
+            found.append((file, config))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ModelUnusable(
+            f"{path} has {len(found)} checkpoints: {', '.join(file.name for file, _ in found)}.",
+            hint="Keep one in the folder.",
+        )
+    if headers:
+        names = ", ".join(file.name for file in headers)
+        raise ModelUnusable(
+            f"{path} has no LTX-2 checkpoint: {names} carries no configuration of one.", hint=again
+        )
+    raise ModelUnusable(f"{path} has no checkpoint (*.safetensors).", hint=again)
+
+
+def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
+    hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` names them."
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number and (int(number[1]), int(number[2])) > NEWEST:
+        raise ModelUnusable(
+            f"{checkpoint} is LTX {version}, newer than this ltxq can run (LTX-2 and LTX-2.3).",
+            hint=hint,
+        )
+    kind = config["transformer"].get("_class_name", "AVTransformer3DModel")
+    if kind != "AVTransformer3DModel" or (number and int(number[1]) < 2):
+        raise ModelUnusable(
+            f"{checkpoint} is not an LTX-2 audio-video model (it says {kind} {version}).", hint=hint
+        )
+
+
+def _check_not_fp8(checkpoint: Path, header: SafetensorsHeader) -> None:
+    if any(name.endswith(".weight_scale") for name in header.tensors):
+        raise ModelUnusable(
+            f"{checkpoint} is a checkpoint stored in FP8 with scales, which ltxq cannot load yet.",
+            hint="Use the bf16 checkpoint; LTXQ_QUANTIZATION=fp8 makes it small while loading.",
+        )
+
+
+def _text_encoder(path: Path, again: str) -> Path:
+    """The model's own text_encoder/, or the one its siblings share; checked."""
+    own, shared = path / "text_encoder", path.parent / SHARED_TEXT_ENCODER
+    folder = own if own.is_dir() else shared
+    if not folder.is_dir():
+        raise ModelUnusable(
+            f"{path} has no text encoder: neither {own} nor {shared} is there.", hint=again
+        )
+    _require(folder, ("config.json",), again)
+    _require(folder, ("tokenizer.json", "tokenizer.model"), again)
+    index = folder / "model.safetensors.index.json"
+    shards: Iterable[str] = ["model.safetensors"]
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as exc:
+            raise ModelUnusable(f"{index} is damaged.", hint=again) from exc
+    for shard in shards:
+        _require(folder, (shard,), again)
+        SafetensorsHeader.read(folder / shard, again)
+    return folder
+
+
+def _require(folder: Path, names: tuple[str, ...], again: str) -> None:
+    if not any((folder / name).is_file() for name in names):
+        raise ModelUnusable(f"{folder} has no {' or '.join(names)}.", hint=again)
+
+
+def _cut_short(path: Path, size: int, whole: int, again: str) -> ModelUnusable:
+    return ModelUnusable(
+        f"{path} is cut short: it has {size:,} of {whole:,} bytes.", hint=f"Delete it. {again}"
+    )

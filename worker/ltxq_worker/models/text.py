@@ -1,0 +1,154 @@
+"""From a prompt to the two contexts the transformer attends to, one for picture, one for sound.
+
+Gemma runs through transformers from its own folder's configuration; its hidden states go to
+ltx-core's feature extractor and connectors. Caching and memory are the pipeline's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ltx_core.text_encoders.gemma import EmbeddingsProcessor
+from ltx_core.text_encoders.gemma.embeddings_connector import (
+    AudioEmbeddings1DConnectorConfigurator,
+    Embeddings1DConnectorConfigurator,
+)
+from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractorV1, FeatureExtractorV2
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+
+from ltxq.errors import InvalidRequest, ModelUnusable
+
+MAX_TOKENS = 1024  # the connectors' sequence length; ltx-core would cut a longer prompt silently
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the transformer is told of a prompt."""
+
+    video: torch.Tensor  # bf16 [1, 1024, D]
+    audio: torch.Tensor  # bf16 [1, 1024, D']
+
+
+class TextEncoder:
+    """Tokenizer, Gemma and the embeddings processor, loaded."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        gemma: torch.nn.Module,
+        embeddings: EmbeddingsProcessor,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._gemma = gemma
+        self._embeddings = embeddings
+
+    def tokenize(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both int64 [1, 1024], padded on the left as the model was trained.
+
+        Raises:
+            InvalidRequest: the prompt has more than 1,024 tokens; nothing is cut.
+        """
+        ids = self._tokenizer(prompt.strip(), verbose=False)["input_ids"]
+        if len(ids) > MAX_TOKENS:
+            raise InvalidRequest(
+                f"The prompt has {len(ids):,} tokens, more than the model's {MAX_TOKENS:,}.",
+                hint="Shorten it.",
+                problems=(("prompt", f"must have at most {MAX_TOKENS} tokens, not {len(ids)}"),),
+            )
+        padding = MAX_TOKENS - len(ids)
+        return (
+            torch.tensor([[self._tokenizer.pad_token_id] * padding + ids]),
+            torch.tensor([[0] * padding + [1] * len(ids)]),
+        )
+
+    @torch.inference_mode()
+    def encode(self, prompt: str) -> TextContext:
+        """The contexts of one prompt, on Gemma's device. Raises InvalidRequest as `tokenize`."""
+        device = next(self._gemma.parameters()).device
+        ids, mask = (tensor.to(device) for tensor in self.tokenize(prompt))
+        hidden = self._gemma(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        encoded = self._embeddings.process_hidden_states(hidden, mask)
+        return TextContext(video=encoded.video_encoding, audio=encoded.audio_encoding)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a text encoder's folder.
+
+    Raises:
+        ModelUnusable: its files cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as exc:
+        raise _unreadable(folder, "tokenizer", exc) from exc
+    if tokenizer.pad_token_id is None:  # as ltx-core does
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_gemma(folder: Path, device: torch.device) -> torch.nn.Module:
+    """Gemma's language part in bf16: token ids to hidden states. Its eyes are left out.
+
+    Raises:
+        ModelUnusable: a weight is missing, is not Gemma's or has another shape.
+    """
+    try:
+        model, report = Gemma3ForConditionalGeneration.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.bfloat16,
+            device_map={"": device},
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as exc:
+        if isinstance(exc, torch.OutOfMemoryError):
+            raise
+        raise _unreadable(folder, "weights", exc) from exc
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if wrong:
+        kind, keys = next(iter(wrong.items()))
+        raise ModelUnusable(
+            f"{folder} does not hold the Gemma its config.json describes: "
+            f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)} in all).",
+            hint="Download the text encoder again.",
+        )
+    return model.model.language_model.eval()
+
+
+def build_embeddings(config: dict[str, Any], hidden_size: int, layers: int) -> EmbeddingsProcessor:
+    """ltx-core's feature extractor and connectors for a checkpoint and a Gemma of any size.
+
+    ltx-core's own configurator has Gemma 12B's sizes built in. LTX-2.3 projects the hidden states
+    of all layers (and the embeddings) before the connectors, separately for picture and sound;
+    LTX-2 projects them once and again in the transformer.
+    """
+    transformer = config["transformer"]
+    flat = hidden_size * (layers + 1)
+    if transformer.get("caption_proj_before_connector", False):
+        video = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+        audio = transformer["audio_num_attention_heads"] * transformer["audio_attention_head_dim"]
+        extractor: torch.nn.Module = FeatureExtractorV2(
+            video_aggregate_embed=torch.nn.Linear(flat, video),
+            embedding_dim=hidden_size,
+            audio_aggregate_embed=torch.nn.Linear(flat, audio),
+        )
+    else:
+        extractor = FeatureExtractorV1(torch.nn.Linear(flat, hidden_size, bias=False), is_av=True)
+    return EmbeddingsProcessor(
+        feature_extractor=extractor,
+        video_connector=Embeddings1DConnectorConfigurator.from_config(config),
+        audio_connector=AudioEmbeddings1DConnectorConfigurator.from_config(config),
+    )
+
+
+def _unreadable(folder: Path, what: str, exc: Exception) -> ModelUnusable:
+    reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    return ModelUnusable(
+        f"The text encoder's {what} in {folder} cannot be read: {reason}",
+        hint="Download the text encoder again.",
+    )

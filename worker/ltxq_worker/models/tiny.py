@@ -1,0 +1,249 @@
+"""A model of a few megabytes with random weights: every real code path, on any computer.
+
+It is shaped as a checkpoint it is named after, only smaller, so loaders, key maps, text encoder,
+transformer, decoders and vocoder all run. Its pictures are abstract; it knows nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ltx_core.model.audio_vae import AudioDecoderConfigurator, VocoderConfigurator
+from ltx_core.model.transformer import LTXModelConfigurator
+from ltx_core.model.video_vae import VideoDecoderConfigurator
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from ltxq_worker.models.text import build_embeddings
+
+Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
+
+HIDDEN, LAYERS = 64, 4  # Gemma's width and depth; 3,840 and 48 in Gemma 3 12B
+CHECKPOINT = "checkpoint.safetensors"
+
+_VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
+
+# What the tokenizer's merges are learned from, so that English takes about three characters a token.
+_ENGLISH = """
+a cat walks along the beach at sunset while the waves roll in and the camera follows slowly
+the woman in the red coat turns and smiles, soft light, shallow depth of field, film grain
+an old lighthouse in the storm, rain on the glass, thunder and wind, a ship in the distance
+close-up of hands on a piano, warm light, quiet music and the sound of people talking
+drone shot over the mountains in the morning, clouds, a river and a forest of green trees
+"""
+
+
+def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
+    """Write a tiny model into `folder`, all of it or nothing; the same bytes for the same seed.
+
+    Raises:
+        FileExistsError: `folder` is there and is not empty.
+        OSError: it cannot be written.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is there already and is not empty.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_text_encoder(partial / "text_encoder", seed)
+        _write_checkpoint(partial / CHECKPOINT, base, seed)
+        partial.chmod(0o755)  # mkdtemp's is for this user alone
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _shrunk(base: Base) -> dict[str, Any]:
+    """The real checkpoint's configuration with everything small that may be small."""
+    source = files("ltxq_worker.models") / f"{base}.json"
+    config: dict[str, Any] = json.loads(source.read_text())
+    config["random_weights"] = True
+    config["transformer"] |= {
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "cross_attention_dim": 128,
+        "caption_channels": HIDDEN,
+        "audio_num_attention_heads": 4,
+        "audio_attention_head_dim": 16,
+        "audio_cross_attention_dim": 64,
+        "connector_num_layers": 2,
+    }
+    config["transformer"] |= (
+        {"connector_num_attention_heads": 4, "connector_attention_head_dim": 16}  # Gemma's width
+        if base == "ltx-2-19b"
+        else {
+            "connector_num_attention_heads": 4,  # the transformer's widths
+            "connector_attention_head_dim": 32,
+            "audio_connector_num_attention_heads": 4,
+            "audio_connector_attention_head_dim": 16,
+        }
+    )
+    config["vae"]["decoder_base_channels"] = 8
+    for name, settings in config["vae"]["decoder_blocks"]:
+        if name == "res_x":
+            settings["num_layers"] = 1
+    config["audio_vae"]["model"]["params"]["ddconfig"] |= {
+        "ch_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+    }
+    vocoders = config["vocoder"]
+    for vocoder in (vocoders,) if base == "ltx-2-19b" else (vocoders["vocoder"], vocoders["bwe"]):
+        vocoder["upsample_initial_channel"] = 64
+    return config
+
+
+def _write_checkpoint(path: Path, base: Base, seed: int) -> None:
+    config = _shrunk(base)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: _filled(name, tensor, generator).to(torch.bfloat16)
+        for name, tensor in sorted(_named(config))
+    }
+    metadata = {"config": json.dumps(config, sort_keys=True), "model_version": _VERSION[base]}
+    _write_safetensors(path, tensors, metadata)
+
+
+def _named(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint under its name in the published files."""
+    for name, tensor in LTXModelConfigurator.from_config(config).state_dict().items():
+        yield f"model.diffusion_model.{name}", tensor
+    for name, tensor in build_embeddings(config, HIDDEN, LAYERS).state_dict().items():
+        part, _, rest = name.partition(".")
+        yield (
+            {
+                "feature_extractor": f"text_embedding_projection.{rest}",
+                "video_connector": f"model.diffusion_model.video_embeddings_connector.{rest}",
+                "audio_connector": f"model.diffusion_model.audio_embeddings_connector.{rest}",
+            }[part],
+            tensor,
+        )
+    for vae, configurator in (
+        ("vae", VideoDecoderConfigurator),
+        ("audio_vae", AudioDecoderConfigurator),
+    ):
+        for name, tensor in configurator.from_config(config).state_dict().items():
+            shared = name.startswith("per_channel_statistics.")
+            yield f"{vae}.{name}" if shared else f"{vae}.decoder.{name}", tensor
+    for name, tensor in VocoderConfigurator.from_config(config).state_dict().items():
+        yield f"vocoder.{name}", tensor
+
+
+def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random values for the weight `name`, of a size that keeps signals about as large as they came."""
+    kind = name.rpartition(".")[2]
+    shape = like.shape
+    if kind == "filter":  # resampling, not learned
+        return like
+    if kind == "std-of-means" or (kind == "weight" and "norm" in name):
+        return torch.ones(shape)
+    if kind in ("mean-of-means", "alpha", "beta"):
+        return torch.zeros(shape)
+    noise = torch.randn(shape, generator=generator)
+    if kind == "mel_basis":
+        return noise.abs() / shape[1]
+    if like.ndim < 2 or "table" in kind:
+        return noise * 0.1
+    if kind == "learnable_registers":
+        return noise
+    fan_in = like.numel() / shape[0]
+    return noise / math.sqrt(fan_in)
+
+
+def _write_safetensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    """As safetensors.torch.save_file, which orders its metadata anew each time."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks that tensors start at a multiple of 8
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _write_text_encoder(folder: Path, seed: int) -> None:
+    tokenizer = _tokenizer()
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 512,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=len(tokenizer) - 3,
+        eoi_token_index=len(tokenizer) - 2,
+        image_token_index=len(tokenizer) - 1,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if "norm" in name:  # Gemma's norms multiply by 1 + weight
+                weight.zero_()
+            else:
+                weight.copy_(_filled(name, weight, generator))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-falling-back BPE with Gemma's special tokens and its mark for a space."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_words(_ENGLISH), trainer)
+    tokenizer.add_special_tokens(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", special.index("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+def _words(text: str) -> Iterable[str]:
+    """Words with the space before them, so that no merge crosses one."""
+    return (f" {word}" for word in text.split())
