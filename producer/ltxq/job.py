@@ -137,7 +137,9 @@ class VideoRequest(BaseModel):
     @classmethod
     def _frame_rate_is_allowed(cls, rate: float) -> float:
         if not 1 <= rate <= 60:
-            raise ValueError(f"must be from 1 to 60, not {rate:g}; nearest: {1 if rate < 1 else 60}")
+            raise ValueError(
+                f"must be from 1 to 60, not {rate:g}; nearest: {1 if rate < 1 else 60}"
+            )
         return rate
 
     @field_validator("num_frames")

@@ -99,6 +99,18 @@ class Settings(BaseSettings):
             )
             raise ConfigurationError(wrong, hint="Correct the environment.") from None
 
+    def with_url(self, url: str) -> Settings:
+        """These settings for another queue.
+
+        Raises:
+            ConfigurationError: the URL is not Redis's.
+        """
+        try:
+            return Settings.model_validate({**self.model_dump(), "url": SecretStr(url)})
+        except ValidationError as exc:
+            reason = str(exc.errors()[0]["msg"]).removeprefix("Value error, ")
+            raise ConfigurationError(f"The queue's URL {reason}.") from None
+
 
 def without_password(url: str) -> str:
     """`url` fit for a log: the password, if it has one, is three stars."""

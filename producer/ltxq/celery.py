@@ -1,0 +1,111 @@
+"""The Celery side of the contract: the app, its queues and lanes, how a job is announced to
+workers, and how its outcome reaches any Celery client. The job itself lives in the ledger.
+
+`celery -A ltxq.celery:app …` (Flower, inspect) finds `app`, built from the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ltxq.errors import JobError, LtxqError, QueueUnavailable
+from ltxq.job import Job
+from ltxq.ledger import LANES, Ledger, Ticket
+from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq")
+
+TASK = "ltxq.generate"
+_STEPS = list(range(max(LANES.values()) + 1))
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app for the Redis of `settings`; connects on first use."""
+    url = settings.url.get_secret_value()
+    app = Celery("ltxq", broker=url, backend=url, set_as_current=False)
+    # One message is a wake-up of a few hundred bytes; a lost one is found by the sweep. So
+    # nothing here waits long or tries hard.
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_ignore_result=True,  # the ledger's writer stores the result
+        task_acks_late=False,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # no late acks: touches nothing
+        worker_hijack_root_logger=False,
+        result_expires=settings.retention,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "queue_order_strategy": "priority",
+            "priority_steps": _STEPS,
+            "socket_timeout": 5.0,  # more than BRPOP's own second
+            "socket_connect_timeout": 2.0,
+        },
+        task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_max": 0.2},
+        redis_socket_timeout=2.0,
+        redis_socket_connect_timeout=2.0,
+        result_backend_transport_options={"retry_policy": {"timeout": 2.0}},
+    )
+    return app
+
+
+def announce(app: Celery, ticket: Ticket) -> None:
+    """Wake a worker for a queued job.
+
+    Raises:
+        QueueUnavailable: nothing was sent; the sweep will.
+    """
+    try:
+        app.send_task(
+            TASK,
+            args=[ticket.job_id, ticket.lane, ticket.stamp],
+            task_id=ticket.job_id,
+            queue=ticket.queue,
+            priority=ticket.lane,
+            ignore_result=True,
+        )
+    except (OperationalError, OSError) as exc:
+        raise QueueUnavailable(f"The message for {ticket.job_id} was not sent.") from exc
+
+
+def report_outcome(app: Celery, ledger: Ledger, job_id: str) -> None:
+    """Store a finished job's outcome where `AsyncResult(job_id)` looks for it, ledger first.
+
+    succeeded → SUCCESS with the VideoResult as JSON; failed → FAILURE with an exception named
+    for the error's code; cancelled → REVOKED. What fails here is repaired by the sweep.
+    """
+    try:
+        job = ledger.get(job_id)
+        app.backend.store_result(job_id, *_celery_result(job))
+        ledger.reported(job_id)
+    except (LtxqError, OperationalError, RedisError, OSError) as exc:
+        log.warning("Celery's result of %s is not stored yet; the sweep does it: %s", job_id, exc)
+
+
+def _celery_result(job: Job) -> tuple[dict[str, Any], str]:
+    if job.state == "succeeded" and job.result is not None:
+        return job.result.model_dump(mode="json"), "SUCCESS"
+    error = job.error or JobError(code="internal", message=f"The job is {job.state}.")
+    if job.state == "cancelled":
+        name, module, state = "TaskRevokedError", "celery.exceptions", "REVOKED"
+    else:
+        name, module, state = error.code, None, "FAILURE"
+    # Celery's JSON form of an exception; without a module it makes a class of that name.
+    text = f"{error.message} {error.hint}".strip()
+    return {"exc_type": name, "exc_message": [text], "exc_module": module}, state
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return make_app(Settings.read())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

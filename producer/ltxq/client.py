@@ -1,0 +1,286 @@
+"""`Client`: put a prompt on the queue, follow the job, get the clip's URL. `AsyncClient` is the
+same over threads. Where the jobs are is the transport's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from ltxq.errors import InvalidRequest, QueueUnavailable, WaitTimeout
+from ltxq.job import MAX_SEED, Job, JobPage, JobState, VideoRequest, new_job_id
+from ltxq.settings import Settings
+from ltxq.transport import RedisTransport, Transport
+
+POLL_SECONDS = 2.0  # between looks at a job if no change is heard
+OUTAGE_PATIENCE = 60.0  # seconds `watch` and `wait` live through a queue that is away
+
+
+class Client:
+    """A connection to the queue; thread-safe, closed by `close` or a `with`.
+
+    >>> with Client() as client:                                    # doctest: +SKIP
+    ...     job = client.submit("a red fox in the snow", num_frames=121)
+    ...     print(client.wait(job.id).result_or_raise().url)
+
+    Args:
+        url: the queue, `redis://…` or `rediss://…`; default `LTXQ_URL`.
+        settings: everything else; default the environment.
+        transport: another way to the queue, e.g. `ltxq.testing.MemoryTransport()`.
+
+    Every method may raise `QueueUnavailable`, within 5 seconds of a queue that is away.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        if transport is None:
+            settings = settings or Settings.read()
+            transport = RedisTransport(settings.with_url(url) if url else settings)
+        self._transport = transport
+
+    def submit(
+        self,
+        request: VideoRequest | str,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Job:
+        """Queue a clip: `submit("a prompt", num_frames=121)` or `submit(VideoRequest(…))`.
+
+        Args:
+            idempotency_key: 1 to 255 characters of the caller's; the same key with the same
+                request gives the same job back instead of a second one.
+
+        Raises:
+            InvalidRequest: with each field that is wrong, why, and the nearest right values.
+            IdempotencyConflict: the key was used for another request.
+            QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting.
+        """
+        if isinstance(request, str):
+            request = VideoRequest.parse({"prompt": request, **fields})
+        elif fields:
+            raise TypeError("give a VideoRequest or a prompt with fields, not both")
+        return self._submit(request, idempotency_key=idempotency_key)
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now, the URLs of its result signed afresh.
+
+        Raises:
+            JobNotFound
+        """
+        return self._transport.get(job_id)
+
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """The job once it has succeeded, failed or been cancelled.
+
+        Raises:
+            WaitTimeout: it has not after `timeout` seconds; it goes on.
+            JobNotFound
+        """
+        *_, job = self.watch(job_id, timeout)
+        return job
+
+    def watch(self, job_id: str, timeout: float | None = None) -> Iterator[Job]:
+        """The job now, and again at each change, as it happens; the last one is final.
+
+        Raises:
+            WaitTimeout: it is not final after `timeout` seconds; it goes on.
+            JobNotFound
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        last: Job | None = None
+        with self._transport.changes(job_id) as changes:
+            away_since: float | None = None
+            while True:
+                try:
+                    job = self._transport.get(job_id)
+                except QueueUnavailable:
+                    away_since = away_since or time.monotonic()
+                    if last is None or time.monotonic() - away_since > OUTAGE_PATIENCE:
+                        raise
+                    job = last
+                else:
+                    away_since = None
+                if job != last:
+                    yield job
+                    last = job
+                if job.finished:
+                    return
+                left = POLL_SECONDS if end is None else end - time.monotonic()
+                if left <= 0:
+                    raise WaitTimeout(
+                        f"{job_id} is still {job.state} after {timeout:g} s.",
+                        hint="It goes on: ask again, or cancel it.",
+                    )
+                changes.wait(min(left, POLL_SECONDS))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once; ask a running one to stop (within a denoising step).
+
+        A job that finishes first keeps its result; a final state stays.
+
+        Raises:
+            JobNotFound
+        """
+        self._transport.cancel(job_id)
+        return self._transport.get(job_id)
+
+    def retry(self, job_id: str) -> Job:
+        """Submit the same request again as a new job, whose `retry_of` is `job_id`.
+
+        Raises:
+            JobNotFound, QueueFull
+        """
+        return self._submit(self._transport.get(job_id).request, retry_of=job_id)
+
+    def list(
+        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+    ) -> JobPage:
+        """Jobs, newest submission first.
+
+        Args:
+            limit: 1 to 100.
+            after: the `after` of the page before.
+        """
+        if not 1 <= limit <= 100:
+            raise InvalidRequest("limit: must be from 1 to 100", problems=(("limit", "1 to 100"),))
+        return self._transport.list(state=state, limit=limit, after=after)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job and its clip.
+
+        Raises:
+            JobNotFound, JobNotFinished
+        """
+        self._transport.delete(job_id)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        request: VideoRequest,
+        *,
+        idempotency_key: str | None = None,
+        retry_of: str | None = None,
+    ) -> Job:
+        if idempotency_key is not None and not 1 <= len(idempotency_key) <= 255:
+            reason = "must have 1 to 255 characters"
+            raise InvalidRequest(
+                f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
+            )
+        resolved = request.model_copy(
+            update={
+                "model": request.model or self._transport.default_model,
+                "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            }
+        )
+        # Of what was asked for: a seed drawn anew must not make a repeated submission another.
+        digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        job_id = self._transport.submit(
+            new_job_id(),
+            resolved,
+            digest=digest,
+            idempotency_key=idempotency_key,
+            retry_of=retry_of,
+        )
+        return self._transport.get(job_id)
+
+
+class AsyncClient:
+    """`Client` for asyncio: each call runs in a thread, so nothing blocks the event loop."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._client = Client(url, settings=settings, transport=transport)
+
+    async def submit(
+        self,
+        request: VideoRequest | str,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Job:
+        """As `Client.submit`."""
+        return await asyncio.to_thread(
+            self._client.submit, request, idempotency_key=idempotency_key, **fields
+        )
+
+    async def get(self, job_id: str) -> Job:
+        """As `Client.get`."""
+        return await asyncio.to_thread(self._client.get, job_id)
+
+    async def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """As `Client.wait`."""
+        return [job async for job in self.watch(job_id, timeout)][-1]
+
+    async def watch(self, job_id: str, timeout: float | None = None) -> AsyncIterator[Job]:
+        """As `Client.watch`."""
+        jobs = self._client.watch(job_id, timeout)
+        try:
+            while (job := await asyncio.to_thread(next, jobs, None)) is not None:
+                yield job
+        finally:
+            await asyncio.to_thread(jobs.close)  # type: ignore[attr-defined]
+
+    async def cancel(self, job_id: str) -> Job:
+        """As `Client.cancel`."""
+        return await asyncio.to_thread(self._client.cancel, job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        """As `Client.retry`."""
+        return await asyncio.to_thread(self._client.retry, job_id)
+
+    async def list(
+        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+    ) -> JobPage:
+        """As `Client.list`."""
+        return await asyncio.to_thread(self._client.list, state=state, limit=limit, after=after)
+
+    async def delete(self, job_id: str) -> None:
+        """As `Client.delete`."""
+        await asyncio.to_thread(self._client.delete, job_id)
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,285 @@
+-- The job's life in Redis: every step that must be atomic, on Redis's own clock.
+--
+-- One script, one operation a call: KEYS[1] is the key prefix, ARGV[1] names the operation, the
+-- rest are its arguments. Each may be repeated after a lost reply: submit by id, claim by nonce,
+-- everything a worker writes by its token. Times are milliseconds since 1970. ledger.py documents
+-- the operations; this is the map of the keys:
+--
+--   job:<id>                hash: the record (fields: see `submit`, `claim`, `close`)
+--   state:<state>           zset id → seq: every job is in exactly one, newest has the highest seq
+--   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
+--   running                 zset id → the lease's deadline
+--   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
+--   expiry                  zset id → when a finished job's record is removed
+--   unreported              zset id → when it finished, until Celery's result is stored as well
+--   idempotency             hash "<owner>:<key>" → id
+--   queues                  set of queue names
+--   counter                 source of seq and stamp
+--   swept                   when the last sweep ran
+--   changed:<id>            channel, published to whenever the record changes
+
+local P = KEYS[1]
+local function key(...) return P .. table.concat({...}, ':') end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function get(id, ...) return redis.call('HMGET', key('job', id), ...) end
+local function set(id, ...) redis.call('HSET', key('job', id), ...) end
+local function changed(id) redis.call('PUBLISH', key('changed', id), '') end
+local function final(state) return state == 'succeeded' or state == 'failed' or state == 'cancelled' end
+
+local function move(id, from, to)
+  local seq = redis.call('HGET', key('job', id), 'seq')
+  redis.call('ZREM', key('state', from), id)
+  redis.call('ZADD', key('state', to), seq, id)
+  set(id, 'state', to)
+end
+
+-- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
+local function close(id, from, to, field, value, retention)
+  local queue, lane = unpack(get(id, 'queue', 'lane'))
+  redis.call('ZREM', key('waiting', queue, lane), id)
+  redis.call('ZREM', key('running'), id)
+  move(id, from, to)
+  set(id, field, value, 'finished', now)
+  redis.call('HDEL', key('job', id), 'progress', 'gpu')
+  redis.call('ZADD', key('expiry'), now + retention, id)
+  redis.call('ZADD', key('unreported'), now, id)
+  changed(id)
+end
+
+-- (Re)queue a job at the head: the even lane of its priority, which workers take from first.
+local function put_at_head(id)
+  local queue, lane = unpack(get(id, 'queue', 'lane'))
+  local head = lane - lane % 2
+  local stamp = redis.call('INCR', key('counter'))
+  redis.call('ZREM', key('waiting', queue, lane), id)
+  redis.call('ZADD', key('waiting', queue, head), stamp, id)
+  set(id, 'lane', head, 'stamp', stamp, 'sent', now)
+  return {id, queue, head, stamp}
+end
+
+-- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
+-- was lost, so the loss counts against it. `failure` is the error it gets when that is once too
+-- often, `cancelled` the one if its cancelling was asked for.
+local function give_back(id, charged, max_lost, retention, failure, cancelled)
+  local lost, cancel = unpack(get(id, 'lost', 'cancel'))
+  redis.call('ZREM', key('running'), id)
+  lost = tonumber(lost or 0)
+  if charged then
+    lost = lost + 1
+    set(id, 'lost', lost)
+  end
+  if cancel then
+    close(id, 'running', 'cancelled', 'error', cancelled, retention)
+    return {id, 'cancelled'}
+  elseif charged and lost >= max_lost then
+    close(id, 'running', 'failed', 'error', failure, retention)
+    return {id, 'failed'}
+  end
+  move(id, 'running', 'queued')
+  redis.call('HDEL', key('job', id), 'progress', 'gpu', 'nonce')
+  local sent = put_at_head(id)
+  changed(id)
+  return {id, 'queued', sent[2], sent[3], sent[4]}
+end
+
+local function remove(id)
+  local state, owner, idempotency = unpack(get(id, 'state', 'owner', 'idempotency'))
+  if idempotency then
+    redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
+  end
+  redis.call('ZREM', key('state', state), id)
+  redis.call('ZREM', key('expiry'), id)
+  redis.call('ZREM', key('unreported'), id)
+  redis.call('DEL', key('job', id))
+  changed(id)
+end
+
+local operation = {}
+
+function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, max_queued)
+  local known = get(id, 'queue', 'lane', 'stamp')
+  if known[1] then return {'accepted', id, unpack(known)} end
+  if idempotency ~= '' then
+    local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
+    if other then
+      local same = redis.call('HGET', key('job', other), 'digest') == digest
+      return {same and 'repeated' or 'conflict', other}
+    end
+  end
+  local queued = redis.call('ZCARD', key('state', 'queued'))
+  if queued >= tonumber(max_queued) then return {'full', queued} end
+
+  local stamp = redis.call('INCR', key('counter'))
+  set(id, 'contract', contract, 'state', 'queued', 'request', request, 'queue', queue,
+      'lane', lane, 'stamp', stamp, 'seq', stamp, 'submitted', now, 'sent', now)
+  if owner ~= '' then set(id, 'owner', owner) end
+  if retry_of ~= '' then set(id, 'retry_of', retry_of) end
+  if idempotency ~= '' then
+    set(id, 'idempotency', idempotency, 'digest', digest)
+    redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
+  end
+  redis.call('ZADD', key('state', 'queued'), stamp, id)
+  redis.call('ZADD', key('waiting', queue, lane), stamp, id)
+  redis.call('SADD', key('queues'), queue)
+  return {'accepted', id, queue, lane, stamp}
+end
+
+function operation.claim(id, queue, lane, stamp, nonce, worker, lease)
+  -- Lanes are emptied in order, so a message taken from this one proves that it and every more
+  -- urgent one hold none stamped earlier.
+  stamp = tonumber(stamp)
+  for l = 0, tonumber(lane) do
+    local mark = redis.call('HGET', key('watermark', queue), l)
+    if stamp > tonumber(mark or 0) then redis.call('HSET', key('watermark', queue), l, stamp) end
+  end
+  local state, own, now_lane, token, last_nonce = unpack(get(id, 'state', 'queue', 'lane', 'token', 'nonce'))
+  if not state then return {'refused', 'gone'} end
+  if not (state == 'running' and last_nonce == nonce) then
+    if state ~= 'queued' or own ~= queue then return {'refused', state} end
+    token = tonumber(token or 0) + 1
+    redis.call('ZREM', key('waiting', queue, now_lane), id)
+    redis.call('ZADD', key('running'), now + lease, id)
+    move(id, 'queued', 'running')
+    set(id, 'token', token, 'nonce', nonce, 'worker', worker, 'started', now, 'gpu', 1)
+    changed(id)
+  end
+  local request, submitted = unpack(get(id, 'request', 'submitted'))
+  return {'claimed', tonumber(token), request, now - submitted}
+end
+
+-- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.
+local function standing(id, token)
+  local state, current, cancel = unpack(get(id, 'state', 'token', 'cancel'))
+  if state ~= 'running' or current ~= token then return 'lost' end
+  return cancel and 'cancel' or 'held'
+end
+
+function operation.renew(id, token, lease)
+  local answer = standing(id, token)
+  if answer ~= 'lost' then redis.call('ZADD', key('running'), 'GT', now + lease, id) end
+  return answer
+end
+
+function operation.report(id, token, progress, gpu)
+  local answer = standing(id, token)
+  if answer ~= 'lost' then
+    set(id, 'progress', progress, 'gpu', gpu)
+    changed(id)
+  end
+  return answer
+end
+
+function operation.finish(id, token, state, field, value, retention)
+  local current, holder = unpack(get(id, 'state', 'token'))
+  if not current then return {'refused', 'gone'} end
+  if holder ~= token then return {'refused', current} end
+  if current == 'running' then
+    close(id, 'running', state, field, value, retention)
+  elseif current ~= state then
+    return {'refused', current}
+  end
+  return {'finished', state}
+end
+
+function operation.give_back(id, token, charged, max_lost, retention, failure, cancelled)
+  local state, holder, queue, lane, stamp = unpack(get(id, 'state', 'token', 'queue', 'lane', 'stamp'))
+  if not state or holder ~= token then return {id, 'lost'} end
+  if state == 'queued' then return {id, 'queued', queue, tonumber(lane), tonumber(stamp)} end
+  if state ~= 'running' then return {id, state} end
+  return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
+end
+
+function operation.give_back_all(worker, max_lost, retention, failure, cancelled)
+  local given = {}
+  for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
+    local holder, gpu = unpack(get(id, 'worker', 'gpu'))
+    if holder == worker then
+      given[#given + 1] = give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+    end
+  end
+  return given
+end
+
+function operation.held(worker)
+  local held = {}
+  for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
+    local holder, token, gpu, started, request = unpack(get(id, 'worker', 'token', 'gpu', 'started', 'request'))
+    if holder == worker then
+      held[#held + 1] = {id, tonumber(token), tonumber(gpu), now - started, request}
+    end
+  end
+  return held
+end
+
+function operation.cancel(id, retention, cancelled)
+  local state = redis.call('HGET', key('job', id), 'state')
+  if not state then return 'gone' end
+  if state == 'queued' then
+    close(id, 'queued', 'cancelled', 'error', cancelled, retention)
+    return 'cancelled'
+  elseif state == 'running' then
+    set(id, 'cancel', 1)
+    changed(id)
+  end
+  return state
+end
+
+function operation.delete(id)
+  local state = redis.call('HGET', key('job', id), 'state')
+  if not state then return 'gone' end
+  if not final(state) then return state end
+  remove(id)
+  return 'deleted'
+end
+
+function operation.reported(id)
+  redis.call('ZREM', key('unreported'), id)
+  return 'ok'
+end
+
+-- What nobody else will notice. Every list is bounded by `most`; the next sweep goes on.
+function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled)
+  interval, lease, grace, most = tonumber(interval), tonumber(lease), tonumber(grace), tonumber(most)
+  local last = tonumber(redis.call('GET', key('swept')) or 0)
+  if now - last < interval then return {'done by another'} end
+  redis.call('SET', key('swept'), now)
+
+  if now - last > 3 * interval then
+    -- Nobody swept for a while: Redis was away, and so every lease is late. Give the workers
+    -- another one to be heard from, rather than take all their jobs away.
+    for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
+      redis.call('ZADD', key('running'), 'XX', 'GT', now + lease, id)
+    end
+  end
+
+  local given = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('running'), '-inf', now, 'LIMIT', 0, most)) do
+    local gpu = redis.call('HGET', key('job', id), 'gpu')
+    given[#given + 1] = give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+  end
+
+  -- A queued job whose message is gone: its lane is empty, or a later message was taken before it.
+  local again = {}
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    for lane = 0, 5 do
+      local list = lane == 0 and queue or (queue .. '\6\22' .. lane)
+      local empty = redis.call('LLEN', list) == 0
+      local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0)
+      local upto = empty and '+inf' or '(' .. mark
+      for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('waiting', queue, lane), '-inf', upto, 'LIMIT', 0, most)) do
+        if now - redis.call('HGET', key('job', id), 'sent') > grace and #again < most then
+          again[#again + 1] = put_at_head(id)
+        end
+      end
+    end
+  end
+
+  local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
+  local expired = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)
+  for _, id in ipairs(expired) do remove(id) end
+  return {'swept', given, again, unreported, expired}
+end
+
+return operation[ARGV[1]](unpack(ARGV, 2))

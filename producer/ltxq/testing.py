@@ -1,0 +1,192 @@
+"""A queue in memory, for the tests of programs that use ltxq: no Redis, no worker.
+
+>>> from ltxq import Client
+>>> from ltxq.testing import MemoryTransport
+>>> queue = MemoryTransport()
+>>> client = Client(transport=queue)
+>>> job = client.submit("a red fox")
+>>> _ = queue.succeed(job.id)
+>>> client.get(job.id).state
+'succeeded'
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
+from ltxq.job import Job, JobPage, JobState, Progress, Stage, VideoRequest, VideoResult
+from ltxq.ledger import CANCELLED
+from ltxq.settings import DEFAULT_MODEL
+
+
+class MemoryTransport:
+    """Jobs in a dictionary. The test plays the worker: `start`, `report`, `succeed`, `fail`."""
+
+    def __init__(self, *, default_model: str = DEFAULT_MODEL, max_queued: int = 100_000) -> None:
+        self.default_model = default_model
+        self._max_queued = max_queued
+        self._jobs: dict[str, Job] = {}  # in the order of submission
+        self._keys: dict[str, tuple[str, str]] = {}  # idempotency key → id, digest
+        self._changed = threading.Condition()
+
+    # --- the worker's part, played by the test ------------------------------------------------
+
+    def start(self, job_id: str, *, worker: str = "memory") -> Job:
+        """A worker claims the job."""
+        job = self.get(job_id)
+        return self._put(
+            job, state="running", attempts=job.attempts + 1, worker=worker, started_at=_now()
+        )
+
+    def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> Job:
+        """The running job makes progress."""
+        progress = Progress(stage=stage, step=step, steps=steps, fraction=fraction)
+        return self._put(self.get(job_id), progress=progress)
+
+    def succeed(self, job_id: str, **result: Any) -> Job:
+        """The job ends well; `result` are fields of VideoResult to differ from the made-up ones."""
+        job = self.get(job_id)
+        return self._end(job, "succeeded", result=_result(job, result))
+
+    def fail(self, job_id: str, error: JobError) -> Job:
+        """The job ends with an error."""
+        return self._end(self.get(job_id), "failed", error=error)
+
+    # --- what a Client calls ------------------------------------------------------------------
+
+    def submit(
+        self,
+        job_id: str,
+        request: VideoRequest,
+        *,
+        digest: str,
+        idempotency_key: str | None = None,
+        retry_of: str | None = None,
+    ) -> str:
+        with self._changed:
+            if idempotency_key in self._keys:
+                other, other_digest = self._keys[idempotency_key]
+                if other_digest != digest:
+                    raise IdempotencyConflict(
+                        f"The idempotency key was used for another request ({other}).",
+                        hint="Use a new key for a new request.",
+                    )
+                return other
+            queued = sum(job.state == "queued" for job in self._jobs.values())
+            if queued >= self._max_queued:
+                raise QueueFull(f"{queued} jobs are queued, and no more are taken.")
+            if idempotency_key is not None:
+                self._keys[idempotency_key] = job_id, digest
+            self._put(
+                Job(
+                    id=job_id,
+                    state="queued",
+                    request=request,
+                    submitted_at=_now(),
+                    retry_of=retry_of,
+                    idempotency_key=idempotency_key,
+                )
+            )
+        return job_id
+
+    def get(self, job_id: str) -> Job:
+        try:
+            return self._jobs[job_id]
+        except KeyError:
+            raise JobNotFound(f"There is no job {job_id}.") from None
+
+    def list(
+        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+    ) -> JobPage:
+        newest = list(reversed(self._jobs.values()))
+        if after is not None:
+            newest = newest[newest.index(self.get(after)) + 1 :]
+        found = [job for job in newest if state in (None, job.state)]
+        more = len(found) > limit
+        return JobPage(jobs=tuple(found[:limit]), after=found[limit - 1].id if more else None)
+
+    def cancel(self, job_id: str) -> None:
+        job = self.get(job_id)
+        if job.state == "queued":
+            self._end(job, "cancelled", error=CANCELLED)
+        elif job.state == "running":
+            self._put(job, cancel_requested=True)
+
+    def delete(self, job_id: str) -> None:
+        job = self.get(job_id)
+        if not job.finished:
+            raise JobNotFinished(f"{job_id} is {job.state}.", hint="Cancel it first.")
+        with self._changed:
+            del self._jobs[job_id]
+            if job.idempotency_key is not None:
+                del self._keys[job.idempotency_key]
+            self._changed.notify_all()
+
+    @contextmanager
+    def changes(self, job_id: str) -> Iterator[_Changes]:
+        yield _Changes(self, job_id)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _put(self, job: Job, **changes: Any) -> Job:
+        with self._changed:
+            job = job.model_copy(update=changes)
+            self._jobs[job.id] = job
+            self._changed.notify_all()
+        return job
+
+    def _end(self, job: Job, state: JobState, **outcome: Any) -> Job:
+        if job.finished:
+            raise ValueError(f"{job.id} is {job.state}, and a final state stays")
+        ended = {"progress": None, "cancel_requested": False, "finished_at": _now()}
+        return self._put(job, state=state, **ended, **outcome)
+
+
+class _Changes:
+    """Wakes when the job is another than it was at the last wait."""
+
+    def __init__(self, transport: MemoryTransport, job_id: str) -> None:
+        self._transport = transport
+        self._job_id = job_id
+        self._seen = transport._jobs.get(job_id)
+
+    def wait(self, timeout: float) -> None:
+        jobs, changed = self._transport._jobs, self._transport._changed
+        with changed:
+            changed.wait_for(lambda: jobs.get(self._job_id) is not self._seen, timeout)
+            self._seen = jobs.get(self._job_id)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _result(job: Job, fields: dict[str, Any]) -> VideoResult:
+    """A result that fits the request, at a URL that leads nowhere."""
+    width, height = job.request.output_size
+    base = f"https://clips.invalid/{job.id}/{job.attempts}"
+    made_up: dict[str, Any] = {
+        "url": f"{base}/clip.mp4",
+        "poster_url": f"{base}/poster.jpg",
+        "spritesheet_url": f"{base}/spritesheet.jpg",
+        "sidecar_url": f"{base}/clip.json",
+        "key": f"{job.id}/{job.attempts}/clip.mp4",
+        "sha256": "0" * 64,
+        "size": 1,
+        "width": width,
+        "height": height,
+        "num_frames": job.request.num_frames,
+        "frame_rate": job.request.frame_rate,
+        "duration": job.request.duration,
+        "seed": job.request.seed,
+        "model": job.request.model,
+        "timings": {},
+        "expires_at": _now() + timedelta(seconds=job.request.expires_in),
+    }
+    return VideoResult.model_validate(made_up | fields)

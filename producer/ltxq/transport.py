@@ -1,0 +1,145 @@
+"""The ways a `Client` reaches the queue, behind one interface. Redis is here; the in-memory one,
+for users' own tests, is `ltxq.testing.MemoryTransport`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import redis.exceptions as redis_errors
+from redis.client import PubSub
+
+from ltxq.celery import announce, make_app, report_outcome
+from ltxq.errors import QueueUnavailable
+from ltxq.job import FINAL_STATES, Job, JobPage, JobState, VideoRequest
+from ltxq.ledger import Ledger
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+
+log = logging.getLogger("ltxq")
+
+RESUBSCRIBE_SECONDS = 1.0  # between attempts to hear of changes again while Redis is away
+
+
+class Changes(Protocol):
+    """Hears of a job's changes from the moment it is made."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when the job has changed, or after `timeout` seconds, whichever is first."""
+
+
+class Transport(Protocol):
+    """What a `Client` needs of a queue. Errors are those of `ltxq.errors`."""
+
+    default_model: str
+
+    def submit(
+        self,
+        job_id: str,
+        request: VideoRequest,
+        *,
+        digest: str,
+        idempotency_key: str | None,
+        retry_of: str | None,
+    ) -> str:
+        """Queue a job; `request.model` and `.seed` are set. Returns the id of the job it is."""
+
+    def get(self, job_id: str) -> Job:
+        """The job now, its URLs signed afresh where that is possible."""
+
+    def list(self, *, state: JobState | None, limit: int, after: str | None) -> JobPage:
+        """Jobs, newest first."""
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel if queued, ask to stop if running, nothing if final."""
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job, record and objects."""
+
+    def changes(self, job_id: str) -> AbstractContextManager[Changes]:
+        """Hear of the job's changes."""
+
+    def close(self) -> None:
+        """Close connections."""
+
+
+class RedisTransport:
+    """Straight to Redis: the ledger for truth, a Celery message to wake a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.default_model = settings.default_model
+        self._ledger = Ledger.from_settings(settings)
+        self._app = make_app(settings)
+        # Without a bucket the URLs stay as the worker signed them.
+        self._storage = Storage.from_settings(settings) if settings.s3_bucket else None
+
+    def submit(
+        self,
+        job_id: str,
+        request: VideoRequest,
+        *,
+        digest: str,
+        idempotency_key: str | None = None,
+        retry_of: str | None = None,
+    ) -> str:
+        ticket = self._ledger.submit(
+            job_id, request, digest=digest, idempotency_key=idempotency_key, retry_of=retry_of
+        )
+        if isinstance(ticket, str):
+            return ticket
+        try:
+            announce(self._app, ticket)
+        except QueueUnavailable as exc:  # accepted all the same: the ledger is the truth
+            log.warning("%s It is queued; a supervisor sends it again.", exc)
+        return job_id
+
+    def get(self, job_id: str) -> Job:
+        return self._signed(self._ledger.get(job_id))
+
+    def list(
+        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+    ) -> JobPage:
+        page = self._ledger.list(state=state, limit=limit, after=after)
+        return page.model_copy(update={"jobs": tuple(self._signed(job) for job in page.jobs)})
+
+    def cancel(self, job_id: str) -> None:
+        if self._ledger.cancel(job_id) in FINAL_STATES:
+            report_outcome(self._app, self._ledger, job_id)
+
+    def delete(self, job_id: str) -> None:
+        self._ledger.delete(job_id)
+        self._app.backend.forget(job_id)
+        if self._storage:
+            self._storage.delete(self._storage.list(f"{job_id}/"))
+
+    @contextmanager
+    def changes(self, job_id: str) -> Iterator[Changes]:
+        with self._ledger.changes(job_id) as subscription:
+            yield _Subscribed(subscription)
+
+    def close(self) -> None:
+        self._ledger.close()
+        self._app.close()
+
+    def _signed(self, job: Job) -> Job:
+        if job.result is None or self._storage is None:
+            return job
+        urls = self._storage.clip_urls(job.result.key, job.request.expires_in)
+        return job.model_copy(update={"result": job.result.model_copy(update=urls)})
+
+
+class _Subscribed:
+    """Redis's channel of one job; while Redis is away, time alone."""
+
+    def __init__(self, subscription: PubSub) -> None:
+        self._subscription = subscription
+
+    def wait(self, timeout: float) -> None:
+        try:
+            self._subscription.get_message(timeout=timeout)
+        except redis_errors.RedisError:  # get_message subscribes again when Redis is back
+            time.sleep(min(timeout, RESUBSCRIBE_SECONDS))
