@@ -1,0 +1,254 @@
+"""Clips in a bucket: boto3 on any S3-compatible server, every failure as one of ours.
+
+Which keys a clip has is said here; when to upload, sign or delete them is for others to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from ltxq.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    LtxqError,
+    MissingExtra,
+    StorageRefused,
+    StorageUnavailable,
+)
+from ltxq.job import MAX_URL_SECONDS
+from ltxq.settings import Settings, without_password
+
+CONNECT_TIMEOUT = 5.0  # seconds
+READ_TIMEOUT = 30.0  # seconds without a byte, either way
+ATTEMPTS = 3  # of each request, with a second or two between: a server away is told in about 20 s
+PART = 16 * 2**20  # bytes; a larger file goes up in parts of this size, each tried again alone
+PAGE = 1000  # keys in one answer or one deletion, the most S3 allows
+
+
+class ClipKeys(NamedTuple):
+    """Where one claim of a job keeps what it made. Another claim's bytes lie elsewhere."""
+
+    clip: str
+    poster: str
+    spritesheet: str
+    sidecar: str
+
+
+def clip_keys(job_id: str, token: int) -> ClipKeys:
+    """The keys of the files made under the claim `token` of a job."""
+    return _keys_in(f"{job_id}/{token}")
+
+
+def _keys_in(folder: str) -> ClipKeys:
+    names = ("clip.mp4", "poster.jpg", "spritesheet.jpg", "clip.json")
+    return ClipKeys(*(f"{folder}/{name}" for name in names))
+
+
+class Storage:
+    """One bucket. Safe to use from several threads.
+
+    Any call but `url` may raise `StorageRefused` (the server says no: it will again) or
+    `StorageUnavailable` (it is away, slow, full or broken: later may be better).
+    """
+
+    def __init__(self, settings: Settings, client: Any, signer: Any) -> None:
+        self.bucket: str = settings.s3_bucket or ""
+        self._server = without_password(settings.s3_endpoint or "Amazon S3")
+        self._public_base_url = settings.s3_public_base_url
+        self._client = client
+        self._signer = signer
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Storage:
+        """The bucket the settings name. Connects to nothing yet; see `check`.
+
+        Raises:
+            ConfigurationError: there is no bucket, or an endpoint is no URL.
+            MissingExtra: boto3 is not installed.
+        """
+        if not settings.s3_bucket:
+            raise ConfigurationError(
+                "No bucket is named to keep clips in.",
+                hint="Set LTXQ_S3_BUCKET, and LTXQ_S3_ENDPOINT if it is not Amazon's.",
+            )
+        client = _client(settings.s3_endpoint, "LTXQ_S3_ENDPOINT")
+        signer = client
+        if settings.s3_public_endpoint:
+            signer = _client(settings.s3_public_endpoint, "LTXQ_S3_PUBLIC_ENDPOINT")
+        return cls(settings, client, signer)
+
+    def check(self) -> None:
+        """Write, find and delete a small object: what a worker will need, tried at its start."""
+        key = "ltxq-check"
+        with self._errors_translated():
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=b"ltxq may write here\n")
+            self._client.head_object(Bucket=self.bucket, Key=key)
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def put(self, key: str, path: Path, content_type: str) -> None:
+        """Upload the file at `path` without reading it whole into memory."""
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(
+            multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4
+        )
+        with path.open("rb") as body, self._errors_translated():
+            self._client.upload_fileobj(
+                body, self.bucket, key, ExtraArgs={"ContentType": content_type}, Config=parts
+            )
+
+    def exists(self, key: str) -> bool:
+        """Whether the bucket has an object of that key."""
+        from botocore.exceptions import ClientError
+
+        with self._errors_translated():
+            try:
+                self._client.head_object(Bucket=self.bucket, Key=key)
+            except ClientError as exc:
+                if _status(exc) == 404:
+                    return False
+                raise
+        return True
+
+    def url(self, key: str, expires_in: int) -> tuple[str, datetime | None]:
+        """A URL anyone can fetch the object by, and when it ends (None: it does not).
+
+        Args:
+            key: not looked up: a URL of a missing object answers 404.
+            expires_in: seconds, 1 to 7 days. Credentials that end earlier end the URL with them.
+        """
+        if self._public_base_url is not None:
+            return f"{self._public_base_url.rstrip('/')}/{quote(key)}", None
+        if not 1 <= expires_in <= MAX_URL_SECONDS:
+            raise InvalidRequest(
+                f"A URL can live from 1 to {MAX_URL_SECONDS} seconds (7 days), not {expires_in}."
+            )
+        # Signed to the whole second, so the URL never ends before the time told.
+        signed_at = datetime.now(UTC).replace(microsecond=0)
+        with self._errors_translated():
+            url = self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=expires_in
+            )
+        return url, signed_at + timedelta(seconds=expires_in)
+
+    def clip_urls(self, clip_key: str, expires_in: int) -> dict[str, Any]:
+        """`VideoResult`'s URLs and `expires_at`, signed now, of the clip with this key."""
+        keys = _keys_in(clip_key.rpartition("/")[0])
+        url, expires_at = self.url(keys.clip, expires_in)
+        return {
+            "url": url,
+            "poster_url": self.url(keys.poster, expires_in)[0],
+            "spritesheet_url": self.url(keys.spritesheet, expires_in)[0],
+            "sidecar_url": self.url(keys.sidecar, expires_in)[0],
+            "expires_at": expires_at,
+        }
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete the objects; those already gone are no error."""
+        rest = iter(keys)
+        while page := list(islice(rest, PAGE)):
+            with self._errors_translated():
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket,
+                    Delete={"Objects": [{"Key": key} for key in page], "Quiet": True},
+                )
+            if errors := answer.get("Errors"):
+                raise StorageRefused(
+                    f"{self._server} did not delete {len(errors)} of {len(page)} objects; the "
+                    f"first: {errors[0].get('Key')}: {errors[0].get('Message')}",
+                    hint="Check that the credentials may delete in the bucket.",
+                )
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys that begin with `prefix`, in order."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
+        )
+        with self._errors_translated():
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield entry["Key"]
+
+    @contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as exc:
+            raise _translated(exc, self._server, self.bucket) from exc
+
+
+def _client(endpoint: str | None, variable: str) -> Any:
+    try:
+        from boto3.session import Session
+        from botocore.config import Config
+    except ImportError:
+        raise MissingExtra("S3 storage", "s3") from None
+
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        # A server under an address of its own has no host name for each bucket.
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Only Amazon's own server is sure to know the newer checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return Session().client("s3", endpoint_url=endpoint, config=config)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"{variable} is not a URL: {exc}", hint="It looks like https://s3.example.com"
+        ) from None
+
+
+_CREDENTIALS = (
+    "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list, read, write and "
+    "delete in the bucket."
+)
+_REGION = "Set AWS_DEFAULT_REGION to the bucket's region."
+_HINTS = {
+    "NoSuchBucket": "Create the bucket, or correct LTXQ_S3_BUCKET.",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "RequestTimeTooSkewed": "Set this machine's clock.",
+}
+_BUSY = {408, 429, 507}  # and all of 5xx; 507 is how MinIO says that its disk is full
+
+
+def _status(exc: Any) -> int:
+    """The HTTP status of a botocore ClientError."""
+    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
+    """A botocore error as ours."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    where = f"bucket {bucket!r} at {server}"
+    if isinstance(exc, ClientError):
+        code, status = exc.response["Error"].get("Code", ""), _status(exc)
+        said = f"{code}: {exc.response['Error'].get('Message', '')}".removesuffix(": ")
+        if status >= 500 or status in _BUSY or code == "SlowDown":
+            return StorageUnavailable(
+                f"The storage is in trouble ({said}), {where}.",
+                hint="It will be tried again; see the server's own log if it stays so.",
+            )
+        hint = _HINTS.get(code) or (_CREDENTIALS if status in (401, 403) else "")
+        return StorageRefused(f"The storage said no ({said}), {where}.", hint=hint)
+    if isinstance(exc, (HTTPClientError, ConnectionError)):
+        return StorageUnavailable(
+            f"The storage cannot be reached, {where}: {type(exc).__name__}.",
+            hint="Check that it runs, LTXQ_S3_ENDPOINT, and the network between.",
+        )
+    # What remains botocore finds out by itself: no credentials, a name that cannot be a bucket's.
+    return StorageRefused(f"The storage cannot be asked, {where}: {exc}.", hint=_CREDENTIALS)
