@@ -1,0 +1,57 @@
+# Everything here works from a bare clone with make and Python 3.11 or newer (and its venv module).
+# The first run sets up $(VENV); later ones find it ready.
+
+PYTHON ?= python3
+VENV ?= .venv
+UV_VERSION := 0.13.9
+BIN := $(VENV)/bin
+
+# Not expanded: a prompt may have a $$ in it.
+PROMPT := $(value PROMPT)
+export PROMPT
+
+.PHONY: help demo test check lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this
+	@echo "make …"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@echo 'PYTHON=python3.12 VENV=.venv-3.12 make …: with another Python, in a folder of its own'
+
+demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT="…" make demo
+	@$(BIN)/ltxq demo $${PROMPT:+-- "$$PROMPT"}
+
+test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
+	@$(BIN)/pytest -n 2 $(ARGS)
+
+check: $(VENV)/.ready-dev ## Format, lint, types and import rules, as CI checks them
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate pyproject.toml
+lock: $(VENV)/.ready-uv ## Write requirements/*.txt anew, with the newest versions that fit
+	@$(COMPILE) -o requirements/base.txt
+	@$(COMPILE) -o requirements/worker.txt --extra worker
+	@$(COMPILE) -o requirements/demo.txt --extra all
+	@$(COMPILE) -o requirements/dev.txt --extra all --group test --group check
+
+clean: ## Remove what was set up or cached here; clips and ltxq-data stay
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist
+	find producer worker tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.ready-uv: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'ltxq needs Python 3.11 or newer; name one: make PYTHON=python3.12 …' >&2; exit 1; }
+	@echo 'Setting up $(VENV); the first time takes a few minutes.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+# Versions and hashes by the lock file, then this project itself, editable.
+$(VENV)/.ready-%: requirements/%.txt pyproject.toml $(VENV)/.ready-uv
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r $<
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
