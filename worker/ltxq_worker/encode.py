@@ -1,0 +1,211 @@
+"""A clip to files: MP4, poster, spritesheet and sidecar, each complete or absent.
+
+Encoding goes on in a thread of its own while the caller's thread decodes on the GPU; the codecs
+are in `encode_mp4.py` and `encode_stills.py`, what joins the threads in `encode_handover.py`. Leaves uploading to others.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ltxq.errors import PermanentError, StorageUnavailable
+from ltxq.job import VideoRequest
+from ltxq_worker.encode_handover import Abandoned, Frames, Handover
+from ltxq_worker.encode_mp4 import Mp4Writer, exact_rate
+from ltxq_worker.encode_stills import Spritesheet, write_jpeg
+from ltxq_worker.pipeline import Clip, Report
+
+MAX_WAITING = 1 << 30  # bytes of frames: 910 of 768×512, 172 of 1920×1080
+
+MP4, POSTER, SPRITESHEET = "clip.mp4", "poster.jpg", "spritesheet.jpg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A clip's files and what is in them."""
+
+    mp4: Path
+    poster: Path  # JPEG, the first frame at full size
+    spritesheet: Path  # JPEG, frames across the clip in a grid
+    sha256: str  # of the MP4, hex
+    size: int  # of the MP4, bytes
+    width: int  # pixels
+    height: int  # pixels
+    num_frames: int
+    frame_rate: float  # frames per second, as played: 23.976 asked for is 24000/1001
+    duration: float  # seconds of picture
+
+
+def encode(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> Encoded:
+    """Take every frame from `clip` and write clip.mp4, poster.jpg and spritesheet.jpg to `folder`.
+
+    `report("encode", …)` is called once the frames are exhausted: from its first call on, the GPU
+    is free. The arrays taken must not be written to again by who made them.
+
+    Raises:
+        PermanentError: the frames or the sound are not what the request asks for.
+        StorageUnavailable: the disk is full.
+        Whatever `clip.frames` or `report` raise. No file stays behind then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _full_disk_named(folder):
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+        try:
+            _encode_while_decoding(clip, request, unfinished, report)
+            return _moved_into_place(unfinished, request, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_sidecar(
+    path: Path,
+    *,
+    request: VideoRequest,
+    seed: int,
+    model: str,
+    versions: dict[str, str],
+    timings: dict[str, float],
+    encoded: Encoded,
+    job_id: str | None = None,
+) -> None:
+    """Write what made the clip, and what the clip is, as JSON: complete or not at all.
+
+    The request's webhook URL stays out: it may hold a secret, and the sidecar is public with the
+    clip. `timings`: seconds by stage.
+
+    Raises:
+        StorageUnavailable: the disk is full.
+    """
+    files = {"mp4", "poster", "spritesheet"}
+    about = {
+        "job_id": job_id,
+        "request": request.model_dump(mode="json", exclude={"webhook_url"}),
+        "seed": seed,
+        "model": model,
+        "versions": versions,
+        "timings": timings,
+        "clip": {name: value for name, value in asdict(encoded).items() if name not in files},
+    }
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with _full_disk_named(path.parent):
+        try:
+            text = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False)
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _encode_while_decoding(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> None:
+    handover = Handover(MAX_WAITING)
+    thread = threading.Thread(
+        target=_encode_all, args=(handover, clip, request, folder), name="encode"
+    )
+    thread.start()
+    try:
+        for chunk in _checked(clip.frames, request):
+            handover.put(chunk)
+        handover.end()
+        for coded in handover.progress():
+            report("encode", coded, request.num_frames)
+    except BaseException:
+        handover.abandon()
+        raise
+    finally:
+        thread.join()
+        if isinstance(clip.frames, Generator):
+            clip.frames.close()  # let go of the latents now, not when it is collected
+
+
+def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: Path) -> None:
+    """The encoder's thread: write the three files from what is handed over."""
+    rate = exact_rate(request.frame_rate)
+    width, height = request.output_size
+    left, top = (request.width - width) // 2, (request.height - height) // 2
+    sound = clip.sound if request.audio else None
+    sheet = Spritesheet(request.num_frames, (width, height))
+    index = 0
+    try:
+        with Mp4Writer(folder / MP4, size=(width, height), rate=rate, sound=sound) as mp4:
+            if sound is not None:
+                mp4.write_sound(sound, request.num_frames / rate)
+            for chunk in handover.chunks():
+                for picture in chunk[:, top : top + height, left : left + width]:
+                    if index == 0:
+                        write_jpeg(picture, folder / POSTER)
+                    sheet.add(picture, index)
+                    mp4.write_frame(picture, index)
+                    index += 1
+                    handover.coded(mp4.packets)
+            for _ in mp4.write_last():
+                handover.coded(mp4.packets)
+        sheet.write(folder / SPRITESHEET)
+        handover.finish()
+    except Abandoned:
+        pass  # the caller has the reason
+    except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+        handover.finish(exc)
+
+
+def _checked(frames: Iterator[Frames], request: VideoRequest) -> Iterator[Frames]:
+    """The chunks, once they are what the request asks for."""
+    wanted, count = (request.height, request.width, 3), 0
+    for chunk in frames:
+        if chunk.dtype != np.uint8 or chunk.shape[1:] != wanted:
+            raise PermanentError(
+                f"The pipeline's frames are {chunk.dtype} {list(chunk.shape)}, "
+                f"not uint8 [n, {request.height}, {request.width}, 3]."
+            )
+        count += len(chunk)
+        if count > request.num_frames:
+            break
+        yield chunk
+    if count != request.num_frames:
+        made = f"more than {request.num_frames}" if count > request.num_frames else count
+        raise PermanentError(f"The pipeline made {made} frames, not {request.num_frames}.")
+
+
+def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> Encoded:
+    with (unfinished / MP4).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # The MP4 comes last: where it is, the others are.
+    for name in (POSTER, SPRITESHEET, MP4):
+        (unfinished / name).replace(folder / name)
+    rate = exact_rate(request.frame_rate)
+    width, height = request.output_size
+    return Encoded(
+        mp4=folder / MP4,
+        poster=folder / POSTER,
+        spritesheet=folder / SPRITESHEET,
+        sha256=sha256,
+        size=(folder / MP4).stat().st_size,
+        width=width,
+        height=height,
+        num_frames=request.num_frames,
+        frame_rate=float(rate),
+        duration=float(request.num_frames / rate),
+    )
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageUnavailable(
+            f"The disk that holds {folder} is full.",
+            hint="Free space there, or set LTXQ_SPOOL_DIR to a folder on another disk.",
+        ) from exc
