@@ -92,16 +92,28 @@ def report_outcome(app: Celery, ledger: Ledger, job_id: str) -> None:
         log.warning("Celery's result of %s is not stored yet; the sweep does it: %s", job_id, exc)
 
 
+def report_refusal(app: Celery, task_id: str, error: JobError) -> None:
+    """Store why a job sent by a plain Celery producer was not taken, under its task id."""
+    try:
+        app.backend.store_result(task_id, *_celery_failure(error))
+    except (OperationalError, RedisError, OSError) as exc:
+        log.warning("The refusal of %s could not be stored: %s", task_id, exc)
+
+
 def _celery_result(job: Job) -> tuple[dict[str, Any], str]:
     if job.state == "succeeded" and job.result is not None:
         return job.result.model_dump(mode="json"), "SUCCESS"
     error = job.error or JobError(code="internal", message=f"The job is {job.state}.")
-    if job.state == "cancelled":
+    return _celery_failure(error)
+
+
+def _celery_failure(error: JobError) -> tuple[dict[str, Any], str]:
+    """Celery's JSON form of an exception; without a module it makes a class of that name."""
+    text = f"{error.message} {error.hint}".strip()
+    if error.code == "cancelled":
         name, module, state = "TaskRevokedError", "celery.exceptions", "REVOKED"
     else:
         name, module, state = error.code, None, "FAILURE"
-    # Celery's JSON form of an exception; without a module it makes a class of that name.
-    text = f"{error.message} {error.hint}".strip()
     return {"exc_type": name, "exc_message": [text], "exc_module": module}, state
 
 

@@ -145,8 +145,8 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease)
     set(id, 'token', token, 'nonce', nonce, 'worker', worker, 'started', now, 'gpu', 1)
     changed(id)
   end
-  local request, submitted = unpack(get(id, 'request', 'submitted'))
-  return {'claimed', tonumber(token), request, now - submitted}
+  local request, submitted, started = unpack(get(id, 'request', 'submitted', 'started'))
+  return {'claimed', tonumber(token), request, started - submitted}
 end
 
 -- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.

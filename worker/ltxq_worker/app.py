@@ -1,0 +1,256 @@
+"""The worker process: loads a model, then takes messages from Celery, one GPU to itself. Started
+and watched over by the supervisor, `python -m ltxq_worker.app` is not for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, signals
+from celery.exceptions import Ignore
+from celery.worker.control import Panel
+
+from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
+from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, QueueUnavailable
+from ltxq.job import MAX_SEED, VideoRequest, is_job_id
+from ltxq.ledger import Ledger, Ticket, queue_name
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.gate import Gate, gate_step
+from ltxq_worker.pipeline import Pipeline
+from ltxq_worker.run import Runner
+
+log = logging.getLogger("ltxq.worker")
+
+
+class Supervisor:
+    """This process's end of the line to its supervisor: news go up, and when it breaks the
+    supervisor is dead.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._line = socket.socket(fileno=fd)
+
+    def tell(self, **news: Any) -> None:
+        """Send one line of JSON."""
+        self._line.sendall(json.dumps(news).encode() + b"\n")
+
+    def when_gone(self, act: Any) -> None:
+        """Call `act` from a thread of its own when the supervisor has died."""
+
+        def listen() -> None:
+            while self._line.recv(1024):
+                pass
+            act()
+
+        threading.Thread(target=listen, name="supervisor", daemon=True).start()
+
+
+def load_pipeline(model: str, settings: Settings, device: str, supervisor: Supervisor) -> Pipeline:
+    """The pipeline of `model`, loaded and warm.
+
+    Raises:
+        ModelUnusable
+    """
+    if model == "instant":
+        from ltxq_worker.pipeline.instant import InstantPipeline
+
+        return InstantPipeline()
+    from ltxq_worker.pipeline.ltx import LtxPipeline
+
+    return LtxPipeline.load(
+        settings.model_dir.expanduser() / model,
+        model=model,
+        device=device,
+        quantization=settings.quantization,
+        report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
+    )
+
+
+def build_app(runner: Runner, settings: Settings) -> Celery:
+    """The Celery app of a worker: the task, the gate, and cancelling by Celery's `revoke`."""
+    app = make_app(settings)
+    gate, ledger = runner.gate, runner.ledger
+    app.steps["consumer"].add(gate_step(gate))
+
+    @app.task(name=TASK, bind=True, ignore_result=True)
+    def generate(task: Any, *args: Any, **kwargs: Any) -> None:
+        delivery = task.request.properties["delivery_tag"]
+        if kwargs or len(args) != 3:
+            try:
+                admit(app, ledger, task.request.id, args, kwargs, runner.pipeline.model)
+            finally:
+                gate.release(delivery)
+            raise Ignore
+        job_id, lane, stamp = args
+        queue = queue_name(runner.pipeline.model)
+        ticket = Ticket(job_id=str(job_id), queue=queue, lane=int(lane), stamp=int(stamp))
+        runner.run(ticket, delivery)
+        raise Ignore  # the outcome is stored; Celery must not store another
+
+    def cancel(_state: Any, task_id: Any = None, task_ids: Any = None, **_: Any) -> dict[str, str]:
+        """Celery's revoke, and Flower's button: cancel in the ledger."""
+        ids = task_ids or task_id or []
+        for job_id in [ids] if isinstance(ids, str) else ids:
+            try:
+                if ledger.cancel(job_id) == "cancelled":
+                    report_outcome(app, ledger, job_id)
+            except JobNotFound:
+                log.info("revoke: there is no job %s", job_id)
+        return {"ok": f"cancelled in the ledger: {ids}"}
+
+    for command in ("revoke", "terminate"):
+        Panel.data[command] = cancel
+
+    @signals.task_received.connect(weak=False)
+    def on_received(request: Any, **_: Any) -> None:
+        gate.take(request.message.delivery_tag)
+
+    return app
+
+
+def admit(
+    app: Celery, ledger: Ledger, task_id: str, args: Any, kwargs: dict[str, Any], model: str
+) -> None:
+    """Take in a job sent by a plain Celery producer: record it under its task id and queue it
+    like any other, behind those that came before.
+    """
+    try:
+        if args or set(kwargs) != {"request"}:
+            raise InvalidRequest(
+                f"{TASK} was sent with other arguments than `request`.",
+                hint="Send kwargs={'request': {'prompt': …}}.",
+            )
+        if not is_job_id(task_id):
+            raise InvalidRequest(
+                "The task id is no job id: letters, digits, - and _, at most 64.",
+                hint="Leave it to Celery.",
+            )
+        request = VideoRequest.parse(kwargs["request"])
+        drawn = int.from_bytes(os.urandom(8)) & MAX_SEED
+        ticket = ledger.submit(
+            task_id,
+            request.model_copy(
+                update={
+                    "model": request.model or model,
+                    "seed": drawn if request.seed is None else request.seed,
+                }
+            ),
+        )
+        assert isinstance(ticket, Ticket)  # noqa: S101  without an idempotency key, always
+        announce(app, ticket)
+    except QueueUnavailable as exc:
+        log.warning("%s", exc)
+    except LtxqError as exc:
+        log.warning("A job sent through Celery is refused: %s", exc)
+        report_refusal(app, task_id, exc.as_job_error())
+
+
+def main() -> None:
+    """The process's whole life."""
+    options = _options()
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {options.name} %(levelname)s %(message)s"
+    )
+    supervisor = Supervisor(options.line)
+    try:
+        runner, app = _prepare(options, supervisor)
+    except LtxqError as exc:
+        supervisor.tell(failed=str(exc), retryable=exc.retryable)
+        sys.exit(1)
+    _watch_for_the_end(runner, app, supervisor)
+
+    @signals.worker_ready.connect(weak=False)
+    def on_ready(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: _drain(runner, app))
+        supervisor.tell(ready=True)
+
+    worker = app.Worker(
+        hostname=options.name,
+        queues=[queue_name(options.model)],
+        pool="threads",
+        concurrency=1 + runner.settings.spool_jobs,
+        loglevel="WARNING",
+        quiet=True,
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    sys.exit(worker.exitcode)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--device", required=True, choices=["cpu", "cuda"])
+    parser.add_argument("--spool", required=True, type=Path)
+    parser.add_argument("--line", required=True, type=int)
+    return parser.parse_args()
+
+
+def _prepare(options: argparse.Namespace, supervisor: Supervisor) -> tuple[Runner, Celery]:
+    settings = Settings.read()
+    shutil.rmtree(options.spool, ignore_errors=True)  # left by a process that died
+    options.spool.mkdir(parents=True)
+    storage = Storage.from_settings(settings)
+    storage.check()
+    gate = Gate(1 + settings.spool_jobs)
+    ledger = Ledger.from_settings(settings)
+    runner = Runner(
+        ledger=ledger,
+        storage=storage,
+        pipeline=load_pipeline(options.model, settings, options.device, supervisor),
+        gate=gate,
+        settings=settings,
+        worker=options.name,
+        spool=options.spool,
+        report_outcome=lambda job_id: report_outcome(app, ledger, job_id),
+    )
+    app = build_app(runner, settings)
+    return runner, app
+
+
+def _watch_for_the_end(runner: Runner, app: Celery, supervisor: Supervisor) -> None:
+    def supervisor_died() -> None:
+        log.error("The supervisor has died: jobs are given back, this worker ends.")
+        _give_back_and_exit(runner, app, 1)
+
+    supervisor.when_gone(supervisor_died)
+
+
+def _drain(runner: Runner, app: Celery) -> None:
+    """First SIGTERM: take no more, finish what runs. A second one gives it back."""
+    from celery.worker import state
+
+    runner.gate.close()
+    state.should_stop = 0
+    signal.signal(signal.SIGTERM, lambda *_: _give_back_and_exit(runner, app, 0))
+    log.info("draining: running jobs finish, no more are taken")
+
+
+def _give_back_and_exit(runner: Runner, app: Celery, code: int) -> None:
+    try:
+        for returned in runner.give_back():
+            if returned.ticket:
+                announce(app, returned.ticket)
+    except LtxqError as exc:
+        log.warning("Not all jobs were given back; their leases end instead: %s", exc)
+    shutil.rmtree(runner.spool, ignore_errors=True)
+    logging.shutdown()
+    os._exit(code)  # the threads that run the jobs cannot be asked
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The gate: a worker takes a message only when its GPU and a thread are free, so that no job
+waits behind a busy GPU while another GPU idles. A Celery bootstep of a few lines installs it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import MethodType
+from typing import Any
+
+from celery import bootsteps
+
+
+class Gate:
+    """A book of the messages in hand, keyed by delivery: one job may be delivered twice."""
+
+    def __init__(self, threads: int) -> None:
+        """`threads`: messages in hand at the most: one on the GPU, the rest uploading."""
+        self._threads = threads
+        self._on_gpu: dict[str, bool] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another message may be taken."""
+        with self._lock:
+            return (
+                not self._closed
+                and len(self._on_gpu) < self._threads
+                and not any(self._on_gpu.values())
+            )
+
+    def take(self, delivery: str) -> None:
+        """A message has come: it has the GPU now."""
+        with self._lock:
+            self._on_gpu[delivery] = True
+
+    def release_gpu(self, delivery: str) -> None:
+        """The message's job no longer needs the GPU."""
+        with self._lock:
+            if delivery in self._on_gpu:
+                self._on_gpu[delivery] = False
+        self._wake()
+
+    def release(self, delivery: str) -> None:
+        """The message is done with."""
+        with self._lock:
+            self._on_gpu.pop(delivery, None)
+        self._wake()
+
+    def close(self) -> None:
+        """Take no more messages, for good."""
+        with self._lock:
+            self._closed = True
+
+    def install(self, consumer: Any) -> None:
+        """Make a Celery consumer ask this gate before it takes a message."""
+        qos = consumer.task_consumer.channel.qos
+        without_gate = qos.can_consume
+        qos.can_consume = MethodType(lambda _qos: self.is_open and without_gate(), qos)
+        # The event loop sleeps up to a second; a byte in a pipe wakes it the moment we open.
+        consumer.hub.add_reader(self._wake_reader, self._drain)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_writer, b".")
+        except BlockingIOError:
+            return  # full of wake-ups already
+
+    def _drain(self) -> None:
+        try:
+            os.read(self._wake_reader, 4096)
+        except BlockingIOError:
+            return
+
+
+def gate_step(gate: Gate) -> type[bootsteps.StartStopStep]:
+    """The bootstep that installs `gate`, again at every reconnection."""
+
+    class GateStep(bootsteps.StartStopStep):
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, parent: Any) -> None:
+            gate.install(parent)
+
+    return GateStep

@@ -1,0 +1,176 @@
+"""A worker's place on this machine and the process that fills it. No torch: what is told of the
+process comes over a line of its own, and when that line breaks the process knows to end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal
+
+from ltxq.errors import ConfigurationError
+from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq.supervisor")
+
+ORPHAN_SECONDS = 20.0  # given to the workers of a supervisor that died to notice and end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one worker runs. The name is stable: by it the ledger knows whose jobs are whose."""
+
+    name: str  # "gpu0@host"
+    device: Literal["cuda", "cpu"]
+    gpu: str | None  # the only GPU it sees, by CUDA's index
+
+    @property
+    def file_name(self) -> str:
+        """The name, fit for a file."""
+        return re.sub(r"[^A-Za-z0-9.-]", "_", self.name)
+
+
+def find_places(gpus: str, name: str) -> list[Place]:
+    """The places `--gpus` asks for.
+
+    Args:
+        gpus: 'all', CUDA indexes ('0,1'), or 'cpu' ('cpu,cpu' for two).
+        name: of this machine.
+
+    Raises:
+        ConfigurationError: no such GPU, or none at all.
+    """
+    wanted = [part.strip() for part in gpus.split(",") if part.strip()]
+    if wanted and all(part == "cpu" for part in wanted):
+        return [Place(name=f"cpu{i}@{name}", device="cpu", gpu=None) for i in range(len(wanted))]
+    present = _present_gpus()
+    if wanted == ["all"]:
+        wanted = present
+    if not wanted or not set(wanted) <= set(present):
+        raise ConfigurationError(
+            f"No such GPU here: {gpus!r}; nvidia-smi lists {', '.join(present) or 'none'}.",
+            hint="Name those to use with --gpus, or use --gpus cpu (only the tiny model and the "
+            "instant test pipeline are quick enough for that).",
+        )
+    return [Place(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
+
+
+def _present_gpus() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return out.stdout.split()
+
+
+def spool_root(settings: Settings) -> Path:
+    """The folder clips are written in before they are uploaded."""
+    return settings.spool_dir or Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
+
+
+def lock_place(place: Place, folder: Path) -> IO[str]:
+    """Take a place for this supervisor and its workers, until the last of them has ended.
+
+    Raises:
+        ConfigurationError: another supervisor has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (folder / f"{place.file_name}.lock").open("w")
+    end = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise ConfigurationError(
+                    f"A worker named {place.name} runs on this machine already.",
+                    hint="Stop it, choose other --gpus, or give this one another --name.",
+                ) from None
+            time.sleep(0.2)
+        else:
+            return lock
+
+
+@dataclass(kw_only=True)
+class WorkerProcess:
+    """A running `ltxq_worker.app`."""
+
+    place: Place
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    started: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    failure: str | None = None  # why it cannot start, in its own words
+    failure_is_final: bool = False  # and will not, however often it is tried
+
+    @classmethod
+    def start(cls, place: Place, model: str, spool: Path, lock: IO[str]) -> WorkerProcess:
+        """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on."""
+        ours, theirs = socket.socketpair()
+        command = [
+            *(sys.executable, "-m", "ltxq_worker.app"),
+            *("--model", model, "--name", place.name, "--device", place.device),
+            *("--spool", str(spool), "--line", str(theirs.fileno())),
+        ]
+        environment = dict(os.environ)
+        environment["CUDA_VISIBLE_DEVICES"] = place.gpu or ""
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), lock.fileno()),  # the lock lives as long as it does
+            start_new_session=True,
+        )
+        theirs.close()
+        worker = cls(place=place, process=process, line=ours)
+        threading.Thread(target=worker._listen, name=f"line-{place.name}", daemon=True).start()
+        return worker
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self.process.poll() is not None
+
+    def ask_to_stop(self) -> None:
+        """Once: running jobs finish. Twice: they are given back."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """At once, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+    def describe_end(self) -> str:
+        """'exit 1', 'killed by SIGKILL'."""
+        code = self.process.returncode
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+
+    def _listen(self) -> None:
+        with self.line.makefile("rb") as news:
+            for line in news:
+                self._hear(json.loads(line))
+
+    def _hear(self, news: dict[str, object]) -> None:
+        name = self.place.name
+        if news.get("ready"):
+            self.ready = True
+            log.info("%s is ready after %.0f s", name, time.monotonic() - self.started)
+        elif "loading" in news:
+            log.info("%s loads %s (%.0f %%)", name, news["loading"], 100 * float(news["fraction"]))  # type: ignore[arg-type]
+        elif "failed" in news:
+            self.failure = str(news["failed"])
+            self.failure_is_final = not news["retryable"]
+            log.error("%s cannot start: %s", name, self.failure)

@@ -1,0 +1,208 @@
+"""One job from claim to final state: generate, encode, upload, finish. The GPU is given free as
+soon as the frames are decoded; the rest goes on beside the next job.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from ltxq.errors import JobError, LtxqError, StorageUnavailable
+from ltxq.job import VideoResult
+from ltxq.ledger import CANCELLED, Ledger, Returned, Ticket
+from ltxq.settings import Settings
+from ltxq.storage import Storage, clip_keys
+from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
+from ltxq_worker.encode import Encoded, encode, write_sidecar
+from ltxq_worker.gate import Gate
+from ltxq_worker.pipeline import Clip, Pipeline
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger("ltxq.worker")
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """What a worker process needs to run jobs. `run` may be called from several threads; the
+    gate lets only one of them need the GPU at a time.
+    """
+
+    ledger: Ledger
+    storage: Storage
+    pipeline: Pipeline
+    gate: Gate
+    settings: Settings
+    worker: str  # this worker's stable name
+    spool: Path  # this worker's own folder for clips on their way to storage
+    report_outcome: Callable[[str], None]  # tells Celery of a job's final state
+
+    def __post_init__(self) -> None:
+        self._attempts: dict[str, Attempt] = {}  # by delivery
+
+    def run(self, ticket: Ticket, delivery: str) -> VideoResult | JobError | None:
+        """Claim the ticket's job and bring it to a final state.
+
+        Returns:
+            The outcome that stands; None if the job was not to be had or was lost on the way.
+        """
+        try:
+            claim = self.ledger.claim(ticket, self.worker)
+            if claim is None:
+                log.info("%s is not to be had: taken or ended already", ticket.job_id)
+                return None
+            log.info("%s claimed (token %d)", claim.job_id, claim.token)
+            with Attempt(self.ledger, claim, lease=self.settings.lease) as attempt:
+                self._attempts[delivery] = attempt
+                return self._finish(attempt, self._outcome(attempt, delivery))
+        except ClaimLost:
+            log.warning("%s was lost to another claim; dropped", ticket.job_id)
+            return None
+        finally:
+            self._attempts.pop(delivery, None)
+            self.gate.release(delivery)
+
+    def give_back(self) -> list[Returned]:
+        """Queue again whatever this worker still has, uncharged: it is going away."""
+        return [
+            self.ledger.give_back(attempt.claim, charged=False)
+            for attempt in list(self._attempts.values())
+        ]
+
+    def _outcome(self, attempt: Attempt, delivery: str) -> VideoResult | JobError:
+        try:
+            with tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder:
+                encoded = self._make(attempt, delivery, Path(folder))
+                return self._upload(attempt, encoded, Path(folder))
+        except ClaimLost:
+            raise
+        except Cancelled:
+            return CANCELLED
+        except LtxqError as exc:
+            log.warning("%s failed: %s", attempt.claim.job_id, exc)
+            return exc.as_job_error()
+        except Exception as exc:
+            log.exception("%s failed", attempt.claim.job_id)
+            return JobError(
+                code="internal",
+                message=f"The worker met an error it does not know ({type(exc).__name__}).",
+                hint=f"The log of {self.worker} has the details.",
+                retryable=True,
+            )
+
+    def _make(self, attempt: Attempt, delivery: str, folder: Path) -> Encoded:
+        request = attempt.claim.request
+
+        def free_gpu() -> None:
+            self.gate.release_gpu(delivery)
+            attempt.released_gpu()
+
+        try:
+            attempt.report("encode_text", 0, 1)
+            clip = self.pipeline.generate(request, attempt.report)
+            clip = Clip(frames=_then(clip.frames, free_gpu), sound=clip.sound)
+            encoded = encode(clip, request, folder, attempt.report)
+        finally:
+            free_gpu()
+        attempt.encoded()
+        return encoded
+
+    def _upload(self, attempt: Attempt, encoded: Encoded, folder: Path) -> VideoResult:
+        claim, request = attempt.claim, attempt.claim.request
+        assert request.seed is not None  # noqa: S101  the ledger records it resolved
+        sidecar = folder / "clip.json"
+        keys = clip_keys(claim.job_id, claim.token)
+        # The clip last: where it is, the rest is.
+        files = [
+            (keys.poster, encoded.poster, "image/jpeg"),
+            (keys.spritesheet, encoded.spritesheet, "image/jpeg"),
+            (keys.sidecar, sidecar, "application/json"),
+            (keys.clip, encoded.mp4, "video/mp4"),
+        ]
+        attempt.report("upload", 0, len(files))
+        write_sidecar(
+            sidecar,
+            request=request,
+            seed=request.seed,
+            model=self.pipeline.model,
+            versions=self.pipeline.versions,
+            timings=attempt.timings,
+            encoded=encoded,
+            job_id=claim.job_id,
+        )
+        for done, (key, path, content_type) in enumerate(files, start=1):
+            self._put(attempt, key, path, content_type)
+            attempt.report("upload", done, len(files))
+        return VideoResult(
+            **self.storage.clip_urls(keys.clip, request.expires_in),
+            key=keys.clip,
+            sha256=encoded.sha256,
+            size=encoded.size,
+            width=encoded.width,
+            height=encoded.height,
+            num_frames=encoded.num_frames,
+            frame_rate=encoded.frame_rate,
+            duration=encoded.duration,
+            seed=request.seed,
+            model=self.pipeline.model,
+            timings=attempt.end_timings(),
+        )
+
+    def _put(self, attempt: Attempt, key: str, path: Path, content_type: str) -> None:
+        def put() -> None:
+            attempt.check()
+            self.storage.put(key, path, content_type)
+
+        Retrying(
+            retry=retry_if_exception_type(StorageUnavailable),
+            stop=stop_after_delay(self.settings.upload_patience),
+            wait=wait_exponential_jitter(initial=0.5, max=30),
+            before_sleep=lambda state: log.warning(
+                "%s waits for storage: %s", attempt.claim.job_id, _error(state)
+            ),
+            reraise=True,
+        )(put)
+
+    def _finish(
+        self, attempt: Attempt, outcome: VideoResult | JobError
+    ) -> VideoResult | JobError | None:
+        claim = attempt.claim
+        # A finished clip is worth waiting for Redis as long as for storage.
+        if not self.ledger.finish(claim, outcome, patience=self.settings.upload_patience):
+            self._remove_objects(f"{claim.job_id}/{claim.token}/")
+            raise ClaimLost(claim.job_id)
+        self.report_outcome(claim.job_id)
+        if isinstance(outcome, VideoResult):
+            log.info("%s succeeded in %.1f s", claim.job_id, attempt.seconds())
+        else:
+            log.info("%s ended: %s", claim.job_id, outcome.code)
+            self._remove_objects(f"{claim.job_id}/{claim.token}/")
+        for token in range(1, claim.token):  # uploads of earlier, lost claims
+            self._remove_objects(f"{claim.job_id}/{token}/")
+        return outcome
+
+    def _remove_objects(self, prefix: str) -> None:
+        try:
+            self.storage.delete(self.storage.list(prefix))
+        except LtxqError as exc:
+            log.warning("Objects under %s are left behind: %s", prefix, exc)
+
+
+def _then(
+    frames: Iterator[NDArray[np.uint8]], done: Callable[[], None]
+) -> Iterator[NDArray[np.uint8]]:
+    """`frames`, and `done` called after the last one."""
+    yield from frames
+    done()
+
+
+def _error(state: Any) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None

@@ -1,0 +1,200 @@
+"""`ltxq worker`: keeps one worker process per GPU running, and sweeps the ledger for the fleet.
+
+No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
+noticed at once, its jobs are queued again, and only then is it replaced under the same name.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from celery import Celery
+
+from ltxq.celery import announce, make_app, report_outcome
+from ltxq.errors import LtxqError, QueueUnavailable
+from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.process import Place, WorkerProcess, find_places, lock_place, spool_root
+
+log = logging.getLogger("ltxq.supervisor")
+
+LOOK_SECONDS = 0.1  # between looks at the processes
+SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
+BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each next replacement
+_NEVER = float("inf")
+STEADY_SECONDS = 60.0  # a worker that ran for so long begins again at the first
+
+
+@dataclass
+class Post:
+    """A place, and the process in it, if there is one."""
+
+    place: Place
+    lock: IO[str]
+    spool: Path
+    worker: WorkerProcess | None = None
+    ends: int = 0  # of its processes, in a row
+    start_at: float = 0.0  # not before
+    holds_jobs: bool = True  # a process of this name, perhaps before a reboot, may have left some
+    hung: bool = False  # its last process was killed for a job past its time
+
+
+class Supervisor:
+    """Keeps the posts manned until it is told to stop."""
+
+    def __init__(self, settings: Settings, model: str, posts: list[Post]) -> None:
+        self._model = model
+        self._posts = posts
+        self._app: Celery = make_app(settings)
+        self._ledger = Ledger.from_settings(settings)
+        self._storage = Storage.from_settings(settings)
+        self._stops = 0
+        self._stop_asked = threading.Event()
+        self._ended = threading.Event()
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT: then running jobs finish; a second one gives them back.
+
+        Returns:
+            0; 1 if no worker can ever start.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        sweeper = threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True)
+        sweeper.start()
+        try:
+            while True:
+                for post in self._posts:
+                    self._look_after(post)
+                if all(post.worker is None for post in self._posts) and self._stops:
+                    return 0
+                if all(post.start_at == _NEVER for post in self._posts):
+                    return 1
+                self._stop_asked.wait(LOOK_SECONDS)
+                self._stop_asked.clear()
+        finally:
+            self._ended.set()
+            sweeper.join()
+            for post in self._posts:
+                if post.worker:
+                    post.worker.kill()
+                    self._give_back(post)
+                shutil.rmtree(post.spool, ignore_errors=True)
+
+    def _on_stop(self, *_: Any) -> None:
+        self._stops += 1
+        for post in self._posts:
+            if post.worker:
+                post.worker.ask_to_stop()
+        self._stop_asked.set()
+
+    def _look_after(self, post: Post) -> None:
+        if post.worker and post.worker.has_ended:
+            self._note_end(post, post.worker)
+        if post.worker:
+            return
+        if post.holds_jobs and not self._give_back(post):
+            return
+        if not self._stops and time.monotonic() >= post.start_at:
+            post.worker = WorkerProcess.start(post.place, self._model, post.spool, post.lock)
+            log.info("%s starts (%s)", post.place.name, self._model)
+
+    def _note_end(self, post: Post, worker: WorkerProcess) -> None:
+        post.worker, post.holds_jobs = None, True
+        lived = time.monotonic() - worker.started
+        post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
+        wait = BACKOFF[min(post.ends, len(BACKOFF)) - 1]
+        post.start_at = _NEVER if worker.failure_is_final else time.monotonic() + wait
+        if not self._stops:
+            log.error("%s ended (%s)", post.place.name, worker.describe_end())
+
+    def _give_back(self, post: Post) -> bool:
+        """Queue again what the dead process of this post had. False while Redis is away."""
+        try:
+            why = TIMED_OUT if post.hung else WORKER_LOST
+            returned = self._ledger.give_back_all(post.place.name, why=why)
+        except LtxqError as exc:
+            log.warning("The jobs of %s are not given back yet: %s", post.place.name, exc)
+            return False
+        self._follow_up(*returned)
+        post.holds_jobs = post.hung = False
+        return True
+
+    def _follow_up(self, *returned: Returned) -> None:
+        """Wake workers for jobs queued again, and tell Celery of those that are final."""
+        for job in returned:
+            log.warning("%s is %s", job.job_id, "queued again" if job.ticket else job.state)
+            if job.ticket is None:
+                report_outcome(self._app, self._ledger, job.job_id)
+                continue
+            try:
+                announce(self._app, job.ticket)
+            except QueueUnavailable as exc:
+                log.warning("%s The sweep does it.", exc)
+
+    def _keep_sweeping(self) -> None:
+        away = False
+        while not self._ended.wait(SWEEP_SECONDS):
+            try:
+                self._sweep()
+                self._kill_hung()
+                away = False
+            except LtxqError as exc:
+                if not away:
+                    log.warning("No sweep: %s", exc)
+                away = True
+
+    def _sweep(self) -> None:
+        swept = self._ledger.sweep(interval=SWEEP_SECONDS / 2)
+        for returned in swept.lease_ended:
+            log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
+            if returned.ticket is None:
+                report_outcome(self._app, self._ledger, returned.job_id)
+        for ticket in swept.tickets:
+            announce(self._app, ticket)
+        for job_id in swept.unreported:
+            report_outcome(self._app, self._ledger, job_id)
+        for job_id in swept.expired:
+            self._storage.delete(self._storage.list(f"{job_id}/"))
+
+    def _kill_hung(self) -> None:
+        for post in self._posts:
+            if not post.worker:
+                continue
+            for job in self._ledger.held(post.place.name):
+                if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
+                    log.error("%s hangs in %s: killed", post.place.name, job.job_id)
+                    post.hung = True
+                    post.worker.process.kill()
+
+
+def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:
+    """Run workers for `model` until told to stop.
+
+    Args:
+        gpus: 'all', CUDA indexes ('0,1'), or 'cpu'.
+        name: of this machine, stable over restarts; default its host name.
+
+    Returns:
+        The exit code: 0, or 1 if no worker can ever start.
+
+    Raises:
+        ConfigurationError: no such GPU, no bucket, or another supervisor is at work here.
+    """
+    places = find_places(gpus, name or socket.gethostname())
+    root = spool_root(settings)
+    posts = [
+        Post(place=place, lock=lock_place(place, root), spool=root / place.file_name)
+        for place in places
+    ]
+    return Supervisor(settings, model, posts).run()
