@@ -1,7 +1,7 @@
 """A clip to files: MP4, poster, spritesheet and sidecar, each complete or absent.
 
 Encoding goes on in a thread of its own while the caller's thread decodes on the GPU; the codecs
-are in `encode_mp4.py` and `encode_stills.py`, what joins the threads in `encode_handover.py`. Leaves uploading to others.
+are in `encode_mp4.py` and `encode_stills.py`. Leaves uploading to others.
 """
 
 from __future__ import annotations
