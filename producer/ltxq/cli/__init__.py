@@ -1,0 +1,143 @@
+"""The `ltxq` command: the table of commands, and where every error becomes an exit code.
+
+What commands do is in `jobs.py` and `batch.py` (over `Client`) and in the worker's package, which
+`machine.py` loads. Starting must stay quick: nothing here imports Celery, Redis, boto3 or torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ltxq.cli import batch, jobs, machine, screen
+from ltxq.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFinished,
+    JobNotFound,
+    LtxqError,
+    MissingExtra,
+    RetryableError,
+    UnknownModel,
+    WaitTimeout,
+)
+
+_HELP = """
+A queue for LTX-2 video generation: a prompt goes in, an MP4 comes out.
+
+Try it on this machine with `ltxq demo`. Where the queue and the clips are is read from LTXQ_URL,
+LTXQ_S3_ENDPOINT and LTXQ_S3_BUCKET. With --json every command prints one JSON object, an error
+as {"error": {code, message, hint, retryable}}.
+
+Exit codes: 0 done · 1 the job failed or was cancelled, or the work went wrong · 2 wrong request,
+option or setting · 3 no such job · 4 queue or storage unavailable or full, later may be better ·
+5 not finished in the time given · 70 an error in ltxq itself · 130 interrupted. LTXQ_DEBUG=1
+shows where an error came from.
+"""
+_BUG, _INTERRUPTED, _PIPE_CLOSED = 70, 130, 141
+
+_WRONG_USE = (
+    InvalidRequest,
+    UnknownModel,
+    ConfigurationError,
+    MissingExtra,
+    IdempotencyConflict,
+    JobNotFinished,
+)
+
+
+def exit_code(error: LtxqError) -> int:
+    """The command's exit code for this error; the list is in `ltxq --help`."""
+    if isinstance(error, JobNotFound):
+        return 3
+    if isinstance(error, WaitTimeout):
+        return 5
+    if isinstance(error, RetryableError):
+        return 4
+    return 2 if isinstance(error, _WRONG_USE) else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Raises nothing: errors are shown.
+
+    Args:
+        arguments: without the program's name; default the process's.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Known before the command line is parsed, so that an error in it is JSON too.
+    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+    try:
+        return int(_app()(args=words, prog_name="ltxq", standalone_mode=False) or 0)
+    except Exception as exc:
+        if os.environ.get("LTXQ_DEBUG"):
+            raise
+        return _shown(exc, as_json)
+    except KeyboardInterrupt:
+        return _shown(typer.Abort(), as_json)
+
+
+def _shown(exc: Exception, as_json: bool) -> int:
+    if isinstance(exc, BrokenPipeError):  # `ltxq list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    if isinstance(exc, LtxqError):
+        screen.error(screen.error_fields(exc), as_json=as_json)
+        return exit_code(exc)
+    if isinstance(exc, typer.Abort):
+        screen.error({"code": "interrupted", "message": "Interrupted."}, as_json=as_json)
+        return _INTERRUPTED
+    if hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
+        context: Any = getattr(exc, "ctx", None)
+        where = context.command_path if context else "ltxq"
+        usage = {
+            "code": "usage",
+            "message": exc.format_message(),
+            "hint": f"{where} --help shows what it takes.",
+        }
+        screen.error(usage, as_json=as_json)
+        return 2
+    if isinstance(exc, OSError):
+        screen.error({"code": "internal", "message": f"{exc}."}, as_json=as_json)
+        return 1
+    bug = {
+        "code": "internal",
+        "message": f"ltxq met an error it does not know: {type(exc).__name__}: {exc}.",
+        "hint": "The same command with LTXQ_DEBUG=1 before it shows where; please report it.",
+    }
+    screen.error(bug, as_json=as_json)
+    return _BUG
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        help=_HELP,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_start)
+    for command in (jobs.submit, jobs.status, jobs.watch, jobs.cancel, jobs.retry, jobs.delete):
+        app.command()(command)
+    app.command("list")(jobs.list_jobs)
+    app.command()(batch.batch)
+    for command in (machine.demo, machine.up, machine.worker, machine.generate):
+        app.command()(command)
+    app.add_typer(machine.model, name="model")
+    return app
+
+
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        screen.say(f"ltxq {installed('ltxq')}")
+    elif context.invoked_subcommand is None:
+        screen.say(context.get_help())

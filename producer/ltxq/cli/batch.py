@@ -1,0 +1,124 @@
+"""Many requests from a file: wrong lines are named, right ones go in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from ltxq.cli import screen
+from ltxq.cli.options import AsJson
+from ltxq.errors import InvalidRequest, LtxqError, RetryableError
+from ltxq.job import VideoRequest
+
+MAX_LINE = 128 * 1024  # bytes; the longest request JSON can spell takes about 100,000
+
+
+def batch(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="One JSON object a line; - is standard input."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Submit every line of a JSONL file.
+
+    A line has the fields of a request, {"prompt": "…", "num_frames": 121}, and may have an
+    idempotency_key, which makes it safe to send the file twice. Prints the jobs' ids in order.
+    Lines that are wrong are told by number, the others go in; then the exit code is 2.
+    """
+    from ltxq.client import Client
+
+    submitted: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        lines = _numbered(_opened(file, stack))
+        client = stack.enter_context(Client())
+        bar = stack.enter_context(screen.Bar()) if sys.stderr.isatty() else None
+        for number, line in lines:
+            try:
+                fields = _fields(line)
+                key = fields.pop("idempotency_key", None)
+                job = client.submit(VideoRequest.parse(fields), idempotency_key=key)
+            except RetryableError as exc:
+                _stopped(exc, number, file, submitted, refused, as_json)
+                raise typer.Exit(4) from None
+            except LtxqError as exc:
+                refused.append({"line": number, **screen.error_fields(exc)})
+                screen.note(f"line {number}: {exc}")
+            else:
+                submitted.append({"line": number, "id": job.id})
+                if not as_json:
+                    screen.say(job.id)
+            if bar:
+                bar.at("submitting", 0, f"line {number}")
+    if as_json:
+        screen.emit({"submitted": submitted, "refused": refused})
+    screen.note(f"{len(submitted)} submitted, {len(refused)} refused.")
+    if refused:
+        raise typer.Exit(2)
+
+
+def _opened(file: Path, stack: ExitStack) -> BinaryIO:
+    if str(file) == "-":
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context(file.open("rb"))
+    except OSError as exc:
+        raise InvalidRequest(
+            f"{file} cannot be read: {exc.strerror}.", hint="Name a JSONL file, or - for input."
+        ) from None
+
+
+def _numbered(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, from 1; of one that is too long, as much as shows that."""
+    number = 0
+    while line := source.readline(MAX_LINE + 1):
+        number += 1
+        rest = line
+        while not rest.endswith(b"\n") and (rest := source.readline(MAX_LINE)):
+            pass  # skipped unread, so that no line fills the memory
+        if line.strip():
+            yield number, line
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE:
+        raise InvalidRequest(f"The line is longer than {MAX_LINE} bytes.")
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as exc:
+        reason = "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
+        raise InvalidRequest(f"The line is not JSON: {reason}.") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(
+            "The line is not a JSON object.", hint='It looks like {"prompt": "a red fox"}'
+        )
+    return fields
+
+
+def _stopped(
+    exc: LtxqError,
+    number: int,
+    file: Path,
+    submitted: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
+    as_json: bool,
+) -> None:
+    """The queue is away or full: say what is in and where to go on."""
+    error = screen.error_fields(exc)
+    if as_json:
+        screen.emit(
+            {"submitted": submitted, "refused": refused, "stopped_at": number, "error": error}
+        )
+    else:
+        screen.error(error, as_json=False)
+        screen.note(
+            f"{len(submitted)} submitted, {len(refused)} refused; line {number} and those after "
+            f"it are not in. Go on with: tail -n +{number} {file} | ltxq batch -"
+        )

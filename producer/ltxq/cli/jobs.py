@@ -1,0 +1,143 @@
+"""Commands for one job or a list of them: calls on `Client`, no logic of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ltxq.cli import screen
+from ltxq.cli.options import AsJson, WaitTimeoutSeconds, request_options
+from ltxq.job import Job, JobState
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` printed it.")]
+
+
+@request_options()
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    *,
+    fields: dict[str, Any],
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="The same key and request again give the same job, not a second one."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the clip.")] = False,
+    wait_timeout: WaitTimeoutSeconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a prompt on the queue. Prints the job's id or, with --wait, the clip's URL."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        job = client.submit(prompt, idempotency_key=idempotency_key, **fields)
+        if wait:
+            _show_outcome(screen.follow(client, job.id, wait_timeout), as_json)
+            return
+    if as_json:
+        screen.emit(job)
+        return
+    screen.say(job.id)
+    screen.note(f"{job.state.capitalize()}. Follow it with: ltxq watch {job.id}")
+
+
+def status(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job as it is now. Exits with 0 whatever its state."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        _show(client.get(job_id), as_json)
+
+
+def watch(job_id: JobId, wait_timeout: WaitTimeoutSeconds = None, as_json: AsJson = False) -> None:
+    """Follow a job to its end. Prints the clip's URL; exits with 1 if it failed."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        _show_outcome(screen.follow(client, job_id, wait_timeout), as_json)
+
+
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job: at once if it is queued, within a step if it runs."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        job = client.cancel(job_id)
+    if as_json:
+        screen.emit(job)
+    elif job.state == "running":
+        screen.say(f"{job.id} was asked to stop.")
+    elif job.state == "cancelled":
+        screen.say(f"{job.id} is cancelled.")
+    else:
+        screen.say(f"{job.id} had {job.state} before.")
+
+
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Submit a job's request again, as a new job. Prints the new id."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        job = client.retry(job_id)
+    if as_json:
+        screen.emit(job)
+    else:
+        screen.say(job.id)
+
+
+def delete(job_id: JobId, as_json: AsJson = False) -> None:
+    """Delete a finished job: its record, its clip and all that belongs to it."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        client.delete(job_id)
+    if as_json:
+        screen.emit({"id": job_id, "deleted": True})
+    else:
+        screen.say(f"{job_id} is deleted.")
+
+
+def list_jobs(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    after: Annotated[
+        str | None, typer.Option(help="Go on from where the last page ended; it says how.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show jobs, the newest first."""
+    from ltxq.client import Client
+
+    with Client() as client:
+        page = client.list(state=state, limit=limit, after=after)
+    if as_json:
+        screen.emit(page)
+        return
+    for job in page.jobs:
+        screen.say(screen.job_row(job))
+    if not page.jobs:
+        screen.note("No jobs.")
+    if page.after:
+        only = f" --state {state}" if state else ""
+        screen.note(f"There are more: ltxq list{only} --limit {limit} --after {page.after}")
+
+
+def _show(job: Job, as_json: bool) -> None:
+    if as_json:
+        screen.emit(job)
+    else:
+        for line in screen.job_lines(job):
+            screen.say(line)
+
+
+def _show_outcome(job: Job, as_json: bool) -> None:
+    if as_json:
+        screen.emit(job)
+    elif job.result is not None:
+        screen.say(job.result.url)
+    else:
+        screen.note(f"{job.id} {job.state}.")
+        if job.error is not None:
+            screen.error(job.error.model_dump(), as_json=False)
+    if job.state != "succeeded":
+        raise typer.Exit(1)

@@ -1,0 +1,148 @@
+"""Commands that do the work on this machine. They live in the worker's package, which this module
+alone loads, by name, and says which extra is missing where it cannot run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ltxq.cli.options import AsJson, request_options
+from ltxq.errors import MissingExtra
+
+_PROMPT = "a paper boat drifts down a rain gutter, warm evening light, slow camera"
+_ON_THE_QUEUE = ("model", "priority", "timeout", "expires_in", "metadata", "webhook_url")
+
+Gpus = Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")]
+
+
+@contextmanager
+def _commands(what: str) -> Iterator[Any]:
+    """The worker's commands; a package they miss, here or as they run, is named by its extra."""
+    try:
+        yield import_module("ltxq_worker.commands")
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing in ("ltxq", "ltxq_worker"):
+            raise
+        raise MissingExtra(what, "all" if what in ("ltxq demo", "ltxq up") else "worker") from exc
+
+
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What the clip is asked to show.")] = _PROMPT,
+    as_json: AsJson = False,
+) -> None:
+    """Make one clip on this machine: Redis, an S3 server and a worker, started and stopped.
+
+    The model is tiny and has random weights, so the picture is abstract whatever the prompt says.
+    The clip is saved under ./clips.
+    """
+    with _commands("ltxq demo") as commands:
+        commands.demo(prompt, as_json=as_json)
+
+
+def up(
+    data: Annotated[Path, typer.Option(help="The folder that keeps everything.")] = Path(
+        "ltxq-data"
+    ),
+    model: Annotated[str, typer.Option(help="A model; tiny is made on first use.")] = "tiny",
+    gpus: Annotated[
+        str | None, typer.Option(help="all, cpu, or a list like 0,1 [default: all; cpu for tiny]")
+    ] = None,
+    redis_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="[default: 6379 if free; then kept]")
+    ] = None,
+    s3_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="[default: 9000 if free; then kept]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a queue on this machine until Ctrl-C: Redis, an S3 server and a worker.
+
+    Jobs and clips are kept in one folder and are there again the next time.
+    """
+    with _commands("ltxq up") as commands:
+        commands.up(data, model=model, gpus=gpus, ports=(redis_port, s3_port), as_json=as_json)
+
+
+def worker(
+    model: Annotated[
+        str | None, typer.Option(help="A folder of LTXQ_MODEL_DIR [default: LTXQ_DEFAULT_MODEL]")
+    ] = None,
+    gpus: Gpus = "all",
+    name: Annotated[str | None, typer.Option(help="Its stable name [default: this host's]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make clips from the queue until SIGTERM or Ctrl-C; running jobs are finished first."""
+    with _commands("ltxq worker") as commands:
+        code = commands.worker(model=model, gpus=gpus, name=name, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@request_options(without=_ON_THE_QUEUE)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    *,
+    fields: dict[str, Any],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The MP4 to write.")],
+    model: Annotated[str, typer.Option(help="A model's folder, or its name in LTXQ_MODEL_DIR.")],
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1 [default: cuda where there is one]")
+    ] = None,
+    frames_out: Annotated[
+        Path | None,
+        typer.Option(help="Also write the frames: a NumPy file, uint8 [frames, height, width, 3]."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one clip in this process, without a queue."""
+    with _commands("ltxq generate") as commands:
+        commands.generate(
+            {"prompt": prompt, **fields},
+            output=output,
+            model=model,
+            device=device,
+            frames_out=frames_out,
+            as_json=as_json,
+        )
+
+
+model = typer.Typer(
+    help="The models on this machine.", no_args_is_help=False, rich_markup_mode=None
+)
+
+
+@model.command("tiny")
+def model_tiny(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
+    kind: Annotated[
+        str, typer.Option(help="The checkpoint it is shaped as: ltx-2-19b or ltx-2.3-22b.")
+    ] = "ltx-2-19b",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same bytes.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model of a few megabytes with random weights, for trying things on any computer."""
+    with _commands("ltxq model tiny") as commands:
+        commands.model_tiny(folder, kind=kind, seed=seed, as_json=as_json)
+
+
+@model.command("download")
+def model_download(
+    name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Download a model's files into LTXQ_MODEL_DIR; goes on where it was broken off."""
+    with _commands("ltxq model download") as commands:
+        commands.model_download(name, as_json=as_json)
+
+
+@model.command("list")
+def model_list(as_json: AsJson = False) -> None:
+    """Show the models that can be downloaded, and those that are here."""
+    with _commands("ltxq model list") as commands:
+        commands.model_list(as_json=as_json)

@@ -1,0 +1,103 @@
+"""Command-line options made from `VideoRequest`, so that the two never differ.
+
+What a value may be is the request's to judge; here text only becomes numbers, pairs and None.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic.fields import FieldInfo
+
+from ltxq.errors import InvalidRequest
+from ltxq.job import VideoRequest
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on standard output and nothing else."),
+]
+WaitTimeoutSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the job goes on."),
+]
+
+
+def request_options(
+    *, without: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command every field of `VideoRequest` but the prompt as an option.
+
+    The command takes them as one argument, `fields`: those that were given, as
+    `VideoRequest.parse` takes them.
+    """
+    chosen = {
+        name: field
+        for name, field in VideoRequest.model_fields.items()
+        if name != "prompt" and name not in without
+    }
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            fields = {name: given.pop(name) for name in chosen}
+            return command(fields=_parsed(fields), **given)
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "fields"
+        ]
+        options = [_option(name, field) for name, field in chosen.items()]
+        signature = inspect.Signature([*own, *options])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return run
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind, flags = _plain(field.annotation), [f"--{name.replace('_', '-')}"]
+    default = "" if field.default is None else f" [default: {field.default}]"
+    text = field.description or ""
+    if name == "seed":  # on a command line None is a word
+        kind, text = str, "0 to 2^53-1, or `random`: drawn when the job is submitted."
+    elif name == "metadata":
+        kind, flags, default = list[str], ["--metadata"], ""
+        text = "KEY=VALUE, the caller's own; may be given 16 times."
+    elif kind is bool:
+        flags, default = [f"{flags[0]}/--no-{name}"], f" [default: {name}]"
+    option = typer.Option(*flags, help=f"{text}{default}".strip(), show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _plain(annotation: Any) -> Any:
+    """A field's type without None and without constraints."""
+    if get_origin(annotation) in (UnionType, Union):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    return annotation
+
+
+def _parsed(fields: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value not in (None, [])}
+    if given.get("seed") == "random":
+        given["seed"] = None
+    if "metadata" in given:
+        pairs = [pair.partition("=") for pair in given["metadata"]]
+        if wrong := [key for key, equals, _ in pairs if not equals]:
+            raise InvalidRequest(f"metadata: must be KEY=VALUE, not {wrong[0]!r}")
+        given["metadata"] = {key: value for key, _, value in pairs}
+    return given

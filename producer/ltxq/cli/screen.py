@@ -1,0 +1,208 @@
+"""What commands show: results on standard output, everything else on standard error.
+
+Text from jobs may be a stranger's, so nothing in it reaches the terminal as a control character.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
+
+from ltxq.errors import InvalidRequest, JobFailed, LtxqError
+from ltxq.job import Job, Progress
+
+if TYPE_CHECKING:
+    from ltxq.client import Client
+
+_STAGES = {
+    "encode_text": "reading the prompt",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "encode": "making the MP4",
+    "upload": "uploading",
+}
+
+
+def say(text: str) -> None:
+    """A result, on standard output."""
+    print(visible(text))  # noqa: T201
+
+
+def note(text: str) -> None:
+    """Something for the person watching, on standard error."""
+    print(visible(text), file=sys.stderr)  # noqa: T201
+
+
+def emit(value: BaseModel | Mapping[str, Any]) -> None:
+    """The one JSON object of a command run with --json, on one line."""
+    fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    print(json.dumps(fields), flush=True)  # noqa: T201
+
+
+def visible(text: str) -> str:
+    """`text` with every control character but line breaks and tabs replaced by �."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def error_fields(exc: LtxqError) -> dict[str, Any]:
+    """`{code, message, hint, retryable}` of an error, and `problems` where it has some."""
+    error = exc.error if isinstance(exc, JobFailed) else exc.as_job_error()
+    fields = error.model_dump()
+    if fields["code"] == "internal" and not isinstance(exc, JobFailed):
+        # No code of a job's: the type says it better. QueueUnavailable → queue_unavailable
+        fields["code"] = re.sub(r"(?<!^)(?=[A-Z])", "_", type(exc).__name__).lower()
+    if isinstance(exc, InvalidRequest) and exc.problems:
+        fields["problems"] = [{"field": f, "reason": reason} for f, reason in exc.problems]
+    return fields
+
+
+def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
+    """An error: one JSON object, or its problems line by line and what to do."""
+    whole = {"code": "internal", "hint": "", "retryable": False, **fields}
+    if as_json:
+        emit({"error": whole})
+        return
+    if "problems" in whole:
+        note("The request cannot be made:")
+        for problem in whole["problems"]:
+            note(f"  {problem['field']}: {problem['reason']}")
+    else:
+        note(f"Error: {whole['message']}")
+    if whole["hint"]:
+        note(whole["hint"])
+
+
+class Bar:
+    """A progress bar on standard error; where that is no terminal, a line at each new stage."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        console = Console(stderr=True)
+        self._rich = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._rich.add_task("", total=1.0)
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._rich.stop()
+
+    def at(self, stage: str, fraction: float, detail: str = "") -> None:
+        """Show that `stage` is going on and `fraction` (0..1) of everything is done."""
+        text = visible(f"{stage} {detail}".strip())
+        self._rich.update(self._task, description=text, completed=fraction)
+        if self._rich.disable and stage != self._last:
+            note(f"{stage} …")
+        self._last = stage
+
+
+def show_progress(bar: Bar, progress: Progress) -> None:
+    """A running job's progress on the bar."""
+    detail = f"{progress.step}/{progress.steps}" if progress.steps > 1 else ""
+    bar.at(_STAGES[progress.stage], progress.fraction, detail)
+
+
+def follow(client: Client, job_id: str, timeout: float | None = None) -> Job:
+    """The job once it is finished, with a bar meanwhile.
+
+    Raises:
+        WaitTimeout, JobNotFound
+    """
+    try:
+        with Bar() as bar:
+            for job in client.watch(job_id, timeout):
+                show_job(bar, job)
+    except KeyboardInterrupt:
+        note(f"The job goes on. Follow it again with: ltxq watch {job_id}")
+        raise
+    return job
+
+
+def show_job(bar: Bar, job: Job) -> None:
+    """Where the job is, on the bar."""
+    if job.state == "queued":
+        bar.at(f"queued, waiting for a worker with {job.request.model}", 0)
+    elif job.progress is not None:
+        show_progress(bar, job.progress)
+    elif job.state == "running":
+        bar.at("starting", 0)
+
+
+def job_lines(job: Job) -> Iterable[str]:
+    """A job for a person, line by line."""
+    request, result = job.request, job.result
+    yield f"{job.id}  {job.state}{' (asked to stop)' if job.cancel_requested else ''}"
+    yield f"  prompt     {_shortened(request.prompt, 200)}"
+    width, height = request.output_size
+    yield (
+        f"  clip       {width}×{height}, {request.num_frames} frames at {request.frame_rate:g}/s "
+        f"({request.duration:.1f} s), {'with' if request.audio else 'no'} sound"
+    )
+    yield f"  model      {request.model}, seed {request.seed}, priority {request.priority}"
+    yield f"  submitted  {ago(job.submitted_at)}"
+    if job.started_at:
+        again = f", attempt {job.attempts}" if job.attempts > 1 else ""
+        yield f"  started    {ago(job.started_at)} on {job.worker}{again}"
+    if job.progress and not job.finished:
+        yield f"  progress   {_STAGES[job.progress.stage]}, {job.progress.fraction:.0%}"
+    if job.finished_at:
+        yield f"  finished   {ago(job.finished_at)}"
+    if job.retry_of:
+        yield f"  retry of   {job.retry_of}"
+    if job.error:
+        yield f"  {job.error.code}: {job.error.message} {job.error.hint}".rstrip()
+    if result:
+        yield f"  url        {result.url}"
+        if result.expires_at:
+            yield f"             until {result.expires_at.astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+def job_row(job: Job) -> str:
+    """A job in one line."""
+    size = "{}×{}".format(*job.request.output_size)
+    return f"{job.id}  {job.state:9}  {ago(job.submitted_at):>10}  {size:>9}  " + _shortened(
+        job.request.prompt, 60
+    )
+
+
+def ago(moment: datetime) -> str:
+    """'5 s ago', '3 min ago', '2 h ago', and the date beyond a day."""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s ago"
+    if seconds < 3600:
+        return f"{seconds // 60} min ago"
+    if seconds < 24 * 3600:
+        return f"{seconds // 3600} h ago"
+    return f"{moment.astimezone():%Y-%m-%d}"
+
+
+def _shortened(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
