@@ -1,4 +1,4 @@
-"""A model's folder on disk: which files it has, what its checkpoint says it is, whether it is whole.
+"""A model's folder on disk: which files it has, what it says it is, whether it is whole.
 
 Reads headers only, without torch, so that a supervisor or the CLI can ask cheaply.
 """

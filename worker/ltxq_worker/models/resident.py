@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,16 +15,11 @@ from ltx_core.loader.sd_ops import SDOps
 from ltx_core.model.audio_vae import (
     AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
     VOCODER_COMFY_KEYS_FILTER,
-    AudioDecoder,
     AudioDecoderConfigurator,
     VocoderConfigurator,
 )
 from ltx_core.model.transformer import LTXV_MODEL_COMFY_RENAMING_MAP, LTXModelConfigurator, X0Model
-from ltx_core.model.video_vae import (
-    VAE_DECODER_COMFY_KEYS_FILTER,
-    VideoDecoder,
-    VideoDecoderConfigurator,
-)
+from ltx_core.model.video_vae import VAE_DECODER_COMFY_KEYS_FILTER, VideoDecoderConfigurator
 from ltx_core.quantization import QuantizationPolicy
 from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
 from safetensors import SafetensorError, safe_open
@@ -36,8 +30,7 @@ from ltxq_worker.models.text import TextEncoder, build_embeddings, load_gemma, l
 
 Quantization = Literal["none", "fp8"]
 LoadReport = Callable[[str, float], None]  # what is being loaded, share of all that is done, 0..1
-
-FP8 = torch.float8_e4m3fn
+Build = Callable[[dict[str, Any]], torch.nn.Module]
 
 
 @dataclass(frozen=True)
@@ -45,9 +38,9 @@ class Resident:
     """What stays on the device between jobs."""
 
     text: TextEncoder
-    transformer: X0Model
-    video_decoder: VideoDecoder
-    audio_decoder: AudioDecoder
+    transformer: torch.nn.Module  # X0Model
+    video_decoder: torch.nn.Module
+    audio_decoder: torch.nn.Module
     vocoder: torch.nn.Module
 
 
@@ -60,109 +53,123 @@ def load(
         ModelUnusable: the checkpoint or the text encoder does not hold what it says.
         torch.OutOfMemoryError: the device cannot hold them.
     """
-    config, fp8 = folder.config, QuantizationPolicy.fp8_cast()
-    transformer_keys = LTXV_MODEL_COMFY_RENAMING_MAP
-    if quantization == "fp8":
-        assert fp8.sd_ops is not None  # what fp8_cast is
-        transformer_keys = replace(
-            transformer_keys, mapping=(*transformer_keys.mapping, *fp8.sd_ops.mapping)
-        )
-
-    def part(
-        build: Callable[[dict[str, Any]], torch.nn.Module], keys: SDOps, what: str, done: float
-    ) -> torch.nn.Module:
-        report(what, done)
-        return _load_part(folder.checkpoint, config, build, keys, device, what)
-
     report("text encoder", 0.0)
+    tokenizer = load_tokenizer(folder.text_encoder)
     gemma = load_gemma(folder.text_encoder, device)
-    hidden_size, layers = gemma.config.hidden_size, gemma.config.num_hidden_layers
-    embeddings = part(
-        lambda c: build_embeddings(c, hidden_size, layers),
-        EMBEDDINGS_PROCESSOR_KEY_OPS,
+    # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
+    file = _Checkpoint(folder, device, report, done=0.35)
+    embeddings = file.part(
         "text connectors",
-        0.35,
+        lambda config: build_embeddings(
+            config, gemma.config.hidden_size, gemma.config.num_hidden_layers
+        ),
+        EMBEDDINGS_PROCESSOR_KEY_OPS,
+        until=0.43,
     )
-    transformer = part(LTXModelConfigurator.from_config, transformer_keys, "transformer", 0.4)
-    if quantization == "fp8":
-        for operation in fp8.module_ops:
-            transformer = operation.mutator(transformer)
     resident = Resident(
-        text=TextEncoder(load_tokenizer(folder.text_encoder), gemma, embeddings),
-        transformer=X0Model(transformer).eval(),
-        video_decoder=part(
+        text=TextEncoder(tokenizer, gemma, embeddings),
+        transformer=_transformer(file, quantization, until=0.97),
+        video_decoder=file.part(
+            "video decoder",
             VideoDecoderConfigurator.from_config,
             VAE_DECODER_COMFY_KEYS_FILTER,
-            "video decoder",
-            0.95,
+            until=0.99,
         ),
-        audio_decoder=part(
+        audio_decoder=file.part(
+            "audio decoder",
             AudioDecoderConfigurator.from_config,
             AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
-            "audio decoder",
-            0.98,
+            until=0.995,
         ),
-        vocoder=part(VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, "vocoder", 0.99),
+        vocoder=file.part(
+            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=1.0
+        ),
     )
-    report("ready", 1.0)
+    report("model", 1.0)
     return resident
 
 
-def _load_part(
-    checkpoint: Path,
-    config: dict[str, Any],
-    build: Callable[[dict[str, Any]], torch.nn.Module],
-    keys: SDOps,
-    device: torch.device,
-    what: str,
-) -> torch.nn.Module:
-    try:
-        with torch.device("meta"):
-            module = build(config)
-    except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
-        raise ModelUnusable(
-            f"{checkpoint} asks for a {what} that this ltx-core cannot build: {exc!r}",
-            hint="Use an LTX-2 or LTX-2.3 checkpoint.",
-        ) from exc
-    weights = _read(checkpoint, keys, device)
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    foreign = sorted(weights.keys() - expected.keys())
-    misshapen = sorted(
-        key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape
-    )
-    for problem, names in (
-        ("lacks", missing),
-        ("has unknown", foreign),
-        ("has misshapen", misshapen),
-    ):
-        if names:
+def _transformer(file: _Checkpoint, quantization: Quantization, until: float) -> torch.nn.Module:
+    """The transformer, predicting clean latents. fp8: each layer upcast as it runs."""
+    keys = LTXV_MODEL_COMFY_RENAMING_MAP
+    if quantization == "none":
+        velocity = file.part("transformer", LTXModelConfigurator.from_config, keys, until)
+        return X0Model(velocity).eval()
+    policy = QuantizationPolicy.fp8_cast()
+    downcast = policy.sd_ops.mapping if policy.sd_ops else ()
+    keys = replace(keys, name="transformer_fp8", mapping=(*keys.mapping, *downcast))
+    velocity = file.part("transformer", LTXModelConfigurator.from_config, keys, until)
+    for operation in policy.module_ops:
+        velocity = operation.mutator(velocity)
+    return X0Model(velocity).eval()
+
+
+class _Checkpoint:
+    """One checkpoint file being read onto a device, part by part, told to `report`."""
+
+    def __init__(
+        self, folder: ModelFolder, device: torch.device, report: LoadReport, done: float
+    ) -> None:
+        self._path = folder.checkpoint
+        self._config = folder.config
+        self._device = device
+        self._report = report
+        self._done = done
+
+    def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
+        """One part, filled with the weights `keys` selects, in bf16 unless `keys` made them fp8.
+
+        Raises:
+            ModelUnusable: it cannot be built or read, or file and part disagree on a weight.
+        """
+        try:
+            with torch.device("meta"):
+                module = build(self._config)
+        except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
             raise ModelUnusable(
-                f"{checkpoint} {problem} weights of the {what}: {', '.join(names[:3])} "
-                f"({len(names)} in all).",
-                hint="Download the checkpoint again.",
-            )
-    module.load_state_dict(weights, strict=True, assign=True)
-    return module.to(device).eval()  # what is not in a file, such as a filter, moves here
+                f"{self._path} describes a {what} that this ltx-core cannot build: {exc!r}.",
+                hint="Use an LTX-2 or LTX-2.3 checkpoint.",
+            ) from exc
+        weights = self._read(what, keys, until)
+        self._check(what, module.state_dict(), weights)
+        module.load_state_dict(weights, strict=True, assign=True)
+        self._done = until
+        return module.to(self._device).eval()  # filters that are in no file move here
 
+    def _read(self, what: str, keys: SDOps, until: float) -> dict[str, torch.Tensor]:
+        """The tensors `keys` selects under their names in the part, one at a time."""
+        weights: dict[str, torch.Tensor] = {}
+        try:
+            with safe_open(self._path, framework="pt", device=str(self._device)) as file:
+                names = [(name, keys.apply_to_key(name)) for name in file.keys()]  # noqa: SIM118
+                mine = [(name, key) for name, key in names if key and not _elsewhere(key)]
+                for count, (name, key) in enumerate(mine):
+                    share = count / len(mine)
+                    self._report(what, self._done + share * (until - self._done))
+                    for its_key, value in keys.apply_to_key_value(key, file.get_tensor(name)):
+                        fp8 = value.dtype == torch.float8_e4m3fn
+                        weights[its_key] = value if fp8 else value.to(torch.bfloat16)
+        except (OSError, SafetensorError) as exc:
+            raise ModelUnusable(
+                f"{self._path} cannot be read: {exc}.", hint="Download it again."
+            ) from exc
+        return weights
 
-def _read(checkpoint: Path, keys: SDOps, device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors `keys` selects, under their module's names, one at a time onto the device."""
-    weights: dict[str, torch.Tensor] = {}
-    try:
-        with safe_open(checkpoint, framework="pt", device=str(device)) as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                key = keys.apply_to_key(name)
-                if key is None or _elsewhere(key):
-                    continue
-                tensor = file.get_tensor(name)
-                for new_key, value in keys.apply_to_key_value(key, tensor):
-                    weights[new_key] = value if value.dtype == FP8 else value.to(torch.bfloat16)
-    except (OSError, SafetensorError) as exc:
-        raise ModelUnusable(
-            f"{checkpoint} cannot be read: {exc}", hint="Download it again."
-        ) from exc
-    return weights
+    def _check(
+        self, what: str, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
+    ) -> None:
+        both = expected.keys() & found.keys()
+        for problem, names in (
+            ("lacks", expected.keys() - found.keys()),
+            ("has unknown", found.keys() - expected.keys()),
+            ("has misshapen", {key for key in both if expected[key].shape != found[key].shape}),
+        ):
+            if names:
+                raise ModelUnusable(
+                    f"{self._path} {problem} weights of the {what}: "
+                    f"{', '.join(sorted(names)[:3])} ({len(names)} in all).",
+                    hint="Download the checkpoint again.",
+                )
 
 
 def _elsewhere(key: str) -> bool:

@@ -18,6 +18,7 @@ from ltx_core.text_encoders.gemma.embeddings_connector import (
 )
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractorV1, FeatureExtractorV2
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from ltxq.errors import InvalidRequest, ModelUnusable
 
@@ -97,6 +98,7 @@ def load_gemma(folder: Path, device: torch.device) -> torch.nn.Module:
     Raises:
         ModelUnusable: a weight is missing, is not Gemma's or has another shape.
     """
+    disable_progress_bar()  # progress is told by those who show it
     try:
         model, report = Gemma3ForConditionalGeneration.from_pretrained(
             folder,

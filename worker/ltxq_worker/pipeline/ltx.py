@@ -9,36 +9,49 @@ from __future__ import annotations
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ltx_core.model.audio_vae import decode_audio
-from ltx_core.model.video_vae import decode_video, get_video_chunks_number
+from ltx_core.model.video_vae import (
+    SpatialTilingConfig,
+    TemporalTilingConfig,
+    TilingConfig,
+    decode_video,
+)
 from ltx_core.types import VideoPixelShape
 from numpy.typing import NDArray
 
-from ltxq.job import VideoRequest
+from ltxq.errors import ConfigurationError, InvalidRequest, OutOfMemory
+from ltxq.job import Stage, VideoRequest
 from ltxq_worker.models import resident
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
-from ltxq_worker.pipeline import Clip, Report, Sound
+from ltxq_worker.pipeline import Clip, Report, Sound, memory
 from ltxq_worker.pipeline.denoise import STEPS, denoise
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
+KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
 
 
 class LtxPipeline:
-    """LTX-2 on one device. Satisfies `Pipeline`."""
+    """LTX-2 on one device. Satisfies `Pipeline`; one generation at a time."""
 
     def __init__(
-        self, *, model: str, versions: dict[str, str], parts: Resident, device: torch.device
+        self, *, model: str, folder: ModelFolder, parts: Resident, device: torch.device
     ) -> None:
+        """Use `load`."""
         self.model = model
-        self.versions = versions
+        self.versions = {
+            **{name: version(name) for name in ("ltx-core", "torch", "transformers")},
+            "checkpoint": folder.version,
+        }
+        self._config: dict[str, Any] = folder.config
         self._parts = parts
         self._device = device
         self._contexts: OrderedDict[str, TextContext] = OrderedDict()
@@ -53,64 +66,205 @@ class LtxPipeline:
         quantization: Quantization = "none",
         report: LoadReport | None = None,
     ) -> LtxPipeline:
+        """Load a model and keep it.
+
+        Args:
+            folder: Where it is.
+            model: What requests call it.
+            device: 'cuda', 'cuda:1' or 'cpu'; None: a GPU if there is one.
+            quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38.
+            report: Told what is being loaded and the share of all that is done, 0..1.
+
+        Raises:
+            ModelUnusable: the folder does not hold a model that can be run.
+            OutOfMemory: the device cannot hold it.
+            ConfigurationError: there is no such device.
+        """
         if not isinstance(folder, ModelFolder):
             folder = ModelFolder.open(folder)
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        parts = resident.load(folder, where, quantization, report or (lambda what, share: None))
-        versions = {name: version(name) for name in ("ltx-core", "torch", "transformers")}
-        return cls(
-            model=model,
-            versions={**versions, "checkpoint": folder.version},
-            parts=parts,
-            device=where,
+        if not {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys():
+            # Clips of many sizes would fragment the card; read when CUDA starts, below.
+            os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        where = _device(device)
+        try:
+            parts = resident.load(folder, where, quantization, report or _say_nothing)
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+        else:
+            return cls(model=model, folder=folder, parts=parts, device=where)
+        _free(where)
+        raise OutOfMemory(
+            f"{where} has {_total(where) / 1e9:.0f} GB of memory, which do not hold {folder.name}.",
+            hint="Set LTXQ_QUANTIZATION=fp8, end what else runs there, or use a larger card.",
         )
 
     def generate(self, request: VideoRequest, report: Report) -> Clip:
-        assert request.seed is not None  # drawn at submission
+        """Make a clip; `Pipeline.generate` says how. What `report` raises ends it at once."""
+        if request.seed is None:
+            raise InvalidRequest("The request has no seed.", hint="Draw one before generating.")
+        shape = memory.Shape(request.height, request.width, request.num_frames)
+        self._refuse_what_cannot_fit(shape)
+        try:
+            return self._generate(request, shape, request.seed, report)
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+        # Here the error and the tensors its traceback held are gone.
+        raise self._out_of_memory(shape)
+
+    def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
+        """Make a clip of each (height, width, num_frames) and drop it: the first is slow."""
+        for height, width, num_frames in shapes:
+            request = VideoRequest(
+                prompt="warm-up", height=height, width=width, num_frames=num_frames, frame_rate=60
+            )
+            for _ in self.generate(request, _report_nothing).frames:
+                pass
+
+    @torch.inference_mode()
+    def _generate(
+        self, request: VideoRequest, shape: memory.Shape, seed: int, report: Report
+    ) -> Clip:
         report("encode_text", 0, 1)
         context = self._context(request.prompt)
         report("encode_text", 1, 1)
         report("denoise", 0, STEPS)
-        with torch.inference_mode():
-            generator = torch.Generator(self._device).manual_seed(request.seed)
-            latents = denoise(
-                self._parts.transformer,
-                context,
-                VideoPixelShape(
-                    1, request.num_frames, request.height, request.width, request.frame_rate
-                ),
-                generator,
-                lambda step: report("denoise", step, STEPS),
-            )
-            sound = None
-            if request.audio:
-                audio = decode_audio(latents.audio, self._parts.audio_decoder, self._parts.vocoder)
-                sound = Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
-        return Clip(frames=self._frames(latents.video, generator, report), sound=sound)
-
-    def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
-        for height, width, num_frames in shapes:
-            request = VideoRequest(
-                prompt="warm-up", height=height, width=width, num_frames=num_frames
-            )
-            for _ in self.generate(request, lambda stage, step, steps: None).frames:
-                pass
+        generator = torch.Generator(self._device).manual_seed(seed)
+        latents = denoise(
+            self._parts.transformer,
+            context,
+            VideoPixelShape(
+                1, request.num_frames, request.height, request.width, request.frame_rate
+            ),
+            generator,
+            lambda step: report("denoise", step, STEPS),
+        )
+        sound = self._sound(latents.audio) if request.audio else None
+        return Clip(frames=self._frames(latents.video, shape, generator, report), sound=sound)
 
     def _context(self, prompt: str) -> TextContext:
-        if prompt in self._contexts:
-            self._contexts.move_to_end(prompt)
-        else:
-            self._contexts[prompt] = self._parts.text.encode(prompt)
-            if len(self._contexts) > PROMPTS_KEPT:
-                self._contexts.popitem(last=False)
-        return self._contexts[prompt]
+        context = self._contexts.pop(prompt, None) or self._parts.text.encode(prompt)
+        self._contexts[prompt] = context  # the last used last
+        if len(self._contexts) > PROMPTS_KEPT:
+            self._contexts.popitem(last=False)
+        return context
 
-    @torch.inference_mode()
+    def _sound(self, latent: torch.Tensor) -> Sound:
+        audio = decode_audio(latent, self._parts.audio_decoder, self._parts.vocoder)
+        return Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
+
     def _frames(
-        self, latent: torch.Tensor, generator: torch.Generator, report: Report
+        self,
+        latent: torch.Tensor,
+        shape: memory.Shape,
+        generator: torch.Generator,
+        report: Report,
     ) -> Iterator[NDArray[np.uint8]]:
-        report("decode", 0, 1)
-        for chunk in decode_video(latent, self._parts.video_decoder, None, generator):
-            yield chunk.cpu().numpy()
-        report("decode", 1, 1)
+        done = 0
+        report("decode", done, shape.num_frames)
+        try:
+            for chunk in _decode(latent, self._parts.video_decoder, _tiling(shape), generator):
+                yield chunk
+                done += len(chunk)
+                report("decode", done, shape.num_frames)
+            return
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+        raise self._out_of_memory(shape)
+
+    def _refuse_what_cannot_fit(self, shape: memory.Shape) -> None:
+        if self._device.type == "cuda":
+            weights = torch.cuda.memory_allocated(self._device)
+            budget = _total(self._device) - weights - KEPT_FREE
+        else:
+            budget = memory.available_ram()
+        if memory.bytes_needed(self._config, shape) > budget:
+            raise self._too_large(shape, budget)
+
+    def _out_of_memory(self, shape: memory.Shape) -> OutOfMemory:
+        """The error after the device ran out, which is free again. What was tried is too large."""
+        _free(self._device)
+        tried = memory.bytes_needed(self._config, shape) - 1
+        return self._too_large(shape, min(tried, _left(self._device)))
+
+    def _too_large(self, shape: memory.Shape, budget: int) -> OutOfMemory:
+        fits = memory.largest_that_fits(self._config, shape, budget)
+        return OutOfMemory(
+            f"A clip of {shape} needs about "
+            f"{memory.bytes_needed(self._config, shape) / 1e9:.1f} GB of memory beside the model; "
+            f"{self._device} has {max(0, budget) / 1e9:.1f} GB for it.",
+            hint=f"The largest that fits: {fits}."
+            if fits
+            else "No clip fits: set LTXQ_QUANTIZATION=fp8, or end what else runs there.",
+        )
+
+
+@torch.inference_mode()  # entered anew for each chunk, and left while the caller has it
+def _decode(
+    latent: torch.Tensor,
+    decoder: torch.nn.Module,
+    tiling: TilingConfig | None,
+    generator: torch.Generator,
+) -> Iterator[NDArray[np.uint8]]:
+    for chunk in decode_video(latent, decoder, tiling, generator):
+        yield chunk.contiguous().cpu().numpy()
+
+
+def _tiling(shape: memory.Shape) -> TilingConfig | None:
+    """None: the clip is decoded in one piece, which is faster and blends nothing."""
+    in_time, in_space = memory.tiles_in_time(shape), memory.tiles_in_space(shape)
+    if not in_time and not in_space:
+        return None
+    return TilingConfig(
+        temporal_config=TemporalTilingConfig(memory.TILE_FRAMES, memory.TILE_FRAMES_OVERLAP)
+        if in_time
+        else None,
+        spatial_config=SpatialTilingConfig(memory.TILE_SIDE, memory.TILE_SIDE_OVERLAP)
+        if in_space
+        else None,
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"There is no {device} here: {torch.cuda.device_count()} GPUs are seen.",
+            hint="Look at nvidia-smi: the driver must be 580 or newer. Or run on the CPU.",
+        )
+    return device
+
+
+def _is_out_of_memory(exc: BaseException) -> bool:
+    # On a CPU torch has no type for it.
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(exc)
+    )
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _left(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] - KEPT_FREE
+    return memory.available_ram()
+
+
+def _total(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return memory.available_ram()
+
+
+def _say_nothing(what: str, share: float) -> None:
+    """A LoadReport for those who do not ask."""
+
+
+def _report_nothing(stage: Stage, step: int, steps: int) -> None:
+    """A Report for clips nobody waits for."""

@@ -1,0 +1,113 @@
+"""How much memory a clip needs beside the model, and the largest clip that fits.
+
+An estimate, from sizes alone: the computation on real modules that its constants come from is
+within a tenth of them. Asking the device what it has is left to `ltx.py`, but for a CPU's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltxq.job import FRAME_STEP, MIN_SIDE, SIDE_STEP
+
+# Activations of a denoising step: 0.5, 2 and 5 GB at 1,920, 6,144 and 24,576 tokens in bf16.
+BYTES_PER_TOKEN = 330_000
+# Decoding in one piece: 1.1, 3.8 and 15.3 GB at 13, 48 and 190 million pixels.
+BYTES_PER_PIXEL = 85
+# Of these, frames and their blending: three channels in bf16, a few times. Not the network's.
+BYTES_PER_FRAME_PIXEL = 24
+# Encoding a prompt: Gemma's 49 hidden states of 1,024 tokens (0.4 GB), stacked and normalised.
+BYTES_FOR_TEXT = 2_500_000_000
+
+# Above this many pixels (121 frames of 512×768, about 4 GB) a clip is decoded in tiles.
+PIXELS_UNTILED = 48_000_000
+TILE_FRAMES, TILE_FRAMES_OVERLAP = 64, 24  # as ltx-core's default
+TILE_SIDE, TILE_SIDE_OVERLAP = 1024, 64  # pixels; ltx-core's default of 512 costs more arithmetic
+
+FEW_FRAMES = 17  # below this a smaller picture is the better advice
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A clip's size."""
+
+    height: int  # pixels
+    width: int  # pixels
+    num_frames: int
+
+    @property
+    def pixels(self) -> int:
+        """In all frames."""
+        return self.height * self.width * self.num_frames
+
+    @property
+    def tokens(self) -> int:
+        """Of the picture, in the transformer."""
+        frames = (self.num_frames - 1) // FRAME_STEP + 1
+        return frames * (self.height // SIDE_STEP) * (self.width // SIDE_STEP)
+
+    def __str__(self) -> str:
+        return f"{self.width}×{self.height} with {self.num_frames} frames"
+
+
+def tiles_in_time(shape: Shape) -> bool:
+    """Whether frames are decoded in overlapping runs of 64."""
+    return shape.pixels > PIXELS_UNTILED and shape.num_frames > TILE_FRAMES
+
+
+def tiles_in_space(shape: Shape) -> bool:
+    """Whether pictures too are decoded in overlapping pieces."""
+    frames = min(shape.num_frames, TILE_FRAMES)
+    return shape.height * shape.width * frames > 2 * PIXELS_UNTILED
+
+
+def bytes_needed(config: dict[str, Any], shape: Shape) -> int:
+    """Peak memory in bytes beside the weights, for a checkpoint's configuration."""
+    transformer = config["transformer"]
+    width = transformer["num_attention_heads"] * transformer["attention_head_dim"] / 4096
+    channels = config["vae"].get("decoder_base_channels", 128) / 128
+    frames = TILE_FRAMES if tiles_in_time(shape) else shape.num_frames
+    buffers = shape.height * shape.width * frames
+    network = buffers
+    if tiles_in_space(shape):
+        network = min(shape.height, TILE_SIDE) * min(shape.width, TILE_SIDE) * frames
+    decoding = (
+        BYTES_PER_FRAME_PIXEL * buffers
+        + (BYTES_PER_PIXEL - BYTES_PER_FRAME_PIXEL) * channels * network
+    )
+    return int(max(BYTES_FOR_TEXT * width, BYTES_PER_TOKEN * width * shape.tokens, decoding))
+
+
+def largest_that_fits(config: dict[str, Any], shape: Shape, budget: int) -> Shape | None:
+    """The first of ever smaller clips that needs at most `budget` bytes; None: none does."""
+    return next((s for s in _smaller(shape) if bytes_needed(config, s) <= budget), None)
+
+
+def _smaller(shape: Shape) -> Iterator[Shape]:
+    """Fewer frames first, then smaller pictures of about the same proportions."""
+    frames = shape.num_frames
+    while frames > FEW_FRAMES:
+        frames -= FRAME_STEP
+        yield replace(shape, num_frames=frames)
+    for percent in range(95, 0, -5):
+        height, width = (
+            max(MIN_SIDE, side * percent // 100 // SIDE_STEP * SIDE_STEP)
+            for side in (shape.height, shape.width)
+        )
+        yield Shape(height, width, frames)
+
+
+def available_ram() -> int:
+    """Bytes this process may still take on a CPU: what Linux and its container leave."""
+    meminfo = dict(
+        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
+    )
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    cgroup = Path("/sys/fs/cgroup")
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()) != "max":
+        free = min(free, int(bound) - int(used.read_text()))
+    return free
