@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -38,7 +39,6 @@ SIDE_STEP = 32  # pixels: the video VAE's stride in space
 MIN_SIDE, MAX_SIDE = 64, 2048  # pixels
 FRAME_STEP = 8  # frames: the video VAE's stride in time; the first frame stands alone
 MAX_SECONDS = 20.0
-MAX_FRAMES = 1193  # the most of the form 8k+1 in 20 s at 60 frames a second
 MAX_SEED = 2**53 - 1  # the largest integer every JSON reader keeps exact
 MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
 
@@ -70,10 +70,12 @@ class VideoRequest(BaseModel):
     )
     height: int = Field(default=512, description="Pixels; a multiple of 32 from 64 to 2048.")
     width: int = Field(default=768, description="Pixels; a multiple of 32 from 64 to 2048.")
-    num_frames: int = Field(
-        default=33, description="1, 9, 17, 25, … (8k+1); at most 20 seconds at frame_rate."
-    )
     frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
+    num_frames: int = Field(
+        default=33,
+        validate_default=True,
+        description="1, 9, 17, 25, … (8k+1); at most 20 seconds at frame_rate.",
+    )
     seed: int | None = Field(
         default=42,
         description="0 to 2^53-1. None: one is drawn when the job is submitted, and recorded.",
@@ -144,10 +146,17 @@ class VideoRequest(BaseModel):
 
     @field_validator("num_frames")
     @classmethod
-    def _num_frames_is_8k_plus_1(cls, frames: int) -> int:
+    def _num_frames_is_allowed(cls, frames: int, earlier: ValidationInfo) -> int:
+        rate = earlier.data.get("frame_rate", 24.0)  # missing where it is wrong itself
+        most = (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
+        near = either(nearest(frames, step=FRAME_STEP, offset=1, low=1, high=most))
         if frames < 1 or frames % FRAME_STEP != 1:
-            near = nearest(frames, step=FRAME_STEP, offset=1, low=1, high=MAX_FRAMES)
-            raise ValueError(f"must be 8k+1, not {frames}; nearest: {either(near)}")
+            raise ValueError(f"must be 8k+1, not {frames}; nearest: {near}")
+        if frames > most:
+            raise ValueError(
+                f"{frames} frames at {rate:g} a second are {frames / rate:.1f} s, more than "
+                f"{MAX_SECONDS:g} s; nearest: {near}"
+            )
         return frames
 
     @field_validator("seed")
@@ -184,18 +193,6 @@ class VideoRequest(BaseModel):
         if url is not None and not re.fullmatch(r"https?://[^\s/?#]+\S*", url):
             raise ValueError("must be an http:// or https:// URL")
         return url
-
-    @model_validator(mode="after")
-    def _clip_is_at_most_20_seconds(self) -> VideoRequest:
-        longest = math.floor(MAX_SECONDS * self.frame_rate)
-        if self.num_frames > longest:
-            most = (longest - 1) // FRAME_STEP * FRAME_STEP + 1
-            raise ValueError(
-                f"num_frames: {self.num_frames} frames at {self.frame_rate:g} a second are "
-                f"{self.num_frames / self.frame_rate:.1f} s, more than {MAX_SECONDS:g} s; "
-                f"nearest: {most}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoRequest:

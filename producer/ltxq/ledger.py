@@ -432,7 +432,7 @@ class Ledger:
         attempts = Retrying(
             retry=retry_if_exception(_passes),
             stop=stop_after_delay(patience),
-            wait=wait_exponential_jitter(initial=0.02, max=1.0, jitter=0.02),
+            wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.02),
             reraise=True,
         )
         try:

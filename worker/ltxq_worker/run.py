@@ -164,7 +164,7 @@ class Runner:
         Retrying(
             retry=retry_if_exception_type(StorageUnavailable),
             stop=stop_after_delay(self.settings.upload_patience),
-            wait=wait_exponential_jitter(initial=0.5, max=30),
+            wait=wait_exponential_jitter(multiplier=0.5, max=30),
             before_sleep=lambda state: log.warning(
                 "%s waits for storage: %s", attempt.claim.job_id, _error(state)
             ),

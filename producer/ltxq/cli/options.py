@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -65,7 +66,7 @@ def request_options(
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, flags = _plain(field.annotation), [f"--{name.replace('_', '-')}"]
     default = "" if field.default is None else f" [default: {field.default}]"
-    text = field.description or ""
+    text = re.sub("^None: ", "Default: ", field.description or "")
     if name == "seed":  # on a command line None is a word
         kind, text = str, "0 to 2^53-1, or `random`: drawn when the job is submitted."
     elif name == "metadata":

@@ -65,7 +65,7 @@ def error_fields(exc: LtxqError) -> dict[str, Any]:
 
 def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
     """An error: one JSON object, or its problems line by line and what to do."""
-    whole = {"code": "internal", "hint": "", "retryable": False, **fields}
+    whole = {"code": "internal", "message": "", "hint": "", "retryable": False, **fields}
     if as_json:
         emit({"error": whole})
         return

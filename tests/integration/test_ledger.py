@@ -1,0 +1,467 @@
+"""The ledger on a real Redis: each step's promise, and what happens when Redis does not answer.
+
+The order of steps nobody thought of is test_ledger_states.py's.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from ltxq.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    JobError,
+    JobNotFinished,
+    JobNotFound,
+    QueueFull,
+    QueueUnavailable,
+)
+from ltxq.job import Progress, VideoRequest, VideoResult, new_job_id
+from ltxq.ledger import PREFIX, Claim, Ledger, Ticket
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer
+
+FAILED = JobError(code="internal", message="it broke")
+HALF = Progress(stage="denoise", step=4, steps=8, fraction=0.35)
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    """Straight to the database, to see and to spoil what the ledger keeps."""
+    with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5) as connection:
+        yield connection
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Iterator[Ledger]:
+    made = make_ledger(redis_url)
+    yield made
+    made.close()
+
+
+def make_ledger(url: str, **settings: Any) -> Ledger:
+    return Ledger.from_settings(Settings(url=url, **settings))
+
+
+def submit(ledger: Ledger, **fields: Any) -> Ticket:
+    request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    ticket = ledger.submit(new_job_id(), request)
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def claim(ledger: Ledger, ticket: Ticket, worker: str = "w") -> Claim:
+    claimed = ledger.claim(ticket, worker)
+    assert claimed is not None
+    return claimed
+
+
+def result(claimed: Claim) -> VideoResult:
+    urls = dict.fromkeys(("url", "poster_url", "spritesheet_url", "sidecar_url"), "https://x/")
+    return VideoResult(
+        **urls, key=f"{claimed.job_id}/{claimed.token}/clip.mp4", sha256="0" * 64, size=1,
+        width=768, height=512, num_frames=33, frame_rate=24, duration=1.375, seed=42,
+        model="instant", timings={}, expires_at=None,
+    )  # fmt: skip
+
+
+def let_time_pass(server: redis.Redis, *, leases: bool = True) -> None:
+    """As if every message had long been on its way, and every lease had ended; a sweep is due."""
+    for job_id in server.zrange(f"{PREFIX}running", 0, -1) if leases else ():
+        server.zadd(f"{PREFIX}running", {job_id: 0})
+    for key in server.scan_iter(f"{PREFIX}job:*"):
+        server.hset(key, "sent", 0)
+    seconds, micros = server.time()
+    server.set(f"{PREFIX}swept", int(seconds * 1000 + micros / 1000 - 2000))
+
+
+def test_submitting_the_same_id_again_changes_nothing(ledger: Ledger) -> None:
+    request = VideoRequest(prompt="a fox", model="instant")
+    job_id = new_job_id()
+    assert ledger.submit(job_id, request) == ledger.submit(job_id, request)
+    assert len(ledger.list().jobs) == 1
+
+
+def test_one_of_many_claims_wins(ledger: Ledger) -> None:
+    for _ in range(20):
+        ticket = submit(ledger)
+        start = threading.Barrier(8)
+
+        def race(worker: int, ticket: Ticket = ticket, start: threading.Barrier = start) -> Any:
+            start.wait()
+            return ledger.claim(ticket, f"w{worker}")
+
+        with ThreadPoolExecutor(8) as pool:
+            claims = [c for c in pool.map(race, range(8)) if c]
+        assert len(claims) == 1
+
+
+def test_a_claim_whose_reply_was_lost_is_repeated_by_its_nonce(ledger: Ledger) -> None:
+    ticket = submit(ledger)
+    first = ledger.claim(ticket, "w", nonce="n")
+    assert first is not None
+    assert first.token == 1
+    assert ledger.claim(ticket, "w", nonce="n") == first
+    assert ledger.claim(ticket, "w", nonce="other") is None
+
+
+def test_a_worker_of_another_model_gets_no_claim(ledger: Ledger) -> None:
+    ticket = submit(ledger)
+    forged = Ticket(job_id=ticket.job_id, queue="ltxq.1.other", lane=3, stamp=ticket.stamp)
+    assert ledger.claim(forged, "w") is None
+
+
+def test_writes_with_an_older_token_are_refused(ledger: Ledger) -> None:
+    old = claim(ledger, submit(ledger), "w1")
+    returned = ledger.give_back(old, charged=False)
+    assert returned.ticket is not None
+    new = claim(ledger, returned.ticket, "w2")
+    assert new.token == old.token + 1
+    assert ledger.renew(old) == "lost"
+    assert ledger.report(old, HALF, on_gpu=True) == "lost"
+    assert ledger.give_back(old, charged=True).state == "lost"
+    assert not ledger.finish(old, result(old))
+    assert ledger.get(new.job_id).progress is None
+    assert ledger.finish(new, result(new))
+    assert ledger.get(new.job_id).result == result(new)
+
+
+def test_finishing_twice_is_finishing_once(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    assert ledger.finish(claimed, result(claimed))
+    finished = ledger.get(claimed.job_id)
+    assert ledger.finish(claimed, result(claimed))
+    assert not ledger.finish(claimed, FAILED)
+    assert ledger.get(claimed.job_id) == finished
+
+
+def test_progress_is_seen_and_gone_at_the_end(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    assert ledger.report(claimed, HALF, on_gpu=True) == "held"
+    assert ledger.get(claimed.job_id).progress == HALF
+    ledger.finish(claimed, FAILED)
+    job = ledger.get(claimed.job_id)
+    assert (job.state, job.error, job.progress) == ("failed", FAILED, None)
+
+
+def test_a_queued_job_is_cancelled_at_once(ledger: Ledger) -> None:
+    ticket = submit(ledger)
+    assert ledger.cancel(ticket.job_id) == "cancelled"
+    assert ledger.claim(ticket, "w") is None
+    assert ledger.get(ticket.job_id).state == "cancelled"
+
+
+def test_a_running_job_learns_that_it_is_cancelled(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    assert ledger.renew(claimed) == "held"
+    assert ledger.cancel(claimed.job_id) == "running"
+    assert ledger.get(claimed.job_id).cancel_requested
+    assert ledger.renew(claimed) == "cancel"
+    assert ledger.report(claimed, HALF, on_gpu=True) == "cancel"
+
+
+def test_a_finish_that_comes_before_the_cancelling_is_obeyed_wins(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    ledger.cancel(claimed.job_id)
+    assert ledger.finish(claimed, result(claimed))
+    assert ledger.get(claimed.job_id).state == "succeeded"
+
+
+def test_a_cancelled_job_given_back_does_not_run_again(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    ledger.cancel(claimed.job_id)
+    assert ledger.give_back(claimed, charged=True).state == "cancelled"
+
+
+def test_only_the_job_on_the_gpu_is_charged_for_a_lost_worker(redis_url: str) -> None:
+    ledger = make_ledger(redis_url, max_lost=1)
+    uploading = claim(ledger, submit(ledger), "w")
+    ledger.report(uploading, HALF, on_gpu=False)
+    on_gpu = claim(ledger, submit(ledger), "w")
+    others = claim(ledger, submit(ledger), "other")
+    returned = {r.job_id: r.state for r in ledger.give_back_all("w")}
+    assert returned == {uploading.job_id: "queued", on_gpu.job_id: "failed"}
+    error = ledger.get(on_gpu.job_id).error
+    assert error is not None
+    assert error.code == "worker_lost"
+    assert ledger.renew(others) == "held"
+    ledger.close()
+
+
+def test_a_job_fails_after_max_lost_workers_and_not_before(redis_url: str) -> None:
+    ledger = make_ledger(redis_url, max_lost=3)
+    ticket: Ticket | None = submit(ledger)
+    states = []
+    while ticket:
+        returned = ledger.give_back(claim(ledger, ticket), charged=True)
+        states.append(returned.state)
+        ticket = returned.ticket
+    assert states == ["queued", "queued", "failed"]
+    ledger.close()
+
+
+def test_a_job_given_back_goes_to_the_head_of_its_priority(ledger: Ledger) -> None:
+    for priority, lane in (("high", 0), ("normal", 2), ("low", 4)):
+        ticket = submit(ledger, priority=priority)
+        assert ticket.lane == lane + 1
+        returned = ledger.give_back(claim(ledger, ticket), charged=False)
+        assert returned.ticket is not None
+        assert returned.ticket.lane == lane
+
+
+def test_a_repeated_give_back_answers_as_the_first(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    assert ledger.give_back(claimed, charged=True) == ledger.give_back(claimed, charged=True)
+
+
+def test_the_sweep_queues_a_job_whose_lease_ended(ledger: Ledger, server: redis.Redis) -> None:
+    claimed = claim(ledger, submit(ledger))
+    let_time_pass(server)
+    swept = ledger.sweep()
+    assert [r.job_id for r in swept.lease_ended] == [claimed.job_id]
+    assert [t.job_id for t in swept.tickets] == [claimed.job_id]
+    assert ledger.renew(claimed) == "lost"
+
+
+def test_a_renewed_lease_is_left_alone(ledger: Ledger, server: redis.Redis) -> None:
+    claimed = claim(ledger, submit(ledger))
+    let_time_pass(server)
+    ledger.renew(claimed)
+    assert ledger.sweep().lease_ended == ()
+
+
+def test_leases_are_extended_when_nobody_swept_for_a_while(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    claimed = claim(ledger, submit(ledger))
+    let_time_pass(server)
+    server.set(f"{PREFIX}swept", 0)
+    assert ledger.sweep().lease_ended == ()
+    assert ledger.renew(claimed) == "held"
+
+
+def test_one_sweep_at_a_time(ledger: Ledger, server: redis.Redis) -> None:
+    claim(ledger, submit(ledger))
+    let_time_pass(server)
+    with ThreadPoolExecutor(4) as pool:
+        sweeps = list(pool.map(lambda _: ledger.sweep(interval=2.0), range(4)))
+    assert sorted(len(s.lease_ended) for s in sweeps) == [0, 0, 0, 1]
+
+
+def test_a_lost_message_is_found_on_an_idle_queue(ledger: Ledger, server: redis.Redis) -> None:
+    ticket = submit(ledger)  # and no message: its list is empty
+    assert ledger.sweep(interval=0.001).tickets == ()  # it may be on its way
+    let_time_pass(server)
+    (again,) = ledger.sweep().tickets
+    assert (again.job_id, again.lane) == (ticket.job_id, ticket.lane - 1)
+    claim(ledger, again)
+
+
+def test_a_lost_message_is_found_under_a_backlog(ledger: Ledger, server: redis.Redis) -> None:
+    lost, later, last = submit(ledger), submit(ledger), submit(ledger)
+    queue = f"{lost.queue}\x06\x16{lost.lane}"
+    server.lpush(queue, "later's message", "last's message")
+    let_time_pass(server, leases=False)
+    assert ledger.sweep().tickets == ()  # all may still be taken in order
+    server.rpop(queue)
+    claim(ledger, later)
+    let_time_pass(server, leases=False)
+    assert [t.job_id for t in ledger.sweep().tickets] == [lost.job_id]
+    assert ledger.get(last.job_id).state == "queued"
+
+
+def test_a_resent_job_does_not_make_the_backlog_look_lost(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    backlog = [submit(ledger) for _ in range(3)]
+    server.lpush(f"{backlog[0].queue}\x06\x16{backlog[0].lane}", "a message")
+    returned = ledger.give_back(claim(ledger, backlog[0]), charged=False)
+    assert returned.ticket is not None
+    claim(ledger, returned.ticket)  # stamped after the backlog, taken before it
+    let_time_pass(server)
+    assert [t.job_id for t in ledger.sweep().tickets] == [backlog[0].job_id]  # its lease ended
+
+
+def test_a_job_in_a_more_urgent_lane_counts_as_overtaken(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    lost = submit(ledger, priority="high")
+    other_high = submit(ledger, priority="high")
+    server.lpush(f"{lost.queue}\x06\x16{lost.lane}", "a message")
+    claim(ledger, submit(ledger, priority="low"))  # proves that the high lane was empty
+    let_time_pass(server)
+    found = {t.job_id for t in ledger.sweep().tickets}
+    assert {lost.job_id, other_high.job_id} <= found
+
+
+def test_records_and_keys_go_when_their_retention_ends(
+    redis_url: str, server: redis.Redis
+) -> None:
+    ledger = make_ledger(redis_url)
+    request = VideoRequest(prompt="a fox", model="instant")
+    ticket = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    assert isinstance(ticket, Ticket)
+    claimed = claim(ledger, ticket)
+    ledger.finish(claimed, result(claimed))
+    server.zadd(f"{PREFIX}expiry", {claimed.job_id: 0})
+    assert ledger.sweep(interval=0.001).expired == (claimed.job_id,)
+    with pytest.raises(JobNotFound):
+        ledger.get(claimed.job_id)
+    left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
+    assert left <= {"counter", "queues", "swept", f"watermark:{ticket.queue}"}
+    ledger.close()
+
+
+def test_the_sweep_names_results_celery_was_not_told_of(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    claimed = claim(ledger, submit(ledger))
+    ledger.finish(claimed, result(claimed))
+    assert ledger.sweep(interval=0.001).unreported == ()  # the worker may be about to
+    server.zadd(f"{PREFIX}unreported", {claimed.job_id: 0})
+    let_time_pass(server)
+    assert ledger.sweep().unreported == (claimed.job_id,)
+    ledger.reported(claimed.job_id)
+    let_time_pass(server)
+    assert ledger.sweep().unreported == ()
+
+
+def test_an_idempotency_key_gives_the_same_job_back(ledger: Ledger) -> None:
+    request = VideoRequest(prompt="a fox", model="instant")
+    first = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    assert isinstance(first, Ticket)
+    assert ledger.submit(new_job_id(), request, idempotency_key="k", digest="d") == first.job_id
+    with pytest.raises(IdempotencyConflict):
+        ledger.submit(new_job_id(), request, idempotency_key="k", digest="e")
+    assert len(ledger.list().jobs) == 1
+
+
+def test_a_full_queue_takes_nothing_and_stores_nothing(redis_url: str, server: redis.Redis) -> None:
+    ledger = make_ledger(redis_url, max_queued=2)
+    submit(ledger), submit(ledger)
+    before = server.dbsize()
+    with pytest.raises(QueueFull, match="2 jobs are queued"):
+        submit(ledger)
+    assert server.dbsize() == before
+    ledger.close()
+
+
+def test_deleting_is_for_finished_jobs(ledger: Ledger) -> None:
+    ticket = submit(ledger)
+    with pytest.raises(JobNotFinished):
+        ledger.delete(ticket.job_id)
+    ledger.cancel(ticket.job_id)
+    ledger.delete(ticket.job_id)
+    for ask in (ledger.get, ledger.cancel, ledger.delete):
+        with pytest.raises(JobNotFound):
+            ask(ticket.job_id)
+
+
+def test_a_list_is_newest_first_by_state_and_paged(ledger: Ledger) -> None:
+    tickets = [submit(ledger) for _ in range(7)]
+    for ticket in tickets[::2]:
+        claimed = claim(ledger, ticket)
+        ledger.finish(claimed, result(claimed))
+    newest = [t.job_id for t in reversed(tickets)]
+    seen: list[str] = []
+    after = None
+    while True:
+        page = ledger.list(limit=3, after=after)
+        seen += [job.id for job in page.jobs]
+        if (after := page.after) is None:
+            break
+    assert seen == newest
+    assert [j.id for j in ledger.list(state="succeeded").jobs] == newest[::2]
+    with pytest.raises(JobNotFound):
+        ledger.list(after="video_unknown")
+
+
+def test_a_change_wakes_who_listens(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    with ledger.changes(claimed.job_id) as changes:
+        assert changes.get_message(timeout=5) is None  # the subscription itself
+        ledger.report(claimed, HALF, on_gpu=True)
+        assert changes.get_message(timeout=5) is not None
+
+
+def test_leases_are_kept_by_the_clock_of_redis(
+    ledger: Ledger, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # this host is decades behind
+    claimed = claim(ledger, submit(ledger))
+    deadline = server.zscore(f"{PREFIX}running", claimed.job_id)
+    assert deadline is not None
+    assert 25_000 < deadline - server.time()[0] * 1000 <= 31_000
+
+
+def test_no_redis_is_a_clear_error_within_5_seconds() -> None:
+    with socket.socket() as taken:  # bound, not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        ledger = make_ledger(f"redis://:s3cret@127.0.0.1:{taken.getsockname()[1]}/0")
+        began = time.monotonic()
+        with pytest.raises(QueueUnavailable, match="does not answer") as caught:
+            submit(ledger)
+        assert time.monotonic() - began < 5
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_redis_that_hangs_is_a_clear_error_within_5_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
+        ledger = make_ledger(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        began = time.monotonic()
+        with pytest.raises(QueueUnavailable):
+            submit(ledger)
+        assert time.monotonic() - began < 5
+
+
+def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
+    with RedisServer.start(tmp_path, password="right") as server:
+        ledger = make_ledger(f"redis://:wr0ng@127.0.0.1:{server.port}/0")
+        with pytest.raises(ConfigurationError, match="refuses this user or password") as caught:
+            ledger.ping()
+        assert "wr0ng" not in str(caught.value)
+
+
+def test_a_full_redis_is_told_and_nothing_is_half_stored(tmp_path: Path) -> None:
+    with RedisServer.start(tmp_path) as server:
+        ledger = make_ledger(server.url)
+        with redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5) as straight:
+            straight.config_set("maxmemory", 1)
+            with pytest.raises(QueueUnavailable, match="full"):
+                submit(ledger)
+            assert straight.dbsize() == 0
+            straight.config_set("maxmemory", 0)
+        submit(ledger)
+        ledger.close()
+
+
+def test_a_read_only_replica_is_told(tmp_path: Path) -> None:
+    with RedisServer.start(tmp_path) as server:
+        with redis.Redis.from_url(server.url, socket_timeout=5) as straight:
+            straight.replicaof("127.0.0.1", 1)
+            ledger = make_ledger(server.url)
+            with pytest.raises(QueueUnavailable, match="read-only replica"):
+                submit(ledger)
+        ledger.close()
+
+
+def test_calls_live_through_a_restart_of_redis(tmp_path: Path) -> None:
+    first = RedisServer.start(tmp_path)
+    ledger = make_ledger(first.url)
+    ticket = submit(ledger)
+    first.stop()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ledger.claim, ticket, "w")
+        with RedisServer.start(tmp_path, port=first.port):
+            claimed = answer.result(timeout=10)
+            assert claimed is not None
+            assert ledger.renew(claimed) == "held"
+    ledger.close()

@@ -1,0 +1,249 @@
+"""The ledger as a state machine: whatever order of steps hypothesis thinks of, on a real Redis,
+agrees with a model of a few lines, and the indexes agree with the records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from ltxq.errors import JobNotFinished, JobNotFound
+from ltxq.job import FINAL_STATES, VideoRequest, new_job_id
+from ltxq.ledger import CANCELLED, LANES, PREFIX, Claim, Ledger, Ticket
+from ltxq.settings import Settings
+
+from test_ledger import FAILED, HALF, let_time_pass, result
+
+MAX_LOST = 2
+WORKERS = st.sampled_from(["w1", "w2"])
+
+
+@dataclass
+class Model:
+    """What a job must be."""
+
+    state: str = "queued"
+    token: int = 0
+    lost: int = 0
+    cancel: bool = False
+    on_gpu: bool = True
+    worker: str = ""
+    finishes: list[str] = field(default_factory=list)
+
+
+class Ledgers(RuleBasedStateMachine):
+    """Clients, workers and supervisors doing anything at any time."""
+
+    url: str  # set by the test
+
+    tickets: Bundle[Ticket] = Bundle("tickets")
+    claims: Bundle[Claim] = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        self.redis.flushdb()
+        self.ledger = Ledger.from_settings(Settings(url=self.url, max_lost=MAX_LOST))
+        self.jobs: dict[str, Model] = {}
+        self.resent: list[Ticket] = []
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.redis.close()
+
+    # --- clients --------------------------------------------------------------------------
+
+    @rule(target=tickets, priority=st.sampled_from(list(LANES)))
+    def submit(self, priority: str) -> Ticket:
+        request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority})
+        job_id = new_job_id()
+        ticket = self.ledger.submit(job_id, request)
+        assert isinstance(ticket, Ticket)
+        assert self.ledger.submit(job_id, request) == ticket
+        self.jobs[job_id] = Model()
+        return ticket
+
+    @rule(ticket=tickets)
+    def cancel(self, ticket: Ticket) -> None:
+        job = self.jobs.get(ticket.job_id)
+        if job is None:
+            with pytest.raises(JobNotFound):
+                self.ledger.cancel(ticket.job_id)
+            return
+        if job.state == "queued":
+            job.state = "cancelled"
+        job.cancel = job.cancel or job.state == "running"
+        assert self.ledger.cancel(ticket.job_id) == job.state
+
+    @rule(ticket=tickets)
+    def delete(self, ticket: Ticket) -> None:
+        job = self.jobs.get(ticket.job_id)
+        if job is None:
+            with pytest.raises(JobNotFound):
+                self.ledger.delete(ticket.job_id)
+        elif job.state in FINAL_STATES:
+            self.ledger.delete(ticket.job_id)
+            del self.jobs[ticket.job_id]
+        else:
+            with pytest.raises(JobNotFinished):
+                self.ledger.delete(ticket.job_id)
+
+    # --- workers; a ticket may arrive any number of times, or never -------------------------
+
+    @rule(target=claims, ticket=tickets, worker=WORKERS)
+    def claim(self, ticket: Ticket, worker: str) -> Claim:
+        return self._claim(ticket, worker)
+
+    @rule(target=claims, worker=WORKERS)
+    def claim_resent(self, worker: str) -> Claim:
+        ticket = self.resent.pop() if self.resent else Ticket(
+            job_id="video_none", queue="ltxq.1.m", lane=0, stamp=0
+        )  # fmt: skip
+        return self._claim(ticket, worker)
+
+    def _claim(self, ticket: Ticket, worker: str) -> Claim:
+        job = self.jobs.get(ticket.job_id)
+        claimed = self.ledger.claim(ticket, worker, nonce="n")
+        if claimed is None:
+            assert job is None or job.state != "queued"
+            request = VideoRequest(prompt="x")  # a claim nobody was given
+            return Claim(job_id=ticket.job_id, token=99, request=request, waited=0)
+        assert job is not None
+        if job.state == "running":
+            # The nonce is the same on purpose: this is the repeated call of a lost reply.
+            assert claimed.token == job.token
+        else:
+            assert job.state == "queued"
+            job.state, job.worker, job.on_gpu = "running", worker, True
+            job.token += 1
+            assert claimed.token == job.token
+        return claimed
+
+    @rule(claim=claims, on_gpu=st.booleans())
+    def report(self, claim: Claim, on_gpu: bool) -> None:
+        standing = self.ledger.report(claim, HALF, on_gpu=on_gpu)
+        assert standing == self.ledger.renew(claim) == self._standing(claim)
+        if standing != "lost":
+            self.jobs[claim.job_id].on_gpu = on_gpu
+
+    @rule(claim=claims, how=st.sampled_from(["succeeded", "failed", "cancelled"]))
+    def finish(self, claim: Claim, how: str) -> None:
+        job = self.jobs.get(claim.job_id)
+        outcome = {"succeeded": result(claim), "failed": FAILED, "cancelled": CANCELLED}[how]
+        stands = self.ledger.finish(claim, outcome)
+        if self._standing(claim) != "lost":
+            assert job is not None
+            job.state = how
+            job.finishes.append(how)
+            assert stands
+        else:  # refused, unless it is the very outcome that this claim's job has
+            same = job is not None and job.token == claim.token and job.state == how
+            assert stands == same
+
+    @rule(claim=claims, charged=st.booleans())
+    def give_back(self, claim: Claim, charged: bool) -> None:
+        held = self._standing(claim) != "lost"
+        returned = self.ledger.give_back(claim, charged=charged)
+        if held:
+            self._take_back(self.jobs[claim.job_id], charged)
+            assert returned.state == self.jobs[claim.job_id].state
+            if returned.ticket:
+                self.resent.append(returned.ticket)
+
+    # --- supervisors ------------------------------------------------------------------------
+
+    @rule(worker=WORKERS)
+    def lose_worker(self, worker: str) -> None:
+        theirs = {
+            i for i, job in self.jobs.items() if job.state == "running" and job.worker == worker
+        }
+        for returned in self.ledger.give_back_all(worker):
+            theirs.remove(returned.job_id)
+            job = self.jobs[returned.job_id]
+            self._take_back(job, job.on_gpu)
+            assert returned.state == job.state
+            if returned.ticket:
+                self.resent.append(returned.ticket)
+        assert not theirs
+
+    @rule(leases=st.booleans())
+    def sweep_after_a_while(self, leases: bool) -> None:
+        let_time_pass(self.redis, leases=leases)
+        running = [job for job in self.jobs.values() if job.state == "running"]
+        swept = self.ledger.sweep()
+        if leases:
+            for job in running:
+                self._take_back(job, job.on_gpu)
+        assert len(swept.lease_ended) == (len(running) if leases else 0)
+        # No message is on Redis here, so every queued job's is lost, and is sent again.
+        queued = {i for i, job in self.jobs.items() if job.state == "queued"}
+        assert {t.job_id for t in swept.tickets} >= queued
+        assert all(t.lane % 2 == 0 for t in swept.tickets)
+        self.resent += swept.tickets
+
+    # --- what holds at all times ------------------------------------------------------------
+
+    @invariant()
+    def records_agree_with_the_model(self) -> None:
+        for job_id, model in self.jobs.items():
+            job = self.ledger.get(job_id)
+            assert (job.state, job.attempts) == (model.state, model.token)
+            assert job.cancel_requested == (model.state == "running" and model.cancel)
+            assert (job.result is not None) == (job.state == "succeeded")
+            assert (job.error is not None) == (job.state in ("failed", "cancelled"))
+            assert len(model.finishes) <= 1
+
+    @invariant()
+    def indexes_agree_with_the_records(self) -> None:
+        def members(pattern: str) -> list[str]:
+            keys = self.redis.scan_iter(PREFIX + pattern, count=1000)
+            return sorted(i for key in keys for i in self.redis.zrange(key, 0, -1))
+
+        def jobs(*states: str) -> list[str]:
+            return sorted(i for i, job in self.jobs.items() if job.state in states)
+
+        for state in ("queued", "running", *FINAL_STATES):
+            assert members(f"state:{state}") == jobs(state)
+        assert members("waiting:*") == jobs("queued")
+        assert members("running") == jobs("running")
+        assert members("expiry") == members("unreported") == jobs(*FINAL_STATES)
+
+    def _standing(self, claim: Claim) -> str:
+        job = self.jobs.get(claim.job_id)
+        if job is None or job.state != "running" or job.token != claim.token:
+            return "lost"
+        return "cancel" if job.cancel else "held"
+
+    def _take_back(self, job: Model, charged: bool) -> None:
+        job.lost += charged
+        if job.cancel:
+            job.state = "cancelled"
+        elif charged and job.lost >= MAX_LOST:
+            job.state = "failed"
+        else:
+            job.state = "queued"
+
+
+def test_any_order_of_steps_keeps_every_promise(redis_url: str) -> None:
+    class Here(Ledgers):
+        url = redis_url
+
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
