@@ -78,7 +78,7 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled)
     return {id, 'failed'}
   end
   move(id, 'running', 'queued')
-  redis.call('HDEL', key('job', id), 'progress', 'gpu', 'nonce')
+  redis.call('HDEL', key('job', id), 'progress', 'gpu')
   local sent = put_at_head(id)
   changed(id)
   return {id, 'queued', sent[2], sent[3], sent[4]}

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         ge=60,
         description="Seconds a finished job's record, Celery result and clip are kept.",
     )
+    instant_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long the instant test pipeline takes to denoise, in 8 steps.",
+    )
     spool_dir: Path | None = Field(
         default=None, description="Where clips are written before uploading; unset: a temp folder."
     )

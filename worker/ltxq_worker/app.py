@@ -65,7 +65,7 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
     if model == "instant":
         from ltxq_worker.pipeline.instant import InstantPipeline
 
-        return InstantPipeline()
+        return InstantPipeline(denoise_seconds=settings.instant_seconds)
     from ltxq_worker.pipeline.ltx import LtxPipeline
 
     return LtxPipeline.load(

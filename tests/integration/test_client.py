@@ -1,0 +1,319 @@
+"""`Client` over the queue in memory and over a real Redis: the same promises from both."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from ltxq import AsyncClient, Client, VideoRequest
+from ltxq.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobError,
+    JobFailed,
+    JobNotFinished,
+    JobNotFound,
+    QueueFull,
+    QueueUnavailable,
+    WaitTimeout,
+)
+from ltxq.job import Progress, Stage
+from ltxq.ledger import Claim, Ledger, Ticket, queue_name
+from ltxq.settings import Settings
+from ltxq.testing import MemoryTransport
+from ltxq_worker.local import RedisServer
+
+from test_ledger import result
+
+FAILED = JobError(code="out_of_memory", message="too large", hint="make it smaller")
+
+
+class Worker(Protocol):
+    """Who plays the worker in these tests."""
+
+    def start(self, job_id: str) -> object: ...
+    def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> Any: ...
+    def succeed(self, job_id: str) -> object: ...
+    def fail(self, job_id: str, error: JobError) -> object: ...
+
+
+class LedgerWorker:
+    """A worker's writes, straight to the ledger."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.ledger = Ledger.from_settings(settings)
+        self.claims: dict[str, Claim] = {}
+
+    def start(self, job_id: str) -> None:
+        ticket = Ticket(job_id=job_id, queue=queue_name("instant"), lane=3, stamp=1)
+        claim = self.ledger.claim(ticket, "w")
+        assert claim is not None
+        self.claims[job_id] = claim
+
+    def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> None:
+        progress = Progress(stage=stage, step=step, steps=steps, fraction=fraction)
+        self.ledger.report(self.claims[job_id], progress, on_gpu=True)
+
+    def succeed(self, job_id: str) -> None:
+        if job_id not in self.claims:
+            self.start(job_id)
+        assert self.ledger.finish(self.claims[job_id], result(self.claims[job_id]))
+
+    def fail(self, job_id: str, error: JobError) -> None:
+        if job_id not in self.claims:
+            self.start(job_id)
+        assert self.ledger.finish(self.claims[job_id], error)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def queue(request: pytest.FixtureRequest) -> Iterator[tuple[Client, Worker]]:
+    """A client of an empty queue for at most 3 jobs, and who plays its worker."""
+    if request.param == "memory":
+        memory = MemoryTransport(default_model="instant", max_queued=3)
+        yield Client(transport=memory), memory
+        return
+    url = request.getfixturevalue("redis_url")
+    settings = Settings(url=url, default_model="instant", max_queued=3)
+    worker = LedgerWorker(settings)
+    with Client(settings=settings) as client:
+        yield client, worker
+    worker.ledger.close()
+
+
+@pytest.fixture
+def client(queue: tuple[Client, Worker]) -> Client:
+    return queue[0]
+
+
+@pytest.fixture
+def worker(queue: tuple[Client, Worker]) -> Worker:
+    return queue[1]
+
+
+def test_a_submitted_job_is_queued_with_its_model_and_seed_settled(client: Client) -> None:
+    job = client.submit("a fox", seed=None, metadata={"order": "7"})
+    assert job.state == "queued"
+    assert job.request.model == "instant"
+    assert job.request.seed is not None
+    assert job.request.metadata == {"order": "7"}
+    assert client.get(job.id) == job
+
+
+def test_a_drawn_seed_is_drawn_anew_each_time(client: Client) -> None:
+    seeds = {client.submit("a fox", seed=None).request.seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
+def test_what_cannot_be_made_never_reaches_the_queue(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="height: .*nearest: 480 or 512"):
+        client.submit("a fox", height=500)
+    assert client.list().jobs == ()
+
+
+def test_an_unknown_id_is_an_error_not_a_pending_job(client: Client) -> None:
+    for ask in (client.get, client.wait, client.cancel, client.retry, client.delete):
+        with pytest.raises(JobNotFound, match="no job video_unknown"):
+            ask("video_unknown")
+
+
+def test_a_job_is_watched_from_queued_to_its_end(client: Client, worker: Worker) -> None:
+    job = client.submit("a fox")
+    seen = []
+    for now in client.watch(job.id, timeout=30):
+        seen.append(now.progress.step if now.progress else now.state)
+        if now.state == "queued":
+            worker.start(job.id)
+        elif now.progress is None and now.state == "running":
+            worker.report(job.id, "denoise", 1, 8, 0.1)
+        elif now.progress and now.progress.step < 3:
+            worker.report(job.id, "denoise", now.progress.step + 1, 8, 0.2)
+        elif now.state == "running":
+            worker.succeed(job.id)
+    assert seen == ["queued", "running", 1, 2, 3, "succeeded"]
+
+
+def test_a_change_is_heard_at_once(client: Client, worker: Worker) -> None:
+    job = client.submit("a fox")
+    watching = threading.Event()
+
+    def watch() -> float:
+        for now in client.watch(job.id, timeout=30):
+            watching.set()
+            if now.finished:
+                return time.monotonic()
+        raise AssertionError
+
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(watch)
+        assert watching.wait(30)
+        worker.start(job.id)
+        worker.succeed(job.id)
+        done = time.monotonic()
+        assert heard.result(30) - done < 1  # the look without news comes after 2 s
+
+
+def test_a_wait_ends_with_any_final_state(client: Client, worker: Worker) -> None:
+    good, bad, cancelled = (client.submit("a fox") for _ in range(3))
+    worker.succeed(good.id)
+    worker.fail(bad.id, FAILED)
+    client.cancel(cancelled.id)
+    assert client.wait(good.id).result_or_raise().num_frames == 33
+    with pytest.raises(JobFailed, match="out_of_memory: too large make it smaller"):
+        client.wait(bad.id).result_or_raise()
+    assert client.wait(cancelled.id).state == "cancelled"
+
+
+def test_a_wait_that_is_too_short_says_the_job_goes_on(client: Client) -> None:
+    job = client.submit("a fox")
+    with pytest.raises(WaitTimeout, match="still queued after 0.1 s"):
+        client.wait(job.id, timeout=0.1)
+
+
+def test_a_queued_job_is_cancelled_and_a_running_one_asked(client: Client, worker: Worker) -> None:
+    queued, running = client.submit("a fox"), client.submit("a fox")
+    worker.start(running.id)
+    assert client.cancel(queued.id).state == "cancelled"
+    asked = client.cancel(running.id)
+    assert (asked.state, asked.cancel_requested) == ("running", True)
+
+
+def test_cancelling_what_has_ended_changes_nothing(client: Client, worker: Worker) -> None:
+    job = client.submit("a fox")
+    worker.succeed(job.id)
+    assert client.cancel(job.id).state == "succeeded"
+
+
+def test_a_retry_is_a_new_job_for_the_same_clip(client: Client, worker: Worker) -> None:
+    job = client.submit("a fox", seed=None, num_frames=17)
+    worker.fail(job.id, FAILED)
+    again = client.retry(job.id)
+    assert again.id != job.id
+    assert (again.state, again.retry_of, again.request) == ("queued", job.id, job.request)
+    assert client.get(job.id).state == "failed"
+
+
+def test_a_list_is_newest_first_by_state_and_paged(client: Client, worker: Worker) -> None:
+    jobs = [client.submit(f"fox {i}") for i in range(3)]
+    worker.succeed(jobs[1].id)
+    newest = [job.id for job in reversed(jobs)]
+    assert [job.id for job in client.list().jobs] == newest
+    assert [job.id for job in client.list(state="succeeded").jobs] == [jobs[1].id]
+    first = client.list(limit=2)
+    assert first.after is not None
+    rest = client.list(limit=2, after=first.after)
+    assert [job.id for job in first.jobs + rest.jobs] == newest
+    assert rest.after is None
+    with pytest.raises(InvalidRequest):
+        client.list(limit=0)
+
+
+def test_a_finished_job_can_be_deleted(client: Client, worker: Worker) -> None:
+    job = client.submit("a fox")
+    with pytest.raises(JobNotFinished, match="Cancel it first"):
+        client.delete(job.id)
+    worker.succeed(job.id)
+    client.delete(job.id)
+    with pytest.raises(JobNotFound):
+        client.get(job.id)
+
+
+def test_an_idempotency_key_submits_once(client: Client) -> None:
+    first = client.submit("a fox", seed=None, idempotency_key="order-7")
+    assert client.submit("a fox", seed=None, idempotency_key="order-7") == first
+    with pytest.raises(IdempotencyConflict):
+        client.submit("a bear", idempotency_key="order-7")
+    with pytest.raises(InvalidRequest):
+        client.submit("a fox", idempotency_key="")
+
+
+def test_a_full_queue_refuses(client: Client) -> None:
+    for _ in range(3):
+        client.submit("a fox")
+    with pytest.raises(QueueFull):
+        client.submit("a fox")
+    assert len(client.list().jobs) == 3
+
+
+def test_the_async_client_is_the_same_without_blocking(client: Client, worker: Worker) -> None:
+    async def use() -> None:
+        async with AsyncClient(transport=client._transport) as queue:
+            job = await queue.submit(VideoRequest(prompt="a fox"))
+            with pytest.raises(WaitTimeout):
+                await queue.wait(job.id, timeout=0.05)
+            waiting = asyncio.create_task(queue.wait(job.id, timeout=30))
+            await asyncio.to_thread(worker.succeed, job.id)
+            assert (await waiting).state == "succeeded"
+            states = [now.state async for now in queue.watch(job.id)]
+            assert states == ["succeeded"]
+            again = await queue.retry(job.id)
+            assert (await queue.cancel(again.id)).state == "cancelled"
+            assert len((await queue.list()).jobs) == 2
+            await queue.delete(job.id)
+            with pytest.raises(JobNotFound):
+                await queue.get(job.id)
+
+    asyncio.run(use())
+
+
+def test_a_wait_lives_through_a_restart_of_redis(tmp_path: Path) -> None:
+    first = RedisServer.start(tmp_path)
+    settings = Settings(url=first.url, default_model="instant")
+    worker = LedgerWorker(settings)
+    with Client(settings=settings) as client, ThreadPoolExecutor(1) as pool:
+        job = client.submit("a fox")
+        watching = threading.Event()
+
+        def watch() -> str:
+            for now in client.watch(job.id, timeout=60):
+                watching.set()
+                last = now.state
+            return last
+
+        waited = pool.submit(watch)
+        assert watching.wait(30)
+        first.stop()
+        with RedisServer.start(tmp_path, port=first.port):
+            worker.succeed(job.id)
+            assert waited.result(30) == "succeeded"
+    worker.ledger.close()
+
+
+def test_redis_down_is_a_clear_error_within_5_seconds(tmp_path: Path) -> None:
+    server = RedisServer.start(tmp_path)
+    with Client(server.url) as client:
+        client.submit("a fox")
+        server.stop()
+        began = time.monotonic()
+        with pytest.raises(QueueUnavailable, match="Is it running, and is LTXQ_URL right"):
+            client.submit("a bear")
+        assert time.monotonic() - began < 5
+        with RedisServer.start(tmp_path, port=server.port):
+            assert [job.request.prompt for job in client.list().jobs] == ["a fox"]
+
+
+def test_a_job_whose_message_was_not_sent_is_queued_all_the_same(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(redis_url) as client:
+        transport: Any = client._transport
+        monkeypatch.setattr(transport._app, "send_task", _refuse)
+        job = client.submit("a fox")
+        assert client.get(job.id).state == "queued"
+    assert "a supervisor sends it again" in caplog.text
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise ConnectionResetError
+
+
+def test_an_url_that_is_not_of_redis_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigurationError, match="must start with redis://") as caught:
+        Client("postgres://user:s3cret@db/0")
+    assert "s3cret" not in str(caught.value)
