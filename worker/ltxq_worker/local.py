@@ -15,10 +15,11 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeVar
 from urllib.parse import quote
 
@@ -108,7 +109,7 @@ class RedisServer(EmbeddedServer):
                 settings["requirepass"] = _quoted(password)
             # By its standard input, so that the password is in no list of processes.
             config = "".join(f"{key} {value}\n" for key, value in settings.items())
-            process = _spawn([binary, "-"], folder / "redis.log", config=config)
+            process = spawn([binary, "-"], folder / "redis.log", config=config)
             server = cls(process, port, folder / "redis.log")
             server.password = password
             return _ready(server, "Redis", b"Ready to accept connections")
@@ -162,7 +163,7 @@ class S3Server(EmbeddedServer):
             command = [binary, "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{port}"]
             # By the environment, so that the keys are in no list of processes.
             keys = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
-            process = _spawn([*command, str(folder)], log, environment=keys)
+            process = spawn([*command, str(folder)], log, environment=keys)
             server = cls(process, port, log)
             server.bucket, server.access_key, server.secret_key = bucket, access_key, secret_key
             return _ready(server, "The S3 server", b"Starting s3 server on")
@@ -259,21 +260,34 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def _spawn(
-    command: list[str], log: Path, *, config: str = "", environment: dict[str, str] | None = None
+def spawn(
+    command: list[str],
+    log: Path | None,
+    *,
+    config: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
+    """Start a process that ends (on Linux: SIGTERM) when the thread that starts it does.
+
+    Args:
+        log: gets its output; None: it goes where this process's goes.
+        config: its standard input.
+        environment: beside this process's own.
+    """
     if sys.platform == "linux":
         launcher = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
         command = [*launcher, *command]
-    with log.open("wb") as output, tempfile.TemporaryFile() as stdin:
+    with ExitStack() as files:
+        output = files.enter_context(log.open("wb")) if log else None
+        stdin = files.enter_context(tempfile.TemporaryFile())
         stdin.write(config.encode())
         stdin.seek(0)
         return subprocess.Popen(
             command,
             stdin=stdin,
             stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            stderr=subprocess.STDOUT if log else None,
+            env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C is for the parent, which stops things in order
         )
 

@@ -127,7 +127,7 @@ def _app() -> typer.Typer:
     app.command()(batch.batch)
     for command in (machine.demo, machine.up, machine.worker, machine.generate):
         app.command()(command)
-    app.add_typer(machine.model, name="model")
+    app.add_typer(machine.models, name="model")
     return app
 
 

@@ -58,7 +58,10 @@ def watch(job_id: JobId, wait_timeout: WaitTimeoutSeconds = None, as_json: AsJso
 
 
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job: at once if it is queued, within a step if it runs."""
+    """Cancel a job.
+
+    A queued one at once, a running one within a denoising step.
+    """
     from ltxq.client import Client
 
     with Client() as client:
@@ -86,7 +89,7 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 def delete(job_id: JobId, as_json: AsJson = False) -> None:
-    """Delete a finished job: its record, its clip and all that belongs to it."""
+    """Delete a finished job and its clip."""
     from ltxq.client import Client
 
     with Client() as client:

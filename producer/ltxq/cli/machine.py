@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ltxq.cli import screen
 from ltxq.cli.options import AsJson, request_options
 from ltxq.errors import MissingExtra
 
@@ -37,9 +38,10 @@ def demo(
     prompt: Annotated[str, typer.Argument(help="What the clip is asked to show.")] = _PROMPT,
     as_json: AsJson = False,
 ) -> None:
-    """Make one clip on this machine: Redis, an S3 server and a worker, started and stopped.
+    """Make one clip on this machine, with all it takes started and stopped.
 
-    The model is tiny and has random weights, so the picture is abstract whatever the prompt says.
+    That is Redis, an S3 server and a worker. The model is tiny and has random weights, so the
+    picture is abstract whatever the prompt says.
     The clip is saved under ./clips.
     """
     with _commands("ltxq demo") as commands:
@@ -62,12 +64,15 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a queue on this machine until Ctrl-C: Redis, an S3 server and a worker.
+    """Run a queue and a worker on this machine until Ctrl-C.
 
-    Jobs and clips are kept in one folder and are there again the next time.
+    Redis and an S3 server come with it. Jobs and clips are kept in one folder and are there
+    again the next time.
     """
+    given = {"redis_port": redis_port, "s3_port": s3_port}
+    ports = {name: port for name, port in given.items() if port is not None}
     with _commands("ltxq up") as commands:
-        commands.up(data, model=model, gpus=gpus, ports=(redis_port, s3_port), as_json=as_json)
+        commands.up(data, model=model, gpus=gpus, ports=ports, as_json=as_json)
 
 
 def worker(
@@ -78,7 +83,10 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Its stable name [default: this host's]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make clips from the queue until SIGTERM or Ctrl-C; running jobs are finished first."""
+    """Make clips from the queue until it is told to stop.
+
+    At SIGTERM or Ctrl-C running jobs are finished first; a second one gives them back.
+    """
     with _commands("ltxq worker") as commands:
         code = commands.worker(model=model, gpus=gpus, name=name, as_json=as_json)
     raise typer.Exit(code)
@@ -112,12 +120,10 @@ def generate(
         )
 
 
-model = typer.Typer(
-    help="The models on this machine.", no_args_is_help=False, rich_markup_mode=None
-)
+models = typer.Typer(help="The models on this machine.", rich_markup_mode=None)
 
 
-@model.command("tiny")
+@models.command("tiny")
 def model_tiny(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
     kind: Annotated[
@@ -131,7 +137,7 @@ def model_tiny(
         commands.model_tiny(folder, kind=kind, seed=seed, as_json=as_json)
 
 
-@model.command("download")
+@models.command("download")
 def model_download(
     name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
     as_json: AsJson = False,
@@ -141,8 +147,14 @@ def model_download(
         commands.model_download(name, as_json=as_json)
 
 
-@model.command("list")
+@models.command("list")
 def model_list(as_json: AsJson = False) -> None:
     """Show the models that can be downloaded, and those that are here."""
     with _commands("ltxq model list") as commands:
         commands.model_list(as_json=as_json)
+
+
+@models.callback(invoke_without_command=True)
+def _show_help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        screen.say(context.get_help())

@@ -1,0 +1,277 @@
+"""The commands of `ltxq` that do the work on this machine: demo, up, worker, generate, model.
+
+The CLI loads this by name. What a command needs is imported inside it: `ltxq up` starts without
+torch, and a package that is missing is missed by the one command that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ltxq.cli import screen
+from ltxq.errors import ConfigurationError, LtxqError, UnknownModel, WaitTimeout
+from ltxq.job import MAX_SEED, Job, Progress, VideoRequest
+from ltxq.settings import Settings
+from ltxq_worker.stack import Stack
+
+DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
+FETCH_TIMEOUT = 30.0  # seconds without a byte
+
+TINY = "tiny"
+INSTANT = "instant"  # the test pipeline, which needs no files
+
+
+def demo(prompt: str, *, as_json: bool) -> None:
+    """Start everything in a temporary folder, make one clip, save it, stop everything."""
+    request = VideoRequest.parse(
+        {"prompt": prompt, "model": TINY, "width": 256, "height": 256, "num_frames": 33}
+    )
+    screen.note(
+        "This demo runs Redis, an S3 server and one worker on this machine, on the CPU.\n"
+        "Its model is tiny and has random weights: the picture and the sound are abstract,\n"
+        "whatever the prompt says. All else is as it is with the real models.\n"
+    )
+    ensure_tiny(Settings.read())
+    with (
+        tempfile.TemporaryDirectory(prefix="ltxq-demo-") as folder,
+        Stack(Path(folder), model=TINY, ports={"redis_port": 0, "s3_port": 0}) as stack,
+    ):
+        log = Path(folder) / "worker.log"
+        stack.start_worker(model=TINY, gpus="cpu", log=log)
+        try:
+            job = _made(request, stack)
+        except LtxqError:
+            last = log.read_text(errors="replace").splitlines()[-20:]
+            screen.note("\n".join(["The worker's log ends:", *last]))
+            raise
+        result = job.result_or_raise()
+        file = _fetched(result.url, Path("clips") / f"{job.id}.mp4")
+    if as_json:
+        screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
+        return
+    screen.note(f"\n“{request.prompt}”: {result.duration:.1f} s of {result.width}×{result.height}.")
+    screen.say(f"URL   {result.url}")
+    screen.say(f"File  {file}")
+    screen.note("The URL ended with the demo, the file stays. Next: ltxq up, and README.md.")
+
+
+def _made(request: VideoRequest, stack: Stack) -> Job:
+    """The request's finished job, with a bar meanwhile."""
+    from ltxq.client import Client
+
+    deadline = time.monotonic() + DEMO_SECONDS
+    with Client() as client, screen.Bar() as bar:
+        bar.at("starting the worker", 0)
+        job = client.submit(request)
+        while not job.finished:
+            stack.check()
+            try:
+                for seen in client.watch(job.id, timeout=2):
+                    job = seen
+                    if job.state != "queued":
+                        screen.show_job(bar, job)
+            except WaitTimeout:
+                if time.monotonic() > deadline:
+                    raise
+    return job
+
+
+def _fetched(url: str, path: Path) -> Path:
+    """What is at `url`, saved at `path`."""
+    import urllib.request
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    with urllib.request.urlopen(url, timeout=FETCH_TIMEOUT) as answer, partial.open("wb") as file:  # noqa: S310 - our own server's
+        shutil.copyfileobj(answer, file)
+    partial.replace(path)
+    return path.absolute()
+
+
+def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_json: bool) -> None:
+    """Run servers and a worker on `data` until SIGINT or SIGTERM."""
+    settings = Settings.read()
+    if model == TINY:
+        ensure_tiny(settings)
+    with Stack(data, model=model, ports=ports) as stack:
+        stack.start_worker(model=model, gpus=gpus or ("cpu" if model in (TINY, INSTANT) else "all"))
+        file = stack.write_environment()
+        if as_json:
+            about = {"data": str(stack.folder), "environment_file": str(file), "model": model}
+            screen.emit(about | {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint})
+        else:
+            _welcome(stack, file, model)
+        _sleep_until_a_signal(stack)
+        screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+    screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
+
+
+def _welcome(stack: Stack, file: Path, model: str) -> None:
+    program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
+    screen.say(
+        f"Redis listens on port {stack.redis.port}, S3 on {stack.s3.endpoint}; "
+        f"the worker loads {model}.\n\n"
+        f"In another terminal:\n\n"
+        f"  . {shlex.quote(str(file))}\n"
+        f"  {program} submit 'a red fox in the snow' --wait\n\n"
+        f"Clips are files under {stack.folder / 's3' / stack.s3.bucket}. Ctrl-C stops everything; "
+        "jobs and clips are kept."
+    )
+    if model == TINY:
+        screen.say(
+            "The tiny model has random weights: its pictures are abstract. For the real ones see "
+            "`ltxq model list`."
+        )
+    sys.stdout.flush()
+
+
+def _sleep_until_a_signal(stack: Stack) -> None:
+    """Return at SIGINT or SIGTERM; raise if a part of the stack ends by itself."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        stack.check()  # a child that ended before the signals were held
+        while signal.sigwait(signals) == signal.SIGCHLD:
+            stack.check()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> int:
+    """Run a supervisor in this process; returns its exit code."""
+    from ltxq_worker import supervisor
+
+    settings = Settings.read()
+    model = model or settings.default_model
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    code = supervisor.main(settings, model=model, gpus=gpus, name=name)
+    if as_json:
+        screen.emit({"model": model, "exit_code": code})
+    return code
+
+
+def generate(
+    fields: dict[str, Any],
+    *,
+    output: Path,
+    model: str,
+    device: str | None,
+    frames_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Make one clip with the pipeline in this process."""
+    from ltxq_worker.attempt import SHARES
+    from ltxq_worker.encode import encode
+    from ltxq_worker.pipeline import Clip
+
+    request = VideoRequest.parse(fields)
+    if request.seed is None:
+        request = request.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})
+    if not output.absolute().parent.is_dir():
+        raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
+    began = time.monotonic()
+    with (
+        screen.Bar() as bar,
+        tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".ltxq-") as folder,
+    ):
+
+        def report(stage: Any, step: int, steps: int) -> None:
+            before = sum(SHARES[s] for s in list(SHARES)[: list(SHARES).index(stage)])
+            fraction = min(1.0, before + SHARES[stage] * step / steps)
+            screen.show_progress(
+                bar, Progress(stage=stage, step=step, steps=steps, fraction=fraction)
+            )
+
+        pipeline = _loaded(model, device, bar)
+        clip = pipeline.generate(request, report)
+        if frames_out is not None:
+            clip = Clip(frames=_recorded(clip.frames, request, frames_out), sound=clip.sound)
+        encoded = encode(clip, request, Path(folder), report)
+        encoded.mp4.replace(output)
+    seconds = time.monotonic() - began
+    if as_json:
+        about = {"file": str(output.absolute()), "sha256": encoded.sha256, "size": encoded.size}
+        screen.emit(about | {"seed": request.seed, "seconds": round(seconds, 3)})
+    else:
+        screen.say(str(output))
+        screen.note(f"Seed {request.seed}, {seconds:.1f} s, loading included.")
+
+
+def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Iterator[Any]:
+    """`frames` as they pass, and all of them in a NumPy file: uint8 [F, H, W, 3], uncropped."""
+    import numpy as np
+
+    shape = (request.num_frames, request.height, request.width, 3)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        count = 0
+        for chunk in frames:
+            kept[count : count + len(chunk)] = chunk
+            count += len(chunk)
+            yield chunk
+        kept.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _loaded(model: str, device: str | None, bar: screen.Bar) -> Any:
+    """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
+    if model == INSTANT:
+        from ltxq_worker.pipeline.instant import InstantPipeline
+
+        return InstantPipeline()
+    settings = Settings.read()
+    bar.at("loading the model", 0)
+    from ltxq_worker.pipeline.ltx import LtxPipeline
+
+    folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
+    return LtxPipeline.load(
+        folder,
+        model=folder.absolute().name,
+        device=device,
+        quantization=settings.quantization,
+        report=lambda what, fraction: bar.at("loading the model", fraction, what),
+    )
+
+
+def ensure_tiny(settings: Settings) -> Path:
+    """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds."""
+    folder = settings.model_dir.expanduser() / TINY
+    if not folder.exists():
+        screen.note(f"Making the tiny model in {folder} …")
+        # In a process of its own: torch stays out of this one, which has a long life.
+        command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode and not folder.exists():  # another may have made it meanwhile
+            raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}")
+    return folder
+
+
+def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
+    """Write a tiny model."""
+    from ltxq_worker.models.tiny import Base, make_tiny
+
+    kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
+    if kind not in kinds:
+        raise UnknownModel(f"No checkpoint is called {kind!r}.", hint=f"One of {', '.join(kinds)}.")
+    try:
+        make_tiny(folder, kind, seed)  # type: ignore[arg-type]
+    except FileExistsError as exc:
+        raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
+    if as_json:
+        screen.emit({"folder": str(folder.absolute()), "kind": kind, "seed": seed})
+    else:
+        screen.say(str(folder))

@@ -1,0 +1,171 @@
+"""A whole queue on one machine: embedded Redis and S3 server, and a worker, on one data folder.
+
+Ports and keys are drawn once and kept in the folder, so that jobs, clips and their URLs outlive a
+restart. What to submit and what to show is left to the commands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
+
+from ltxq.errors import ConfigurationError, LtxqError
+from ltxq_worker.local import RedisServer, S3Server, free_port, port_is_free, spawn
+
+USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000}
+
+# What decides which queue and bucket are used: never the surroundings' while a stack runs.
+_OURS = (
+    *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
+    *("LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
+    *("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+)
+
+
+class Stack:
+    """Running servers and, once started, a worker. Leaving the context ends them in order.
+
+    Args:
+        folder: made where missing, for its owner's eyes only.
+        model: what requests that name none get.
+        ports: `redis_port`, `s3_port`; 0: any that is free. One not given is the last time's, the
+            usual one, or any that is free.
+
+    Raises:
+        ConfigurationError: another stack has the folder, or a server does not start.
+    """
+
+    def __init__(self, folder: Path, *, model: str, ports: dict[str, int] | None = None) -> None:
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._worker: subprocess.Popen[bytes] | None = None
+        with ExitStack() as parts:
+            parts.enter_context(_lock(self.folder))
+            kept = _kept(self.folder, ports or {})
+            self.redis = parts.enter_context(
+                RedisServer.start(
+                    self.folder / "redis",
+                    port=kept["redis_port"] or None,
+                    password=kept["redis_password"],
+                )
+            )
+            self.s3 = parts.enter_context(
+                S3Server.start(
+                    self.folder / "s3",
+                    port=kept["s3_port"] or None,
+                    access_key=kept["access_key"],
+                    secret_key=kept["secret_key"],
+                )
+            )
+            self._parts = parts.pop_all()
+        self.environment = {
+            "LTXQ_URL": self.redis.url,
+            "LTXQ_S3_ENDPOINT": self.s3.endpoint,
+            "LTXQ_S3_BUCKET": self.s3.bucket,
+            "LTXQ_DEFAULT_MODEL": model,
+            **self.s3.credentials,
+        }
+
+    def use_here(self) -> None:
+        """Point this process's environment, and its children's, at this stack."""
+        for name in _OURS:
+            os.environ.pop(name, None)
+        os.environ.update(self.environment)
+
+    def write_environment(self) -> Path:
+        """Write `env.sh`, which points a shell at this stack; returns its path."""
+        path = self.folder / "env.sh"
+        lines = [f"unset {' '.join(_OURS)}"]
+        lines += [f"export {name}={shlex.quote(text)}" for name, text in self.environment.items()]
+        _write_private(path, "\n".join(lines) + "\n")
+        return path
+
+    def start_worker(self, *, model: str, gpus: str, log: Path | None = None) -> None:
+        """Start `ltxq worker` here; it loads its model while jobs are already taken in.
+
+        Args:
+            log: gets what it says; None: standard error does.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus]
+        # Folder and name of its own: another stack's worker may run beside it.
+        spool = {"LTXQ_SPOOL_DIR": str(self.folder / "spool")}
+        self._worker = spawn([*command, "--name", "local"], log, environment=spool)
+        self._parts.callback(self.stop_worker)
+
+    @property
+    def processes(self) -> dict[str, subprocess.Popen[bytes]]:
+        """What runs, by a name for people."""
+        processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
+        return processes | ({"The worker": self._worker} if self._worker else {})
+
+    def check(self) -> None:
+        """Raise LtxqError if a part has ended by itself."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
+
+    def stop_worker(self) -> None:
+        """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
+        if self._worker is None or self._worker.poll() is not None:
+            return
+        self._worker.terminate()
+        try:
+            self._worker.wait()
+        except KeyboardInterrupt:
+            self._worker.terminate()
+            self._worker.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._parts.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the folder until the file returned is closed."""
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigurationError(
+            f"Another ltxq runs on {folder}.", hint="Stop that one, or use another folder: --data."
+        ) from None
+    return lock
+
+
+def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
+    """Ports and keys of this folder: those of the last time, or new ones, written down."""
+    path = folder / "servers.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise ConfigurationError(
+            f"{path} is damaged.", hint="Delete it; new ports and keys are drawn then."
+        ) from None
+    for name, usual in USUAL_PORTS.items():
+        new = usual if port_is_free(usual) else free_port()
+        kept[name] = ports[name] if name in ports else kept.get(name, new)
+    for name, size in {"redis_password": 20, "access_key": 10, "secret_key": 20}.items():
+        kept.setdefault(name, secrets.token_hex(size))
+    _write_private(path, json.dumps(kept, indent=2) + "\n")
+    return kept
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
