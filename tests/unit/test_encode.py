@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -298,6 +299,36 @@ def test_cancelled_job_leaves_no_file_and_no_thread(tmp_path: Path, stage: Stage
     assert next(clip.frames, None) is None  # and nothing goes on decoding
 
 
+def test_cancelled_job_is_not_encoded_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled, written = threading.Event(), 0
+
+    class Slow(encode_module.Mp4Writer):
+        def write_frame(self, picture: NDArray[np.uint8], index: int) -> None:
+            nonlocal written
+            assert cancelled.wait(30)
+            time.sleep(0.01)
+            written += 1
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        yield from chunks_of(8, 8, 8, 8)
+        cancelled.set()
+        raise Stop
+
+    monkeypatch.setattr(encode_module, "Mp4Writer", Slow)
+    with pytest.raises(Stop):
+        encode(Clip(frames=frames(), sound=None), small(num_frames=33), tmp_path, silent)
+    assert written < 32
+
+
+def test_decoding_ends_at_the_first_error(tmp_path: Path) -> None:
+    frames = chunks_of(8, 8, 8)
+    with pytest.raises(PermanentError, match="made more than 9 frames"):
+        encode(Clip(frames=frames, sound=None), small(), tmp_path, silent)
+    assert next(frames, None) is None
+
+
 @pytest.mark.parametrize(
     ("frames", "says"),
     [
@@ -405,14 +436,16 @@ def test_sidecar_tells_what_made_the_clip_but_no_webhook(tmp_path: Path) -> None
 def test_sidecar_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     request = small()
     encoded = encode(instant(request), request, tmp_path / "clip", silent)
-    with pytest.raises(ValueError, match="Out of range float"):
+    in_the_way = tmp_path / "clip.json"
+    in_the_way.mkdir()
+    with pytest.raises(IsADirectoryError):
         write_sidecar(
-            tmp_path / "clip.json",
+            in_the_way,
             request=request,
             seed=7,
             model="instant",
             versions={},
-            timings={"denoise": float("nan")},
+            timings={},
             encoded=encoded,
         )
-    assert names_in(tmp_path) == {"clip"}
+    assert names_in(tmp_path) == {"clip", "clip.json"}

@@ -1,0 +1,445 @@
+"""Models come from the hub whole, resumed and checked, and each refusal says the next step.
+
+The real huggingface_hub, in a process of its own, against a server that answers as the hub does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltxq_worker.models.catalog import CATALOG
+
+MODEL = "ltx-2-19b-distilled"
+LTX, GEMMA = "Lightricks/LTX-2", "google/gemma-3-12b-it"
+CHECKPOINT, UPSCALER = CATALOG[MODEL].weights.files
+TOKEN = "hf_good"
+FILES = {
+    LTX: {CHECKPOINT: b"c" * 300_000, UPSCALER: b"u" * 1000, "ltx-2-19b-dev.safetensors": b"no"},
+    GEMMA: {
+        "config.json": b"{}",
+        "model-00001-of-00001.safetensors": b"g" * 2000,
+        "tokenizer.model": b"t",
+        "README.md": b"not needed",
+        "original/other.safetensors": b"not needed",
+    },
+}
+
+
+@dataclass
+class Hub:
+    """What the server says, changed by each test; and what it was asked."""
+
+    port: int = 0
+    needs_token: bool = True
+    access: dict[str, str] = field(default_factory=lambda: {LTX: "granted", GEMMA: "granted"})
+    broken: int | None = None  # an HTTP status that everything answers
+    cut_after: int | None = None  # bytes of the checkpoint, then the connection breaks
+    cuts: int = 0  # how many times more
+    damaged: bool = False
+    cdn: bool = False  # large files lie on another host
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
+    tokens_on_cdn: list[str] = field(default_factory=list)
+
+    @property
+    def ranges(self) -> list[str]:
+        return [asked_range for _, _, asked_range in self.asked if asked_range]
+
+
+class Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.hub.asked.append((self.command, path, self.headers.get("Range")))
+        if self.hub.broken:
+            return self.reply(self.hub.broken)
+        if path.startswith("/cdn/"):
+            self.hub.tokens_on_cdn += self.headers.get_all("Authorization", [])
+            return self.send_file(*path.removeprefix("/cdn/").rsplit("/", 1))
+        token = self.headers.get("Authorization")
+        if token not in (None, f"Bearer {TOKEN}"):
+            return self.reply(
+                401, {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
+        if path.startswith("/api/models/"):
+            repo = path.removeprefix("/api/models/")
+            if self.hub.access[repo] == "hidden":
+                return self.reply(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+            siblings = [{"rfilename": name} for name in FILES[repo]]
+            return self.reply(200, body=json.dumps({"id": repo, "sha": SHA, "siblings": siblings}))
+        repo, _, name = path[1:].partition(f"/resolve/{SHA}/")
+        if token is None and self.hub.needs_token:
+            return self.reply(401, {"X-Error-Code": "GatedRepo"})
+        if self.hub.access[repo] == "gated":
+            return self.reply(403, {"X-Error-Code": "GatedRepo"})
+        if self.hub.access[repo] == "narrow token":
+            return self.reply(403, {"X-Error-Message": "Please enable access in your token"})
+        if self.hub.cdn:
+            return self.reply(
+                302,
+                {
+                    "Location": f"http://localhost:{self.hub.port}/cdn/{repo}/{name}",
+                    **self.about(repo, name, linked="X-Linked-"),
+                },
+            )
+        return self.send_file(repo, name)
+
+    def about(self, repo: str, name: str, linked: str = "") -> dict[str, str]:
+        content = FILES[repo][name]
+        etag = hashlib.sha256(content + b"!" * self.hub.damaged).hexdigest()
+        size = {"X-Linked-Size": str(len(content))} if linked else {}
+        return {"X-Repo-Commit": SHA, f"{linked}ETag": f'"{etag}"', **size}
+
+    def send_file(self, repo: str, name: str) -> None:
+        content = FILES[repo][name]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        for key, value in self.about(repo, name).items():
+            self.send_header(key, value)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if name == CHECKPOINT and self.hub.cut_after and self.hub.cuts:
+            self.hub.cuts -= 1
+            self.wfile.write(content[start : start + self.hub.cut_after])
+            self.close_connection = True
+        else:
+            self.wfile.write(content[start:])
+
+    def reply(self, status: int, headers: dict[str, str] | None = None, body: str = "") -> None:
+        self.send_response(status)
+        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body.encode())
+
+    def log_message(self, *args: object) -> None:
+        """Be quiet."""
+
+
+SHA = "a" * 40
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (Answers,), {"hub": hub}))
+    hub.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+DOWNLOAD = """
+import json, sys
+from pathlib import Path
+from ltxq.errors import LtxqError
+from ltxq_worker.models.download import download
+
+told = []
+def report(done, total):
+    told.append([done, total])
+    if len(sys.argv) > 3:  # somebody else fills the disk meanwhile
+        with (Path(sys.argv[2]) / "other").open("ab", buffering=0) as other:
+            try:
+                while other.write(bytes(4096)): pass
+            except OSError: pass
+try:
+    folder = download(sys.argv[1], Path(sys.argv[2]), report=report)
+    print(json.dumps({"folder": str(folder), "told": told}))
+except LtxqError as exc:
+    print(json.dumps({"error": type(exc).__name__, "message": exc.message, "hint": exc.hint,
+                      "retryable": exc.retryable}))
+"""
+
+
+def environment(hub: Hub, tmp_path: Path, token: str | None, **more: str) -> dict[str, str]:
+    mine = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "HOME": str(tmp_path / "home"),
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.port}",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "*",
+        **more,
+    }
+    return mine if token is None else {**mine, "HF_TOKEN": token}
+
+
+def download(
+    hub: Hub, tmp_path: Path, *, token: str | None = TOKEN, name: str = MODEL, **more: str
+) -> dict[str, Any]:
+    """What one call of `download` in a fresh process comes to."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DOWNLOAD, name, str(tmp_path / "models")],
+        env=environment(hub, tmp_path, token, **more),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for secret in (TOKEN, "hf_wrong"):
+        assert secret not in done.stdout + done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
+def held(tmp_path: Path) -> dict[str, bytes]:
+    """The files that are not hidden, nor in a hidden folder."""
+    models = tmp_path / "models"
+    return {
+        str(path.relative_to(models)): path.read_bytes()
+        for path in models.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(models).parts)
+    }
+
+
+WHOLE = {
+    f"{MODEL}/{CHECKPOINT}": FILES[LTX][CHECKPOINT],
+    f"{MODEL}/{UPSCALER}": FILES[LTX][UPSCALER],
+    "gemma-3-12b-it/config.json": b"{}",
+    "gemma-3-12b-it/model-00001-of-00001.safetensors": b"g" * 2000,
+    "gemma-3-12b-it/tokenizer.model": b"t",
+}
+
+
+def test_model_and_text_encoder_arrive_and_nothing_that_is_not_needed(
+    hub: Hub, tmp_path: Path
+) -> None:
+    outcome = download(hub, tmp_path)
+    assert outcome["folder"] == str(tmp_path / "models" / MODEL)
+    assert held(tmp_path) == WHOLE
+    total = sum(len(content) for content in WHOLE.values())
+    assert outcome["told"][0] == [0, total]
+    assert outcome["told"][-1] == [total, total]
+    assert outcome["told"] == sorted(outcome["told"])
+
+
+def test_what_is_there_is_not_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+    download(hub, tmp_path)
+    hub.asked.clear()
+    assert "folder" in download(hub, tmp_path)
+    assert hub.asked == []
+
+
+def test_text_encoder_is_shared_by_models(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = CATALOG["ltx-2.3-22b-distilled"]
+    monkeypatch.setitem(FILES, other.weights.id, dict.fromkeys(other.weights.files, b"x"))
+    hub.access[other.weights.id] = "granted"
+    download(hub, tmp_path)
+    hub.asked.clear()
+    assert "folder" in download(hub, tmp_path, name=other.name)
+    assert not any(GEMMA in path for _, path, _ in hub.asked)
+
+
+def test_broken_connection_is_continued_within_a_call(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = 10 << 20  # bytes: what huggingface_hub writes at once
+    content = bytes(piece + 1000)
+    monkeypatch.setitem(FILES, LTX, {CHECKPOINT: content, UPSCALER: b"u"})
+    hub.cut_after, hub.cuts = piece + 500, 1
+    outcome = download(hub, tmp_path)
+    assert hub.ranges == [f"bytes={piece}-"]
+    assert outcome["told"][-1] == [len(content) + 2004, len(content) + 2004]
+    assert held(tmp_path)[f"{MODEL}/{CHECKPOINT}"] == content
+
+
+def test_next_call_goes_on_where_the_last_one_stopped(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "models" / f".downloading-{MODEL}"
+    part.mkdir(parents=True)
+    sha256 = hashlib.sha256(FILES[LTX][CHECKPOINT]).hexdigest()
+    (part / f".{CHECKPOINT}.{sha256[:16]}").write_bytes(FILES[LTX][CHECKPOINT][:200_000])
+    outcome = download(hub, tmp_path)
+    assert hub.ranges == ["bytes=200000-"]
+    assert outcome["told"][0][0] == 200_000
+    assert held(tmp_path) == WHOLE
+
+
+def test_half_a_model_is_not_there(hub: Hub, tmp_path: Path) -> None:
+    hub.damaged = True
+    outcome = download(hub, tmp_path)
+    assert outcome["error"] == "ModelUnusable"
+    assert f"{CHECKPOINT} arrived damaged" in outcome["message"]
+    assert "Run the same command again" in outcome["hint"]
+    assert held(tmp_path) == {}
+    hub.damaged = False
+    assert "folder" in download(hub, tmp_path)
+    assert held(tmp_path) == WHOLE
+
+
+def test_token_is_not_sent_to_the_host_that_holds_the_files(hub: Hub, tmp_path: Path) -> None:
+    hub.cdn = True
+    assert "folder" in download(hub, tmp_path)
+    assert any(path.startswith("/cdn/") for _, path, _ in hub.asked)
+    assert hub.tokens_on_cdn == []
+    assert held(tmp_path) == WHOLE
+
+
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+def test_missing_token_says_how_to_make_and_set_one(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, token=None)
+    assert outcome["error"] == "ConfigurationError"
+    assert "there is no Hugging Face token" in outcome["message"]
+    for advice in (TOKENS_PAGE, "HF_TOKEN=", "$env:HF_TOKEN", "hf auth login", "'read'"):
+        assert advice in outcome["hint"]
+
+
+def test_wrong_token_is_named_as_such(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, token="hf_wrong")
+    assert outcome["error"] == "ConfigurationError"
+    assert "does not accept the Hugging Face token" in outcome["message"]
+    assert TOKENS_PAGE in outcome["hint"]
+
+
+@pytest.mark.parametrize(("repo", "extra"), [(LTX, False), (GEMMA, True)])
+@pytest.mark.parametrize("access", ["gated", "hidden"])
+def test_licence_not_accepted_gives_the_page_before_any_download(
+    hub: Hub, tmp_path: Path, repo: str, extra: bool, access: str
+) -> None:
+    hub.access[repo] = access
+    outcome = download(hub, tmp_path)
+    assert outcome["error"] == "ConfigurationError"
+    assert repo in outcome["message"]
+    assert f"Open https://huggingface.co/{repo} " in outcome["hint"]
+    assert "accept" in outcome["hint"]
+    assert ("verified e-mail" in outcome["hint"]) == extra
+    assert ("restricted" in outcome["message"]) == (access == "gated")
+    assert not any(method == "GET" and "/resolve/" in path for method, path, _ in hub.asked)
+
+
+def test_one_step_at_a_time(hub: Hub, tmp_path: Path) -> None:
+    hub.access = {LTX: "hidden", GEMMA: "gated"}
+    assert "no Hugging Face token" in download(hub, tmp_path, token=None)["message"]
+    assert LTX in download(hub, tmp_path)["hint"]
+    hub.access[LTX] = "granted"
+    assert GEMMA in download(hub, tmp_path)["hint"]
+
+
+def test_token_without_the_right_to_gated_repositories(hub: Hub, tmp_path: Path) -> None:
+    hub.access[LTX] = "narrow token"
+    outcome = download(hub, tmp_path)
+    assert outcome["message"] == f"The Hugging Face token may not read {LTX}."
+    assert "public gated repos" in outcome["hint"]
+
+
+def test_file_that_is_gone_from_the_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, LTX, {CHECKPOINT: b"c"})
+    outcome = download(hub, tmp_path)
+    assert outcome["error"] == "ModelUnusable"
+    assert f"{LTX} has no file {UPSCALER}" in outcome["message"]
+    assert "upgrade ltxq" in outcome["hint"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_busy_hub_is_worth_another_try(hub: Hub, tmp_path: Path, status: int) -> None:
+    hub.broken = status
+    outcome = download(hub, tmp_path)
+    assert (outcome["error"], outcome["retryable"]) == ("HubUnavailable", True)
+    assert f"HTTP {status}" in outcome["message"]
+
+
+def test_no_connection_is_worth_another_try(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert (outcome["error"], outcome["retryable"]) == ("HubUnavailable", True)
+    for advice in ("network", "HTTPS_PROXY", "HF_ENDPOINT", "goes on where it stopped"):
+        assert advice in outcome["hint"]
+
+
+def test_login_page_of_a_network_is_not_taken_for_the_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.broken = 200
+    outcome = download(hub, tmp_path)
+    assert outcome["error"] == "HubUnavailable"
+    assert "not the hub" in outcome["message"]
+
+
+def test_offline_mode_is_named(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert outcome["error"] == "ConfigurationError"
+    assert "Unset HF_HUB_OFFLINE" in outcome["hint"]
+
+
+def test_unknown_model_names_those_there_are(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, name="ltx-2-19b")
+    assert outcome["error"] == "UnknownModel"
+    assert MODEL in outcome["hint"]
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("disk", "filled", "says"),
+    [
+        ("128k", (), "0.3 MB more are needed in"),
+        ("1m", ("fill",), "The disk that holds"),
+    ],
+)
+def test_full_disk_says_how_much_is_needed(
+    hub: Hub, tmp_path: Path, disk: str, filled: tuple[str, ...], says: str
+) -> None:
+    """On a tmpfs mounted in a namespace of its own: too small, or filled by another meanwhile."""
+    models = tmp_path / "models"
+    models.mkdir()
+    unshare = ["unshare", "--user", "--mount", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True, timeout=30).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    run = f'mount -t tmpfs -o size={disk} none {models} && exec {sys.executable} -c "$@"'
+    done = subprocess.run(
+        [*unshare, "sh", "-c", run, "sh", DOWNLOAD, MODEL, str(models), *filled],
+        env=environment(hub, tmp_path, TOKEN),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["error"] == "StorageUnavailable"
+    assert says in outcome["message"]
+    assert "LTXQ_MODEL_DIR" in outcome["hint"]
+
+
+def test_two_downloads_do_not_write_to_one_file(hub: Hub, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    with subprocess.Popen(
+        ["flock", str(models / ".downloading.lock"), "sh", "-c", "echo held; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        outcome = download(hub, tmp_path)
+        other.stdin.write("\n")
+    assert outcome["message"] == f"Another process is downloading to {models}."

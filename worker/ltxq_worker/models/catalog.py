@@ -1,0 +1,105 @@
+"""The models ltxq knows: where their files are, how large they are, whose terms they come with.
+
+Facts only; `download.py` gets the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltxq.errors import UnknownModel
+from ltxq_worker.models.folder import SHARED_TEXT_ENCODER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repo:
+    """Some files of a repository on the hub."""
+
+    id: str
+    files: tuple[str, ...]  # names or patterns ("*.json"), at the top of the repository
+    size: int  # bytes of these files, about
+    licence: str  # its name; accepted on `page`
+
+    @property
+    def page(self) -> str:
+        """The page that shows the licence and has the button to accept it."""
+        return f"https://huggingface.co/{self.id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model that `ltxq model download` can get."""
+
+    name: str
+    about: str
+    weights: Repo  # the checkpoint, and the upscaler for two stages
+    text_encoder: Repo  # the same for every model, and kept once
+
+    @property
+    def parts(self) -> dict[str, Repo]:
+        """What to download into which folder of LTXQ_MODEL_DIR."""
+        return {self.name: self.weights, SHARED_TEXT_ENCODER: self.text_encoder}
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything, about."""
+        return sum(part.size for part in self.parts.values())
+
+
+LTX_LICENCE = "LTX-2 Community License"
+
+GEMMA = Repo(
+    id="google/gemma-3-12b-it",
+    files=("*.json", "*.safetensors", "tokenizer.model"),
+    size=24_400_000_000,
+    licence="Gemma Terms of Use",
+)
+
+# Sizes: the published files', rounded.
+CATALOG = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="ltx-2-19b-distilled",
+            about="LTX-2, 19 B, 8 steps, sound at 24 kHz",
+            weights=Repo(
+                id="Lightricks/LTX-2",
+                files=(
+                    "ltx-2-19b-distilled.safetensors",
+                    "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+                ),
+                size=44_300_000_000,
+                licence=LTX_LICENCE,
+            ),
+            text_encoder=GEMMA,
+        ),
+        KnownModel(
+            name="ltx-2.3-22b-distilled",
+            about="LTX-2.3, 22 B, 8 steps, sound at 48 kHz",
+            weights=Repo(
+                id="Lightricks/LTX-2.3",
+                files=(
+                    "ltx-2.3-22b-distilled-1.1.safetensors",
+                    "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+                ),
+                size=47_200_000_000,
+                licence=LTX_LICENCE,
+            ),
+            text_encoder=GEMMA,
+        ),
+    )
+}
+
+
+def known_model(name: str) -> KnownModel:
+    """The model of that name.
+
+    Raises:
+        UnknownModel: naming those there are.
+    """
+    try:
+        return CATALOG[name]
+    except KeyError:
+        raise UnknownModel(
+            f"There is no model {name!r} to download.", hint=f"Choose one of: {', '.join(CATALOG)}."
+        ) from None

@@ -1,0 +1,144 @@
+"""What huggingface_hub raises, as ltxq's errors: each says the one next step, with its page."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from ltxq.errors import (
+    ConfigurationError,
+    LtxqError,
+    ModelUnusable,
+    RetryableError,
+    StorageUnavailable,
+)
+from ltxq_worker.models.catalog import GEMMA, Repo
+
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+SET_TOKEN = (
+    f"Make a token with the role 'read' at {TOKENS_PAGE} and set it: HF_TOKEN=hf_… in the "
+    "environment ($env:HF_TOKEN='hf_…' in PowerShell), or run `hf auth login`."
+)
+AGAIN = "Run the same command again: it goes on where it stopped."
+
+
+class HubUnavailable(RetryableError):
+    """The hub cannot be reached, is busy or broke off; what was downloaded is kept."""
+
+
+def disk_full(message: str, *, free_up: str = "space") -> StorageUnavailable:
+    """The disk has too little space."""
+    return StorageUnavailable(
+        message,
+        hint=f"Free {free_up}, or set LTXQ_MODEL_DIR to a folder on a larger disk. {AGAIN}",
+    )
+
+
+@contextmanager
+def advice(repo: Repo, folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while `repo` comes into `folder` into an error that says what to do."""
+    try:
+        yield
+    except LtxqError:
+        raise
+    except HfHubHTTPError as exc:
+        raise _refused(repo, exc) from exc
+    except OfflineModeIsEnabled as exc:
+        raise ConfigurationError(
+            "huggingface_hub is in offline mode.", hint="Unset HF_HUB_OFFLINE and run again."
+        ) from exc
+    except HTTPError as exc:
+        raise HubUnavailable(
+            f"The connection to the hub failed: {type(exc).__name__}: {exc}.",
+            hint="Check the network, HTTPS_PROXY if you need a proxy, and HF_ENDPOINT if you set "
+            f"it. {AGAIN}",
+        ) from exc
+    except JSONDecodeError as exc:
+        raise HubUnavailable(
+            "What answered is not the hub: a login page of the network, or a wrong HF_ENDPOINT.",
+            hint=f"Check both. {AGAIN}",
+        ) from exc
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(f"The disk that holds {folder} is full.") from exc
+        if "Consistency check failed" in str(exc):  # huggingface_hub raises a bare OSError here
+            raise HubUnavailable(
+                f"A file of {repo.id} ended before it was complete.", hint=AGAIN
+            ) from exc
+        raise
+
+
+def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:
+    """The hub's answer `exc` as an error, the first missing step first."""
+    status = exc.response.status_code
+    if isinstance(exc, RemoteEntryNotFoundError):
+        return ModelUnusable(
+            f"{repo.id} has no file {exc.response.url.path.rpartition('/')[2]} any more.",
+            hint=f"See {repo.page}/tree/main, and upgrade ltxq.",
+        )
+    if status == 429 or status >= 500:
+        return HubUnavailable(f"The hub is busy (HTTP {status}).", hint=f"Wait a minute. {AGAIN}")
+    if isinstance(exc, RepositoryNotFoundError) or status in (401, 403):
+        if get_token() is None:
+            return ConfigurationError(
+                f"{repo.id} is open only to those who accepted its licence, and there is no "
+                "Hugging Face token.",
+                hint=SET_TOKEN,
+            )
+        if isinstance(exc, GatedRepoError):
+            return _licence_missing(repo)
+        if isinstance(exc, RepositoryNotFoundError) and status != 401:
+            return _hidden(repo)
+        if status == 401:
+            return ConfigurationError(
+                "The hub does not accept the Hugging Face token: it is mistyped, expired or "
+                "revoked.",
+                hint=SET_TOKEN,
+            )
+        return ConfigurationError(
+            f"The Hugging Face token may not read {repo.id}.",
+            hint=f"At {TOKENS_PAGE}, give it the role 'read', or tick 'Read access to contents of "
+            "all public gated repos you can access'.",
+        )
+    return HubUnavailable(f"The hub answered HTTP {status} for {repo.id}.", hint=AGAIN)
+
+
+def _licence_missing(repo: Repo) -> ConfigurationError:
+    return ConfigurationError(
+        f"Access to {repo.id} is restricted: the account of your Hugging Face token has not "
+        f"accepted the {repo.licence}.",
+        hint=f"Open {repo.page} with that account, accept the licence{_gemma_wants(repo)}, and "
+        "run the same command again.",
+    )
+
+
+def _hidden(repo: Repo) -> ConfigurationError:
+    return ConfigurationError(
+        f"The hub shows no repository {repo.id} to the account of your Hugging Face token.",
+        hint=f"Open {repo.page} with that account. If it asks to accept a licence, do so"
+        f"{_gemma_wants(repo)}, and run the same command again. If the page is missing, the "
+        "repository was renamed: upgrade ltxq.",
+    )
+
+
+def _gemma_wants(repo: Repo) -> str:
+    if repo.id != GEMMA.id:
+        return ""
+    return (
+        " (it may want a verified e-mail address, your name and affiliation, and some minutes "
+        "until it is granted)"
+    )
