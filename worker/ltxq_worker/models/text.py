@@ -85,7 +85,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as exc:
+    except Exception as exc:  # tokenizers raises bare ones for a damaged file
         raise _unreadable(folder, "tokenizer", exc) from exc
     if tokenizer.pad_token_id is None:  # as ltx-core does
         tokenizer.pad_token = tokenizer.eos_token

@@ -59,8 +59,9 @@ def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_text_encoder(partial / "text_encoder", seed)
-        _write_checkpoint(partial / CHECKPOINT, base, seed)
+        with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
+            _write_text_encoder(partial / "text_encoder", seed)
+            _write_checkpoint(partial / CHECKPOINT, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
         partial.rename(folder)
     except BaseException:
@@ -146,14 +147,16 @@ def _named(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random values for the weight `name`, sized to keep a signal about as large as it came."""
-    kind = name.rpartition(".")[2]
+    part, kind = name.partition(".")[0], name.rpartition(".")[2]
     if kind == "filter":  # resampling, not learned
         return like
     if name.endswith((".q_norm.weight", ".k_norm.weight")):
         return torch.full(like.shape, SHARPNESS)
     if kind == "std-of-means" or (kind == "weight" and "norm" in name):
         return torch.ones(like.shape)
-    if kind in ("mean-of-means", "alpha", "beta") or (name.startswith("vae.") and like.ndim < 2):
+    if kind in ("mean-of-means", "alpha", "beta"):
+        return torch.zeros(like.shape)
+    if part in ("vae", "vocoder") and like.ndim < 2:  # biases: a tint, a hum
         return torch.zeros(like.shape)
     noise = torch.randn(like.shape, generator=generator)
     if kind == "mel_basis":
@@ -162,10 +165,17 @@ def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.
         return noise * 0.1
     if kind == "learnable_registers":
         return noise
-    if name.startswith("vae."):
+    if part == "vae":
         return _smooth(noise, 16 if "conv_out" in name else 8)
-    gain = 0.25 if name.startswith("vocoder.") else 1.0  # many residual layers: not too loud
+    gain = _loudness(name) if part == "vocoder" else 1.0
     return noise * gain * math.sqrt(like.shape[0] / like.numel())
+
+
+def _loudness(name: str) -> float:
+    """So that a vocoder's many residual layers make a murmur, neither silence nor clipping."""
+    if ".resblocks." in name:
+        return 0.25
+    return 0.7 if name.startswith(("vocoder.vocoder.", "vocoder.bwe_generator.")) else 1.0
 
 
 def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:

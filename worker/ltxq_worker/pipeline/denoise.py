@@ -45,9 +45,10 @@ def denoise(
     video_tools = VideoLatentTools(
         VideoLatentPatchifier(patch_size=1), VideoLatentShape.from_pixel_shape(shape), shape.fps
     )
-    audio_tools = AudioLatentTools(
-        AudioPatchifier(patch_size=1), AudioLatentShape.from_video_pixel_shape(shape)
-    )
+    audio_shape = AudioLatentShape.from_video_pixel_shape(shape)
+    if audio_shape.frames == 0:  # one frame at 50 a second or more: ltx-core rounds its sound away
+        audio_shape = audio_shape._replace(frames=1)
+    audio_tools = AudioLatentTools(AudioPatchifier(patch_size=1), audio_shape)
     # One generator serves both, picture first: the order is part of what a seed means.
     video = noiser(video_tools.create_initial_state(device, torch.bfloat16), 1.0)
     audio = noiser(audio_tools.create_initial_state(device, torch.bfloat16), 1.0)

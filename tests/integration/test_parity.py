@@ -1,0 +1,172 @@
+"""The pipeline against the library's own functions: equal bit for bit on a CPU, eager, in bf16.
+
+`ltx_pipelines` is the oracle. It shares ltx-core with the pipeline, but its loaders, its state
+handling and its loop are its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ltx_core.components.diffusion_steps import EulerDiffusionStep
+from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.model.audio_vae import decode_audio
+from ltx_core.model.video_vae import TemporalTilingConfig, TilingConfig, decode_video
+from ltx_core.text_encoders.gemma.embeddings_processor import EmbeddingsProcessorOutput
+from ltx_core.text_encoders.gemma.encoders import encoder_configurator
+from ltx_core.text_encoders.gemma.tokenizer import LTXVGemmaTokenizer
+from ltx_core.types import VideoPixelShape
+from ltx_pipelines.utils import ModelLedger, euler_denoising_loop
+from ltx_pipelines.utils.constants import DISTILLED_SIGMA_VALUES
+from ltx_pipelines.utils.helpers import denoise_audio_video, simple_denoising_func
+from ltx_pipelines.utils.types import PipelineComponents
+from transformers import Gemma3ForConditionalGeneration
+
+from ltxq.job import VideoRequest
+from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.models.tiny import HIDDEN, LAYERS, make_tiny
+from ltxq_worker.pipeline import denoise, memory
+from ltxq_worker.pipeline.ltx import LtxPipeline
+
+CPU = torch.device("cpu")
+PROMPT = "A lighthouse in a storm — rain on the glass, thunder."
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The same tiny model, loaded by us and by the library."""
+
+    ours: LtxPipeline
+    library: ModelLedger
+    folder: ModelFolder
+
+
+@pytest.fixture(scope="module", params=["ltx-2-19b", "ltx-2.3-22b"])
+def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sides:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("models") / request.param
+    make_tiny(path, request.param)
+    folder = ModelFolder.open(path)
+    return Sides(
+        ours=LtxPipeline.load(folder, model=request.param, device="cpu"),
+        library=ModelLedger(torch.bfloat16, CPU, checkpoint_path=str(folder.checkpoint)),
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"height": 64, "width": 64, "num_frames": 1},
+        {"height": 64, "width": 96, "num_frames": 9, "seed": 7, "frame_rate": 25.0},
+        {"height": 128, "width": 64, "num_frames": 25, "seed": 2**53 - 1, "frame_rate": 30.0},
+    ],
+    ids=lambda size: f"{size['width']}x{size['height']}x{size['num_frames']}",
+)
+def test_frames_and_sound_equal_the_librarys_bit_for_bit(
+    sides: Sides, size: dict[str, int]
+) -> None:
+    request = VideoRequest(prompt=PROMPT, **size)
+    frames, sound = ours(sides.ours, request)
+    their_frames, their_sound = theirs(sides, request, DISTILLED_SIGMA_VALUES, tiling=None)
+    assert frames.shape == (request.num_frames, request.height, request.width, 3)
+    assert np.array_equal(frames, their_frames)
+    assert np.array_equal(sound, their_sound)
+    assert frames.std() > 5  # a picture, not a constant that equals itself
+
+
+def test_frames_decoded_in_tiles_equal_the_librarys(
+    sides: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "PIXELS_UNTILED", 64 * 64 * 72)  # this clip is one frame more
+    request = VideoRequest(prompt=PROMPT, height=64, width=64, num_frames=73)
+    frames, _ = ours(sides.ours, request)
+    tiling = TilingConfig(temporal_config=TemporalTilingConfig(64, 24))
+    their_frames, _ = theirs(sides, request, DISTILLED_SIGMA_VALUES, tiling)
+    assert np.array_equal(frames, their_frames)
+
+
+def test_one_changed_sigma_changes_the_clip(sides: Sides) -> None:
+    """That the comparison above can fail."""
+    request = VideoRequest(prompt=PROMPT, height=64, width=64, num_frames=9)
+    frames, sound = ours(sides.ours, request)
+    sigmas = [*DISTILLED_SIGMA_VALUES]
+    sigmas[4] -= 0.01
+    their_frames, their_sound = theirs(sides, request, sigmas, tiling=None)
+    assert not np.array_equal(frames, their_frames)
+    assert not np.array_equal(sound, their_sound)
+
+
+def test_the_schedule_is_the_librarys() -> None:
+    assert list(denoise.SIGMAS) == DISTILLED_SIGMA_VALUES
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "  a cat  ", "a long prompt " * 60])
+def test_contexts_equal_the_librarys_on_transformers_hidden_states(
+    sides: Sides, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = sides.ours._context(prompt)
+    reference = their_context(sides, prompt, monkeypatch)
+    assert context.video.shape[:2] == (1, 1024)
+    assert torch.equal(context.video, reference.video_encoding)
+    assert reference.audio_encoding is not None
+    assert torch.equal(context.audio, reference.audio_encoding)
+
+
+def ours(pipeline: LtxPipeline, request: VideoRequest) -> tuple[np.ndarray, np.ndarray]:
+    clip = pipeline.generate(request, lambda stage, step, steps: None)
+    assert clip.sound is not None
+    return np.concatenate(list(clip.frames)), clip.sound.samples
+
+
+@torch.inference_mode()
+def theirs(
+    sides: Sides, request: VideoRequest, sigmas: list[float], tiling: TilingConfig | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One stage by the library: its loaders, states, loop and decoders."""
+    assert request.seed is not None
+    generator = torch.Generator().manual_seed(request.seed)
+    context = sides.ours._context(request.prompt)
+    step = simple_denoising_func(context.video, context.audio, sides.library.transformer())
+    video, audio = denoise_audio_video(
+        output_shape=VideoPixelShape(
+            1, request.num_frames, request.height, request.width, request.frame_rate
+        ),
+        conditionings=[],
+        noiser=GaussianNoiser(generator),
+        sigmas=torch.Tensor(sigmas),
+        stepper=EulerDiffusionStep(),
+        denoising_loop_fn=lambda sigmas, video, audio, stepper: euler_denoising_loop(
+            sigmas, video, audio, stepper, step
+        ),
+        components=PipelineComponents(torch.bfloat16, CPU),
+        dtype=torch.bfloat16,
+        device=CPU,
+    )
+    chunks = decode_video(video.latent, sides.library.video_decoder(), tiling, generator)
+    frames = np.concatenate([chunk.numpy() for chunk in chunks])
+    sound = decode_audio(audio.latent, sides.library.audio_decoder(), sides.library.vocoder())
+    return frames, sound.waveform.numpy()
+
+
+@torch.inference_mode()
+def their_context(
+    sides: Sides, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> EmbeddingsProcessorOutput:
+    """Whole Gemma by transformers, then the library's processor, told the tiny Gemma's size."""
+    sizes = SimpleNamespace(hidden_size=HIDDEN, num_hidden_layers=LAYERS)
+    monkeypatch.setattr(
+        encoder_configurator, "GEMMA3_CONFIG_FOR_LTX", SimpleNamespace(text_config=sizes)
+    )
+    folder: Path = sides.folder.text_encoder
+    gemma = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    pairs = LTXVGemmaTokenizer(str(folder), 1024).tokenize_with_weights(prompt)["gemma"]
+    ids, mask = (torch.tensor([[int(pair[i]) for pair in pairs]]) for i in (0, 1))
+    hidden = gemma.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    processor = sides.library.gemma_embeddings_processor()
+    return processor.process_hidden_states(hidden.hidden_states, mask)
