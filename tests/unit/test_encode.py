@@ -163,6 +163,8 @@ def test_sound_is_as_long_as_the_picture(
         audio = container.streams.audio[0]
         assert (audio.codec_context.name, audio.channels, audio.rate) == ("aac", 2, sample_rate)
         assert audio.start_time == 0
+        video = container.streams.video[0]
+        assert video.duration * video.time_base == Fraction(num_frames, 24)
         assert float(audio.duration * audio.time_base) == pytest.approx(num_frames / 24, abs=1e-4)
 
 
@@ -323,10 +325,12 @@ def test_cancelled_job_is_not_encoded_to_the_end(
 
 
 def test_decoding_ends_at_the_first_error(tmp_path: Path) -> None:
-    frames = chunks_of(8, 8, 8)
+    taken: list[int] = []
+    frames = (taken.append(len(chunk)) or chunk for chunk in chunks_of(8, 8, 8))
     with pytest.raises(PermanentError, match="made more than 9 frames"):
         encode(Clip(frames=frames, sound=None), small(), tmp_path, silent)
     assert next(frames, None) is None
+    assert taken == [8, 8]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class Mp4Writer:
             interpolation=_EXACT,
             threads=1,
         )
-        frame.pts, frame.time_base, frame.duration = index, 1 / self._rate, 1
+        frame.pts, frame.time_base = index, 1 / self._rate
         self._mux(self._video.encode(frame))
 
     def write_last(self) -> Iterator[None]:
