@@ -15,13 +15,12 @@ from redis.exceptions import RedisError
 
 from ltxq.errors import JobError, LtxqError, QueueUnavailable
 from ltxq.job import Job
-from ltxq.ledger import LANES, Ledger, Ticket
+from ltxq.ledger import LANE_COUNT, Ledger, Ticket
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
 TASK = "ltxq.generate"
-_STEPS = list(range(max(LANES.values()) + 1))
 
 
 def make_app(settings: Settings) -> Celery:
@@ -47,7 +46,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "queue_order_strategy": "priority",
-            "priority_steps": _STEPS,
+            "priority_steps": list(range(LANE_COUNT)),
             "socket_timeout": 5.0,  # more than BRPOP's own second
             "socket_connect_timeout": 2.0,
         },

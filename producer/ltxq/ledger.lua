@@ -130,9 +130,10 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease)
   -- Lanes are emptied in order, so a message taken from this one proves that it and every more
   -- urgent one hold none stamped earlier.
   stamp = tonumber(stamp)
+  local latest = tonumber(redis.call('GET', key('counter')) or 0)  -- a later one is forged
   for l = 0, tonumber(lane) do
     local mark = redis.call('HGET', key('watermark', queue), l)
-    if stamp > tonumber(mark or 0) then redis.call('HSET', key('watermark', queue), l, stamp) end
+    if stamp > tonumber(mark or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
   end
   local state, own, now_lane, token, last_nonce = unpack(get(id, 'state', 'queue', 'lane', 'token', 'nonce'))
   if not state then return {'refused', 'gone'} end

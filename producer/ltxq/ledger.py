@@ -45,6 +45,7 @@ from ltxq.settings import Settings, without_password
 PREFIX = f"ltxq:{CONTRACT}:"
 LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
 """The lane of a first try, by priority; the even one before it is for jobs sent again."""
+LANE_COUNT = 6
 
 ATTEMPT_SECONDS = 1.0  # one connection attempt, and one answer, may take this long each
 PATIENCE: Final = 2.8  # seconds a call tries again: with the last attempt under 5 in all

@@ -71,6 +71,7 @@ class RedisTransport:
     """Straight to Redis: the ledger for truth, a Celery message to wake a worker."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.default_model = settings.default_model
         self._ledger = Ledger.from_settings(settings)
         self._app = make_app(settings)

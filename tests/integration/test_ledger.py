@@ -303,6 +303,16 @@ def test_a_job_in_a_more_urgent_lane_counts_as_overtaken(
     assert {lost.job_id, other_high.job_id} <= found
 
 
+def test_a_forged_stamp_does_not_make_the_backlog_look_lost(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    ticket = submit(ledger)
+    server.lpush(f"{ticket.queue}\x06\x16{ticket.lane}", "a message")
+    ledger.claim(Ticket(job_id="x", queue=ticket.queue, lane=5, stamp=2**52), "w")
+    let_time_pass(server)
+    assert ledger.sweep().tickets == ()
+
+
 def test_records_and_keys_go_when_their_retention_ends(
     redis_url: str, server: redis.Redis
 ) -> None:

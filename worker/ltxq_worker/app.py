@@ -13,17 +13,19 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Ignore
+from celery.platforms import SecurityWarning
 from celery.worker.control import Panel
 
 from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
 from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, QueueUnavailable
 from ltxq.job import MAX_SEED, VideoRequest, is_job_id
-from ltxq.ledger import Ledger, Ticket, queue_name
+from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.gate import Gate, gate_step
@@ -84,19 +86,21 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     app.steps["consumer"].add(gate_step(gate))
 
     @app.task(name=TASK, bind=True, ignore_result=True)
-    def generate(task: Any, *args: Any, **kwargs: Any) -> None:
+    def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
         delivery = task.request.properties["delivery_tag"]
-        if kwargs or len(args) != 3:
-            try:
-                admit(app, ledger, task.request.id, args, kwargs, runner.pipeline.model)
-            finally:
-                gate.release(delivery)
-            raise Ignore
-        job_id, lane, stamp = args
-        queue = queue_name(runner.pipeline.model)
-        ticket = Ticket(job_id=str(job_id), queue=queue, lane=int(lane), stamp=int(stamp))
-        runner.run(ticket, delivery)
+        try:
+            if delivery in gate:
+                serve(task.request.id, args, kwargs, delivery)
+        finally:
+            gate.release(delivery)
         raise Ignore  # the outcome is stored; Celery must not store another
+
+    def serve(task_id: str, args: Any, kwargs: dict[str, Any], delivery: str) -> None:
+        model = runner.pipeline.model
+        if ticket := _ticket(args, kwargs, queue_name(model)):
+            runner.run(ticket, delivery)
+        else:
+            admit(app, ledger, task_id, args, kwargs, model)
 
     def cancel(_state: Any, task_id: Any = None, task_ids: Any = None, **_: Any) -> dict[str, str]:
         """Celery's revoke, and Flower's button: cancel in the ledger."""
@@ -114,9 +118,21 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
 
     @signals.task_received.connect(weak=False)
     def on_received(request: Any, **_: Any) -> None:
-        gate.take(request.message.delivery_tag)
+        # A body of another form ends inside Celery, and nobody would release what it took.
+        match request.message.payload:
+            case [list(), dict(), _]:
+                gate.take(request.message.delivery_tag)
 
     return app
+
+
+def _ticket(args: Any, kwargs: dict[str, Any], queue: str) -> Ticket | None:
+    """The ticket a message holds, if it is ltxq's own: [id, lane, stamp]."""
+    match args:
+        case [str(job_id), int(lane), int(stamp)] if not kwargs and is_job_id(job_id):
+            if 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
+                return Ticket(job_id=job_id, queue=queue, lane=lane, stamp=stamp)
+    return None
 
 
 def admit(
@@ -159,9 +175,7 @@ def admit(
 def main() -> None:
     """The process's whole life."""
     options = _options()
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {options.name} %(levelname)s %(message)s"
-    )
+    _set_up_logging(options.name)
     supervisor = Supervisor(options.line)
     try:
         runner, app = _prepare(options, supervisor)
@@ -180,7 +194,6 @@ def main() -> None:
         queues=[queue_name(options.model)],
         pool="threads",
         concurrency=1 + runner.settings.spool_jobs,
-        loglevel="WARNING",
         quiet=True,
         task_events=True,
         without_gossip=True,
@@ -188,6 +201,16 @@ def main() -> None:
     )
     worker.start()
     sys.exit(worker.exitcode)
+
+
+def _set_up_logging(name: str) -> None:
+    """Our lines, and of the libraries only what is wrong."""
+    form = f"%(asctime)s %(levelname)s {name} %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form)
+    logging.getLogger("ltxq").setLevel(logging.INFO)
+    signals.setup_logging.connect(lambda **_: None, weak=False)  # else Celery sets up its own
+    # Celery warns of pickle under root; ltxq's workers read JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
 def _options() -> argparse.Namespace:

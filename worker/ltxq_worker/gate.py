@@ -33,6 +33,11 @@ class Gate:
                 and not any(self._on_gpu.values())
             )
 
+    def __contains__(self, delivery: str) -> bool:
+        """Whether the message was let in."""
+        with self._lock:
+            return delivery in self._on_gpu
+
     def take(self, delivery: str) -> None:
         """A message has come: it has the GPU now."""
         with self._lock:

@@ -25,7 +25,7 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.supervisor")
 
-ORPHAN_SECONDS = 20.0  # given to the workers of a supervisor that died to notice and end
+ORPHAN_SECONDS = 10.0  # given to the workers of a supervisor that died to notice and end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,6 @@ class Runner:
             return None
         finally:
             self._attempts.pop(delivery, None)
-            self.gate.release(delivery)
 
     def give_back(self) -> list[Returned]:
         """Queue again whatever this worker still has, uncharged: it is going away."""

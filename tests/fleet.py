@@ -1,0 +1,128 @@
+"""A real worker for the tests: `ltxq worker` in processes of its own, watched by its log."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from ltxq_worker.local import S3Server
+
+PATIENCE = 60.0  # seconds any one thing may take on a busy machine
+
+
+class Fleet:
+    """A running `ltxq worker`: supervisor and worker processes."""
+
+    def __init__(
+        self, environment: Mapping[str, str], *, model: str = "instant", gpus: str = "cpu",
+        name: str = "host",
+    ) -> None:  # fmt: skip
+        self.log = ""
+        self._news = threading.Condition()
+        self.supervisor = subprocess.Popen(
+            [sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus,
+             "--name", name],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        workers = self.workers()
+        if self.supervisor.poll() is None:
+            self.supervisor.send_signal(signal.SIGCONT)
+            self.supervisor.terminate()
+            try:
+                self.supervisor.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.supervisor.kill()
+        _, alive = psutil.wait_procs(workers, PATIENCE)
+        for process in alive:
+            process.kill()
+        self._reader.join(PATIENCE)
+        if self.supervisor.stdout:
+            self.supervisor.stdout.close()
+        self.supervisor.wait(PATIENCE)
+        if exc is not None:
+            print(self.log)  # noqa: T201  what pytest shows of a failure
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes that live now."""
+        try:
+            children = psutil.Process(self.supervisor.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+        return [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+
+    def wait_for(self, pattern: str, *, times: int = 1) -> re.Match[str]:
+        """Until the log has `pattern` that often; the last match."""
+
+        def found() -> bool:
+            return len(list(re.finditer(pattern, self.log))) >= times
+
+        with self._news:
+            if not self._news.wait_for(found, PATIENCE):
+                raise AssertionError(f"no {pattern!r} in the log:\n{self.log}")
+        return list(re.finditer(pattern, self.log))[-1]
+
+    def wait_until_ready(self, *, times: int = 1) -> Self:
+        """Until a worker process has been ready that often."""
+        self.wait_for(r"is ready", times=times)
+        return self
+
+    def stop(self) -> int:
+        """SIGTERM and the exit code."""
+        self.supervisor.terminate()
+        return self.supervisor.wait(PATIENCE)
+
+    def _read(self) -> None:
+        assert self.supervisor.stdout is not None
+        for line in self.supervisor.stdout:
+            with self._news:
+                self.log += line
+                self._news.notify_all()
+
+
+def eventually(check: Callable[[], object], *, within: float = PATIENCE) -> None:
+    """Until `check()` is true; for what nobody tells of."""
+    end = time.monotonic() + within
+    while not check():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {within:g} s")
+        threading.Event().wait(0.02)
+
+
+def worker_environment(url: str, s3: S3Server, spool: Path) -> dict[str, str]:
+    """Settings of a worker on these servers, with a spool of its own."""
+    return {
+        "LTXQ_URL": url,
+        "LTXQ_SPOOL_DIR": str(spool),
+        "LTXQ_DEFAULT_MODEL": "instant",
+        "LTXQ_S3_ENDPOINT": s3.endpoint,
+        "LTXQ_S3_BUCKET": s3.bucket,
+        **s3.credentials,
+    }

@@ -1,0 +1,382 @@
+"""The whole way over real processes: Redis, rclone's S3 server, `ltxq worker` with the instant
+pipeline. What happens when processes die or servers go away is at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+import pytest
+import urllib3
+from celery import Celery
+from celery.result import AsyncResult
+
+from fleet import PATIENCE, Fleet, eventually, worker_environment
+from ltxq import Client
+from ltxq.celery import announce, make_app
+from ltxq.job import Job
+from ltxq.ledger import PREFIX, Ledger, Ticket, queue_name
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.pipeline.instant import read_mark, request_tag
+from servers import S3, start_or_skip
+
+SLOW = {"LTXQ_INSTANT_SECONDS": "60", "LTXQ_LEASE": "5"}
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """For the fleets that many tests share."""
+    with start_or_skip(lambda: RedisServer.start(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fleet_environment(
+    shared_redis: RedisServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    url = f"redis://127.0.0.1:{shared_redis.port}/0"
+    return worker_environment(url, s3_server, tmp_path_factory.mktemp("spool"))
+
+
+@pytest.fixture(scope="module")
+def fleet(fleet_environment: dict[str, str]) -> Iterator[Fleet]:
+    """A worker that is quick; for tests that leave it as it was."""
+    with Fleet(fleet_environment) as running:
+        yield running.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def slow(
+    shared_redis: RedisServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """A worker whose jobs take a minute to denoise unless they are stopped; likewise."""
+    url = f"redis://127.0.0.1:{shared_redis.port}/1"
+    environment = worker_environment(url, s3_server, tmp_path_factory.mktemp("spool"))
+    with Fleet({**environment, **SLOW}) as running:
+        yield running.wait_until_ready()
+
+
+@pytest.fixture
+def own(redis_url: str, s3_server: S3Server, tmp_path: Path) -> dict[str, str]:
+    """The environment of a worker of the test's own, to do with as it likes."""
+    return worker_environment(redis_url, s3_server, tmp_path / "spool")
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest, s3: S3) -> Iterator[Client]:
+    """A client of the queue that the test's worker serves; leaves no job unfinished there."""
+    shared = request.getfixturevalue("shared_redis")
+    if "fleet" in request.fixturenames:
+        url = f"redis://127.0.0.1:{shared.port}/0"
+    elif "slow" in request.fixturenames:
+        url = f"redis://127.0.0.1:{shared.port}/1"
+    else:
+        url = request.getfixturevalue("redis_url")
+    with Client(settings=s3.settings(url=url, default_model="instant")) as made:
+        yield made
+        if {"fleet", "slow"} & set(request.fixturenames):
+            unfinished = [*made.list(state="queued").jobs, *made.list(state="running").jobs]
+            for job in unfinished:
+                made.cancel(job.id)
+            for job in unfinished:
+                made.wait(job.id, PATIENCE)
+
+
+def url_of(client: Client) -> str:
+    transport: Any = client._transport
+    url: str = transport.settings.url.get_secret_value()
+    return url
+
+
+@pytest.fixture
+def plain(client: Client) -> Iterator[Celery]:
+    """Celery as anybody has it, without ltxq."""
+    url = url_of(client)
+    app = Celery(broker=url, backend=url, set_as_current=False)
+    yield app
+    app.close()
+
+
+def fetch(url: str) -> bytes:
+    answer = urllib3.request("GET", url, timeout=PATIENCE)
+    assert answer.status == 200, answer.data
+    return answer.data
+
+
+def wait_until_running(client: Client, job: Job) -> Job:
+    for now in client.watch(job.id, timeout=PATIENCE):
+        if now.progress is not None and now.progress.stage == "denoise":
+            return now
+        assert not now.finished
+    raise AssertionError
+
+
+def test_a_prompt_goes_in_and_an_mp4_comes_out(fleet: Fleet, client: Client) -> None:
+    job = client.submit("a fox", width=128, height=96, num_frames=17, metadata={"order": "7 🦊"})
+    result = client.wait(job.id, PATIENCE).result_or_raise()
+    mp4 = fetch(result.url)
+    assert hashlib.sha256(mp4).hexdigest() == result.sha256
+    assert len(mp4) == result.size
+    with av.open(BytesIO(mp4)) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        assert container.streams.audio
+    tag = request_tag(job.request)
+    assert [(m.tag, m.index) for m in map(read_mark, pictures)] == [(tag, i) for i in range(17)]
+    sidecar = json.loads(fetch(result.sidecar_url))
+    assert sidecar["request"]["metadata"] == {"order": "7 🦊"}
+    assert sidecar["seed"] == result.seed == 42
+    for image in (result.poster_url, result.spritesheet_url):
+        assert fetch(image).startswith(b"\xff\xd8\xff")
+    assert result.key == f"{job.id}/1/clip.mp4"
+
+
+def test_celery_reads_the_outcome_without_ltxq(fleet: Fleet, client: Client, plain: Celery) -> None:
+    job = client.submit("a fox", **SMALL)
+    value = AsyncResult(job.id, app=plain).get(timeout=PATIENCE)
+    assert value["sha256"] == client.get(job.id).result_or_raise().sha256
+
+
+def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain: Celery) -> None:
+    sent = plain.send_task(
+        "ltxq.generate",
+        kwargs={"request": {"prompt": "a fox", "seed": None, **SMALL}},
+        queue="ltxq.1.instant",
+    )
+    assert sent.get(timeout=PATIENCE)["num_frames"] == 9
+    job = client.get(sent.id)
+    assert (job.state, job.request.model) == ("succeeded", "instant")
+    assert job.request.seed is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"kwargs": {"request": {"prompt": "a fox", "height": 500}}}, "nearest: 480 or 512"),
+        ({"kwargs": {"request": "a fox"}}, "valid dictionary"),
+        ({"kwargs": {"prompt": "a fox"}}, "other arguments"),
+        ({"args": ["a fox"]}, "other arguments"),
+        ({"args": [["x"], {}, None]}, "other arguments"),
+        ({"args": ["video_1", 99, 1]}, "other arguments"),
+        ({"args": ["video_1", 3, 1], "kwargs": {"task": 1}}, "other arguments"),
+        ({"kwargs": {"request": {"prompt": "a fox"}}, "task_id": "../../etc"}, "no job id"),
+    ],
+)
+def test_a_wrong_job_of_a_plain_producer_fails_as_invalid_request(
+    fleet: Fleet, client: Client, plain: Celery, arguments: dict[str, Any], says: str
+) -> None:
+    sent = plain.send_task("ltxq.generate", queue="ltxq.1.instant", **arguments)
+    with pytest.raises(Exception, match=says) as caught:
+        sent.get(timeout=PATIENCE)
+    assert type(caught.value).__name__ == "invalid_request"
+    assert client.wait(client.submit("next", **SMALL).id, PATIENCE).state == "succeeded"
+
+
+def test_failed_and_cancelled_jobs_show_in_celery(
+    slow: Fleet, client: Client, plain: Celery
+) -> None:
+    late = client.submit("a fox", timeout=1, **SMALL)
+    with pytest.raises(Exception, match="longer than its timeout of 1 s") as caught:
+        AsyncResult(late.id, app=plain).get(timeout=PATIENCE)
+    assert type(caught.value).__name__ == "timed_out"
+    unwanted = client.submit("a fox", **SMALL)
+    wait_until_running(client, unwanted)
+    client.cancel(unwanted.id)
+    eventually(lambda: AsyncResult(unwanted.id, app=plain).state == "REVOKED")
+
+
+def test_a_running_job_is_cancelled_and_the_next_one_runs(slow: Fleet, client: Client) -> None:
+    first, second = client.submit("a fox", **SMALL), client.submit("a bear", **SMALL)
+    wait_until_running(client, first)
+    client.cancel(first.id)
+    cancelled = client.wait(first.id, PATIENCE)
+    assert cancelled.state == "cancelled"
+    assert cancelled.error is not None
+    assert cancelled.error.code == "cancelled"
+    wait_until_running(client, second)
+
+
+def test_celerys_revoke_cancels_in_the_ledger(slow: Fleet, client: Client, plain: Celery) -> None:
+    running, queued = client.submit("a fox", **SMALL), client.submit("a bear", **SMALL)
+    wait_until_running(client, running)
+    plain.control.revoke(queued.id)
+    assert client.wait(queued.id, PATIENCE).state == "cancelled"
+    plain.control.revoke(running.id, terminate=True)
+    assert client.wait(running.id, PATIENCE).state == "cancelled"
+
+
+def test_a_message_delivered_twice_makes_one_clip(fleet: Fleet, client: Client) -> None:
+    job = client.submit("a fox", **SMALL)
+    app = make_app(Settings(url=url_of(client)))
+    for stamp in (1, 1, 2):
+        announce(app, Ticket(job_id=job.id, queue=queue_name("instant"), lane=3, stamp=stamp))
+    assert client.wait(job.id, PATIENCE).state == "succeeded"
+    last = client.submit("a bear", **SMALL)  # the doubles came before it
+    assert client.wait(last.id, PATIENCE).state == "succeeded"
+    assert client.get(job.id).attempts == 1
+    app.close()
+
+
+def test_more_urgent_jobs_run_first(slow: Fleet, client: Client) -> None:
+    first = wait_until_running(client, client.submit("first", **SMALL))
+    low = client.submit("low", priority="low", **SMALL)
+    normal = client.submit("normal", **SMALL)
+    high = client.submit("high", priority="high", **SMALL)
+    client.cancel(first.id)
+    for job in (high, normal, low):
+        wait_until_running(client, job)
+        client.cancel(job.id)
+
+
+def test_a_busy_worker_leaves_the_next_message_for_a_free_one(
+    own: dict[str, str], client: Client
+) -> None:
+    with Fleet({**own, **SLOW}, name="one") as one:
+        one.wait_until_ready()
+        _the_other_takes_the_next(own, client)
+
+
+def _the_other_takes_the_next(own: dict[str, str], client: Client) -> None:
+    long = wait_until_running(client, client.submit("long", **SMALL))
+    second = client.submit("next", **SMALL)
+    with Fleet(own, name="other") as other:
+        other.wait_until_ready()
+        assert client.wait(second.id, PATIENCE).worker == "cpu0@other"
+    client.cancel(long.id)
+
+
+def test_a_killed_workers_job_is_given_back_and_done(own: dict[str, str], client: Client) -> None:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        (worker,) = fleet.workers()
+        worker.kill()
+        fleet.wait_for(f"{job.id} is queued again")
+        done = client.wait(job.id, PATIENCE)
+        assert (done.state, done.attempts) == ("succeeded", 2)
+        assert done.result_or_raise().key == f"{job.id}/2/clip.mp4"
+
+
+def test_a_dead_supervisors_workers_give_back_and_end(own: dict[str, str], client: Client) -> None:
+    with Fleet({**own, **SLOW}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        (worker,) = fleet.workers()
+        fleet.supervisor.kill()
+        worker.wait(PATIENCE)
+        assert client.get(job.id).state == "queued"
+
+
+def test_sigterm_lets_the_running_job_finish(own: dict[str, str], client: Client) -> None:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
+        fleet.wait_until_ready()
+        running = wait_until_running(client, client.submit("a fox", **SMALL))
+        waiting = client.submit("a bear", **SMALL)
+        assert fleet.stop() == 0
+        assert client.get(running.id).state == "succeeded"
+        assert client.get(waiting.id).state == "queued"
+
+
+def test_a_second_sigterm_gives_the_running_job_back(own: dict[str, str], client: Client) -> None:
+    with Fleet({**own, **SLOW}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        fleet.supervisor.terminate()
+        fleet.wait_for("draining")
+        assert fleet.stop() == 0
+        again = client.get(job.id)
+        assert (again.state, again.attempts) == ("queued", 1)
+
+
+def test_the_spool_is_empty_when_work_is_done(own: dict[str, str], client: Client) -> None:
+    spool = Path(own["LTXQ_SPOOL_DIR"])
+    with Fleet(own) as fleet:
+        fleet.wait_until_ready()
+        client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+        eventually(lambda: not list((spool / "cpu0_host").iterdir()))
+        assert fleet.stop() == 0
+    assert [p.name for p in spool.iterdir()] == ["cpu0_host.lock"]
+
+
+def test_two_supervisors_do_not_share_a_place(
+    fleet: Fleet, fleet_environment: dict[str, str]
+) -> None:
+    with Fleet(fleet_environment) as second:
+        second.wait_for("A worker named cpu0@host runs on this machine already")
+        assert second.supervisor.wait(PATIENCE) != 0
+    assert fleet.workers()
+
+
+def test_a_worker_that_can_never_start_says_why_and_ends(own: dict[str, str]) -> None:
+    with Fleet({**own, "LTXQ_S3_BUCKET": "no-such-bucket"}) as fleet:
+        assert fleet.supervisor.wait(PATIENCE) == 1
+        fleet.wait_for("NoSuchBucket")
+        assert "Create the bucket, or correct LTXQ_S3_BUCKET" in fleet.log
+        assert "Traceback" not in fleet.log
+
+
+def test_a_lost_message_is_found_by_the_sweep(fleet: Fleet, client: Client) -> None:
+    ledger = Ledger.from_settings(Settings(url=url_of(client)))
+    job_id = "video_without_a_message"
+    ledger.submit(job_id, client.submit("a fox", **SMALL).request)
+    assert client.wait(job_id, PATIENCE).state == "succeeded"
+    ledger.close()
+
+
+def test_a_result_celery_was_not_told_of_is_stored_by_the_sweep(
+    fleet: Fleet, client: Client, plain: Celery
+) -> None:
+    job = client.submit("a fox", **SMALL)
+    AsyncResult(job.id, app=plain).get(timeout=PATIENCE)
+    plain.backend.client.delete(f"celery-task-meta-{job.id}")
+    plain.backend.client.zadd(f"{PREFIX}unreported", {job.id: 0})
+    eventually(lambda: AsyncResult(job.id, app=plain).state == "SUCCESS")
+
+
+def test_work_goes_on_after_a_restart_of_redis(s3_server: S3Server, tmp_path: Path) -> None:
+    redis = RedisServer.start(tmp_path / "redis")
+    environment = worker_environment(redis.url, s3_server, tmp_path / "spool")
+    with Fleet({**environment, "LTXQ_INSTANT_SECONDS": "3"}) as fleet:
+        fleet.wait_until_ready()
+        with Client(redis.url) as client:
+            job = wait_until_running(client, client.submit("a fox", model="instant", **SMALL))
+            redis.stop()
+            redis = RedisServer.start(tmp_path / "redis", port=redis.port)
+            done = client.wait(job.id, PATIENCE)
+            assert (done.state, done.attempts) == ("succeeded", 1)
+            next_job = client.submit("a bear", model="instant", **SMALL)
+            assert client.wait(next_job.id, PATIENCE).state == "succeeded"
+    redis.stop()
+
+
+def test_no_process_is_left_behind(own: dict[str, str]) -> None:
+    with Fleet(own) as fleet:
+        fleet.wait_until_ready()
+        (worker,) = fleet.workers()
+        os.killpg(fleet.supervisor.pid, signal.SIGKILL)
+        worker.wait(PATIENCE)
+        assert not psutil.pid_exists(worker.pid)
+
+
+def test_many_clients_many_jobs_none_lost(fleet: Fleet, client: Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        jobs = list(pool.map(lambda i: client.submit(f"fox {i}", **SMALL), range(40)))
+    tags = {}
+    for job in jobs:
+        done = client.wait(job.id, PATIENCE)
+        assert (done.state, done.attempts) == ("succeeded", 1)
+        with av.open(BytesIO(fetch(done.result_or_raise().url))) as container:
+            picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        tags[read_mark(picture).tag] = job.id
+    assert len(tags) == 40
