@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -243,14 +243,14 @@ class Ledger:
 
     def _newest(
         self, states: tuple[JobState, ...], limit: int, after: str | None
-    ) -> list[tuple[str, dict[str, str]]]:
+    ) -> Sequence[tuple[str, dict[str, str]]]:
         """Ids and records of the newest jobs below `after`, one more than `limit` if there is."""
         below = "+inf"
         if after is not None:
             seq = self._redis.hget(self._key("job", after), "seq")
             if seq is None:
                 raise _not_found(after)
-            below = f"({seq}"
+            below = f"({seq!s}"
         pipe = self._redis.pipeline(transaction=True)
         for name in states:
             pipe.zrevrangebyscore(
@@ -292,7 +292,7 @@ class Ledger:
     @contextmanager
     def changes(self, job_id: str) -> Iterator[redis.client.PubSub]:
         """Subscribed to the job: `get_message` returns when its record has changed."""
-        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
             self._call(lambda: pubsub.subscribe(self._key("changed", job_id)))
             yield pubsub
 
@@ -498,7 +498,7 @@ def _returned(row: list[Any]) -> Returned:
     )
 
 
-def _job(job_id: str, record: dict[str, str]) -> Job:
+def _job(job_id: str, record: Any) -> Job:
     def at(field: str) -> datetime | None:
         ms = record.get(field)
         return datetime.fromtimestamp(int(ms) / 1000, UTC) if ms else None
