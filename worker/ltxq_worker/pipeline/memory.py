@@ -1,7 +1,7 @@
 """How much memory a clip needs beside the model, and the largest clip that fits.
 
-An estimate, from sizes alone: the computation on real modules that its constants come from is
-within a tenth of them. Asking the device what it has is left to `ltx.py`, but for a CPU's memory.
+An estimate from sizes alone, by constants that were computed on the real modules. Asking the
+device what it has is left to `ltx.py`, but for a CPU's memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ltxq.job import FRAME_STEP, MIN_SIDE, SIDE_STEP
 BYTES_PER_TOKEN = 330_000
 # Decoding in one piece: 1.1, 3.8 and 15.3 GB at 13, 48 and 190 million pixels.
 BYTES_PER_PIXEL = 85
-# Of these, frames and their blending: three channels in bf16, a few times. Not the network's.
-BYTES_PER_FRAME_PIXEL = 24
+# Of these, not the network's but the frames': three channels in bf16, a few times; and as many
+# again where tiles are blended (measured with the tiny model: 27 and 42 bytes).
+BYTES_PER_FRAME_PIXEL, BYTES_PER_BLENDED_PIXEL = 24, 45
 # Encoding a prompt: Gemma's 49 hidden states of 1,024 tokens (0.4 GB), stacked and normalised.
 BYTES_FOR_TEXT = 2_500_000_000
 
@@ -70,14 +71,12 @@ def bytes_needed(config: dict[str, Any], shape: Shape) -> int:
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"] / 4096
     channels = config["vae"].get("decoder_base_channels", 128) / 128
     frames = TILE_FRAMES if tiles_in_time(shape) else shape.num_frames
-    buffers = shape.height * shape.width * frames
-    network = buffers
+    pixels = at_once = shape.height * shape.width * frames
     if tiles_in_space(shape):
-        network = min(shape.height, TILE_SIDE) * min(shape.width, TILE_SIDE) * frames
-    decoding = (
-        BYTES_PER_FRAME_PIXEL * buffers
-        + (BYTES_PER_PIXEL - BYTES_PER_FRAME_PIXEL) * channels * network
-    )
+        at_once = min(shape.height, TILE_SIDE) * min(shape.width, TILE_SIDE) * frames
+    tiled = tiles_in_time(shape) or tiles_in_space(shape)
+    decoding = pixels * (BYTES_PER_BLENDED_PIXEL if tiled else BYTES_PER_FRAME_PIXEL)
+    decoding += int((BYTES_PER_PIXEL - BYTES_PER_FRAME_PIXEL) * channels * at_once)
     return int(max(BYTES_FOR_TEXT * width, BYTES_PER_TOKEN * width * shape.tokens, decoding))
 
 
