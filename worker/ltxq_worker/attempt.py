@@ -111,6 +111,8 @@ class Attempt:
 
     def released_gpu(self) -> None:
         """The job no longer holds the GPU: if the worker dies now, it is not the job's fault."""
+        if self._on_gpu:
+            self.timings["gpu"] = round(self.seconds(), 4)  # from the claim: what the job costs
         self._on_gpu = False
         self._news.set()
 

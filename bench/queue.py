@@ -1,0 +1,191 @@
+"""What the queue costs, measured on one machine: `python bench/queue.py`.
+
+An embedded Redis (append-only file on) and S3 server, one worker with the instant test pipeline;
+for the GPU's idle time one with the tiny model. Prints a table, and writes the same as JSON to
+bench/results/queue.json. Redis, worker and this client share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from ltxq import Client, VideoRequest
+from ltxq.job import Job
+from ltxq_worker.stack import Stack
+
+PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
+RESULTS = Path(__file__).parent / "results" / "queue.json"
+
+
+def main() -> None:
+    options = _options()
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with _stack(Path(folder, "a")) as (client, server, _stack_a):
+            figures["submissions without a worker"] = measure_submissions(
+                client, server, options.submissions
+            )
+        with _stack(Path(folder, "b")) as (client, server, stack):
+            stack.start_worker(model="instant", gpus="cpu", log=Path(folder, "instant.log"))
+            client.wait(client.submit("warm up", **SMALL).id, 120)
+            figures["jobs one by one, idle worker"] = measure_jobs(client, server, options.jobs)
+        if options.backlog:
+            from ltxq_worker.models.tiny import make_tiny  # torch, for this part alone
+
+            make_tiny(Path(folder, "models", "ltx-2-tiny"))
+            os.environ["LTXQ_MODEL_DIR"] = str(Path(folder, "models"))
+            with _stack(Path(folder, "c"), model="ltx-2-tiny") as (client, _server, stack):
+                stack.start_worker(model="ltx-2-tiny", gpus="cpu", log=Path(folder, "tiny.log"))
+                figures["a backlog on the tiny model"] = measure_gpu_idle(client, options.backlog)
+    report(figures)
+
+
+def measure_submissions(client: Client, server: redis.Redis, count: int) -> dict[str, float]:
+    """One client, one thread, submitting as fast as it can; memory per job that waits."""
+    client.submit(PROMPT)
+    before = server.info("memory")["used_memory"]
+    times = []
+    began = time.perf_counter()
+    for _ in range(count):
+        start = time.perf_counter()
+        client.submit(PROMPT)
+        times.append(time.perf_counter() - start)
+    seconds = time.perf_counter() - began
+    memory = server.info("memory")["used_memory"] - before
+    return {
+        "jobs": count,
+        "submissions per second": count / seconds,
+        "submit p50 (ms)": 1000 * statistics.median(times),
+        "submit p99 (ms)": 1000 * percentile(times, 99),
+        "Redis memory per queued job (bytes)": memory / count,
+    }
+
+
+def measure_jobs(client: Client, server: redis.Redis, count: int) -> dict[str, float]:
+    """Submit a job to a worker that has nothing to do, wait for its result, and again."""
+    jobs, waits = [], []
+    calls, received, sent = traffic(server)
+    began = time.perf_counter()
+    for _ in range(count):
+        start = time.perf_counter()
+        job = client.wait(client.submit(PROMPT, **SMALL).id, 60)
+        waits.append(time.perf_counter() - start)
+        job.result_or_raise()
+        jobs.append(job)
+    seconds = time.perf_counter() - began
+    used = [now - then for now, then in zip(traffic(server), (calls, received, sent), strict=True)]
+    time.sleep(seconds)  # as long again without jobs, to take off what idling costs
+    quiet = [
+        n - t - u for n, t, u in zip(traffic(server), (calls, received, sent), used, strict=True)
+    ]
+    pickups = [_between(job.submitted_at, job.started_at) for job in jobs]
+    makes = [_between(job.started_at, job.finished_at) for job in jobs]
+    per_job = [(u - q) / count for u, q in zip(used, quiet, strict=True)]
+    return {
+        "jobs": count,
+        "pick-up, submit to claim, p50 (ms)": statistics.median(pickups),
+        "pick-up, submit to claim, p99 (ms)": percentile(pickups, 99),
+        "claim to finish p50 (ms)": statistics.median(makes),
+        "submit to result at the client p50 (ms)": 1000 * statistics.median(waits),
+        "Redis commands per job, client and worker": per_job[0],
+        "bytes to Redis per job": per_job[1],
+        "bytes from Redis per job": per_job[2],
+    }
+
+
+def measure_gpu_idle(client: Client, count: int) -> dict[str, float]:
+    """From a job letting go of the GPU to the next one's claim, with a backlog waiting."""
+    client.wait(client.submit("warm up", **SMALL).id, 300)
+    submitted = [client.submit(f"fox {i}", **SMALL) for i in range(count)]
+    jobs = sorted((client.wait(job.id, 600) for job in submitted), key=_started)
+    idle = []
+    for job, after in itertools.pairwise(jobs):
+        let_go = _started(job) + job.result_or_raise().timings["gpu"]
+        idle.append(1000 * (_started(after) - let_go))
+    on_gpu = sum(job.result_or_raise().timings["gpu"] for job in jobs)
+    return {
+        "jobs": count,
+        "GPU idle between two jobs p50 (ms)": statistics.median(idle),
+        "GPU idle between two jobs max (ms)": max(idle),
+        "GPU held (share of the time)": on_gpu / (on_gpu + sum(idle) / 1000),
+    }
+
+
+def traffic(server: redis.Redis) -> tuple[int, int, int]:
+    """Commands, bytes in, bytes out since Redis started."""
+    stats = server.info("stats")
+    return (
+        stats["total_commands_processed"],
+        stats["total_net_input_bytes"],
+        stats["total_net_output_bytes"],
+    )
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def report(figures: dict[str, dict[str, float]]) -> None:
+    for title, rows in figures.items():
+        print(title)
+        for name, value in rows.items():
+            print(f"  {name:<48} {value:>12,.2f}")
+    machine = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    RESULTS.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
+    print(f"written to {RESULTS}")
+
+
+@contextmanager
+def _stack(folder: Path, model: str = "instant") -> Iterator[tuple[Client, redis.Redis, Stack]]:
+    ports = {"redis_port": 0, "s3_port": 0}
+    with Stack(folder, model=model, ports=ports) as stack:
+        stack.use_here()
+        url = os.environ["LTXQ_URL"]
+        with Client() as client, redis.Redis.from_url(url, socket_timeout=30) as server:
+            yield client, server, stack
+
+
+def _between(start: Any, end: Any) -> float:
+    return 1000 * float((end - start).total_seconds())
+
+
+def _started(job: Job) -> float:
+    assert job.started_at is not None
+    return job.started_at.timestamp()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--submissions", type=int, default=3000)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--backlog", type=int, default=20, help="0: leave the tiny model out")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    VideoRequest(prompt=PROMPT)
+    main()
