@@ -1,13 +1,11 @@
-"""The commands of `ltxq` that do the work on this machine: demo, up, worker, generate, model.
+"""`ltxq demo`, `ltxq up` and `ltxq worker`: a queue, or its worker, on this machine. No torch here.
 
-The CLI loads this by name. What a command needs is imported inside it: `ltxq up` starts without
-torch, and a package that is missing is missed by the one command that needs it.
+The CLI loads this by name. What starts and keeps the processes is `stack.py` and `supervisor.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 import shlex
 import shutil
 import signal
@@ -15,13 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ltxq.cli import screen
-from ltxq.errors import ConfigurationError, LtxqError, UnknownModel, WaitTimeout
-from ltxq.job import MAX_SEED, Job, Progress, VideoRequest
+from ltxq.errors import LtxqError, WaitTimeout
+from ltxq.job import Job, VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.stack import Stack
 
@@ -161,92 +157,6 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
     return code
 
 
-def generate(
-    fields: dict[str, Any],
-    *,
-    output: Path,
-    model: str,
-    device: str | None,
-    frames_out: Path | None,
-    as_json: bool,
-) -> None:
-    """Make one clip with the pipeline in this process."""
-    from ltxq_worker.attempt import SHARES
-    from ltxq_worker.encode import encode
-    from ltxq_worker.pipeline import Clip
-
-    request = VideoRequest.parse(fields)
-    if request.seed is None:
-        request = request.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})
-    if not output.absolute().parent.is_dir():
-        raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
-    began = time.monotonic()
-    with (
-        screen.Bar() as bar,
-        tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".ltxq-") as folder,
-    ):
-
-        def report(stage: Any, step: int, steps: int) -> None:
-            before = sum(SHARES[s] for s in list(SHARES)[: list(SHARES).index(stage)])
-            fraction = min(1.0, before + SHARES[stage] * step / steps)
-            screen.show_progress(
-                bar, Progress(stage=stage, step=step, steps=steps, fraction=fraction)
-            )
-
-        pipeline = _loaded(model, device, bar)
-        clip = pipeline.generate(request, report)
-        if frames_out is not None:
-            clip = Clip(frames=_recorded(clip.frames, request, frames_out), sound=clip.sound)
-        encoded = encode(clip, request, Path(folder), report)
-        encoded.mp4.replace(output)
-    seconds = time.monotonic() - began
-    if as_json:
-        about = {"file": str(output.absolute()), "sha256": encoded.sha256, "size": encoded.size}
-        screen.emit(about | {"seed": request.seed, "seconds": round(seconds, 3)})
-    else:
-        screen.say(str(output))
-        screen.note(f"Seed {request.seed}, {seconds:.1f} s, loading included.")
-
-
-def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Iterator[Any]:
-    """`frames` as they pass, and all of them in a NumPy file: uint8 [F, H, W, 3], uncropped."""
-    import numpy as np
-
-    shape = (request.num_frames, request.height, request.width, 3)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        count = 0
-        for chunk in frames:
-            kept[count : count + len(chunk)] = chunk
-            count += len(chunk)
-            yield chunk
-        kept.flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _loaded(model: str, device: str | None, bar: screen.Bar) -> Any:
-    """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
-    if model == INSTANT:
-        from ltxq_worker.pipeline.instant import InstantPipeline
-
-        return InstantPipeline()
-    settings = Settings.read()
-    bar.at("loading the model", 0)
-    from ltxq_worker.pipeline.ltx import LtxPipeline
-
-    folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
-    return LtxPipeline.load(
-        folder,
-        model=folder.absolute().name,
-        device=device,
-        quantization=settings.quantization,
-        report=lambda what, fraction: bar.at("loading the model", fraction, what),
-    )
-
-
 def ensure_tiny(settings: Settings) -> Path:
     """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds."""
     folder = settings.model_dir.expanduser() / TINY
@@ -258,20 +168,3 @@ def ensure_tiny(settings: Settings) -> Path:
         if made.returncode and not folder.exists():  # another may have made it meanwhile
             raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}")
     return folder
-
-
-def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
-    """Write a tiny model."""
-    from ltxq_worker.models.tiny import Base, make_tiny
-
-    kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
-    if kind not in kinds:
-        raise UnknownModel(f"No checkpoint is called {kind!r}.", hint=f"One of {', '.join(kinds)}.")
-    try:
-        make_tiny(folder, kind, seed)  # type: ignore[arg-type]
-    except FileExistsError as exc:
-        raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
-    if as_json:
-        screen.emit({"folder": str(folder.absolute()), "kind": kind, "seed": seed})
-    else:
-        screen.say(str(folder))

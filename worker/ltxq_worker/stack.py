@@ -20,6 +20,7 @@ from typing import IO, Any, Self
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq_worker.local import RedisServer, S3Server, free_port, port_is_free, spawn
 
+SERVERS = "servers.json"  # ports and keys
 USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000}
 
 # What decides which queue and bucket are used: never the surroundings' while a stack runs.
@@ -65,6 +66,8 @@ class Stack:
                     secret_key=kept["secret_key"],
                 )
             )
+            kept |= {"redis_port": self.redis.port, "s3_port": self.s3.port}
+            _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
         self.environment = {
             "LTXQ_URL": self.redis.url,
@@ -145,8 +148,8 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
-    """Ports and keys of this folder: those of the last time, or new ones, written down."""
-    path = folder / "servers.json"
+    """Ports and keys of this folder: those of the last time, or new ones."""
+    path = folder / SERVERS
     try:
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
@@ -158,7 +161,6 @@ def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
         kept[name] = ports[name] if name in ports else kept.get(name, new)
     for name, size in {"redis_password": 20, "access_key": 10, "secret_key": 20}.items():
         kept.setdefault(name, secrets.token_hex(size))
-    _write_private(path, json.dumps(kept, indent=2) + "\n")
     return kept
 
 

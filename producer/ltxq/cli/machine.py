@@ -23,10 +23,10 @@ Gpus = Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")]
 
 
 @contextmanager
-def _commands(what: str) -> Iterator[Any]:
+def _commands(what: str, module: str = "commands") -> Iterator[Any]:
     """The worker's commands; a package they miss, here or as they run, is named by its extra."""
     try:
-        yield import_module("ltxq_worker.commands")
+        yield import_module(f"ltxq_worker.{module}")
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing in ("ltxq", "ltxq_worker"):
@@ -57,10 +57,10 @@ def up(
         str | None, typer.Option(help="all, cpu, or a list like 0,1 [default: all; cpu for tiny]")
     ] = None,
     redis_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="[default: 6379 if free; then kept]")
+        int | None, typer.Option(min=0, max=65535, help="0: any [default: 6379 if free; then kept]")
     ] = None,
     s3_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="[default: 9000 if free; then kept]")
+        int | None, typer.Option(min=0, max=65535, help="0: any [default: 9000 if free; then kept]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +109,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make one clip in this process, without a queue."""
-    with _commands("ltxq generate") as commands:
+    with _commands("ltxq generate", "model_commands") as commands:
         commands.generate(
             {"prompt": prompt, **fields},
             output=output,
@@ -133,7 +133,7 @@ def model_tiny(
     as_json: AsJson = False,
 ) -> None:
     """Write a model of a few megabytes with random weights, for trying things on any computer."""
-    with _commands("ltxq model tiny") as commands:
+    with _commands("ltxq model tiny", "model_commands") as commands:
         commands.model_tiny(folder, kind=kind, seed=seed, as_json=as_json)
 
 
@@ -143,14 +143,14 @@ def model_download(
     as_json: AsJson = False,
 ) -> None:
     """Download a model's files into LTXQ_MODEL_DIR; goes on where it was broken off."""
-    with _commands("ltxq model download") as commands:
+    with _commands("ltxq model download", "model_commands") as commands:
         commands.model_download(name, as_json=as_json)
 
 
 @models.command("list")
 def model_list(as_json: AsJson = False) -> None:
     """Show the models that can be downloaded, and those that are here."""
-    with _commands("ltxq model list") as commands:
+    with _commands("ltxq model list", "model_commands") as commands:
         commands.model_list(as_json=as_json)
 
 

@@ -1,0 +1,160 @@
+"""`ltxq demo` and `ltxq up` as a newcomer runs them: real servers, a real worker, real files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltxq.errors import ConfigurationError, LtxqError
+from ltxq_worker.local import rclone_binary, redis_binary
+from ltxq_worker.stack import Stack
+from servers import start_or_skip
+
+LTXQ = [sys.executable, "-m", "ltxq"]
+SMALL = ("--width", "64", "--height", "64", "--num-frames", "9")
+
+
+@pytest.fixture(autouse=True)
+def _servers_are_installed() -> None:
+    start_or_skip(redis_binary)
+    start_or_skip(rclone_binary)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "LTXQ_MODEL_DIR": str(tmp_path / "models"),
+    }
+
+
+@contextmanager
+def running_up(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """`ltxq up` on `folder`; what it printed, and the environment for its clients."""
+    command = [*LTXQ, "up", "--data", str(folder), "--model", "instant", "--json"]
+    ports = ("--redis-port", "0", "--s3-port", "0") if not folder.exists() else ()
+    with subprocess.Popen([*command, *ports], env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            about = json.loads(process.stdout.readline())
+            sourced = subprocess.run(
+                ["sh", "-c", f". '{about['environment_file']}' && env -0"],
+                env=environment,
+                capture_output=True,
+                check=True,
+            ).stdout.decode()
+            client = dict(line.split("=", 1) for line in sourced.split("\0") if line)
+            yield {**about, "client": client, "process": process}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+def ltxq(*words: str, environment: dict[str, str]) -> Any:
+    done = subprocess.run(
+        [*LTXQ, *words, "--json"], env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - our own server's
+        return bytes(answer.read())
+
+
+def test_up_keeps_jobs_clips_and_urls_over_a_restart(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder = tmp_path / "ltxq data"
+    with running_up(folder, environment) as up:
+        job = ltxq("submit", "a fox", "--wait", *SMALL, environment=up["client"])
+        clip = fetched(job["result"]["url"])
+        assert hashlib.sha256(clip).hexdigest() == job["result"]["sha256"]
+        assert (folder / "s3" / "clips" / job["result"]["key"]).read_bytes() == clip
+    with running_up(folder, environment) as up:
+        again = ltxq("status", job["id"], environment=up["client"])
+        assert again["state"] == "succeeded"
+        assert fetched(again["result"]["url"]) == clip
+        assert fetched(job["result"]["url"]) == clip  # the port and the keys are the same
+        ltxq("submit", "another", "--wait", *SMALL, environment=up["client"])
+
+
+def test_the_keys_of_up_are_for_its_owner_alone(tmp_path: Path) -> None:
+    with Stack(tmp_path / "data", model="instant", ports={"redis_port": 0, "s3_port": 0}) as stack:
+        file = stack.write_environment()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert (stack.folder / "servers.json").stat().st_mode & 0o777 == 0o600
+        assert stack.folder.stat().st_mode & 0o777 == 0o700
+        with pytest.raises(ConfigurationError, match="Another ltxq"):
+            Stack(tmp_path / "data", model="instant")
+
+
+def test_up_ends_with_a_clear_word_when_its_worker_cannot_start(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--gpus", "99"]
+    done = subprocess.run(
+        [*command, "--redis-port", "0", "--s3-port", "0"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 1
+    assert "No such GPU here" in done.stderr
+    assert "The worker has ended by itself" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_part_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
+    with Stack(tmp_path / "data", model="instant", ports={"redis_port": 0, "s3_port": 0}) as stack:
+        stack.check()
+        stack.redis.process.kill()
+        stack.redis.process.wait(10)
+        with pytest.raises(LtxqError, match="Redis has ended by itself"):
+            stack.check()
+
+
+@pytest.mark.timeout(240)
+def test_demo_makes_a_clip_and_leaves_nothing_running(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    pytest.importorskip("torch")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**environment, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*LTXQ, "demo", "a fox in the snow", "--json"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    outcome = json.loads(out)
+    assert outcome["job"]["request"]["prompt"] == "a fox in the snow"
+    clip = Path(outcome["file"])
+    assert clip.parent == tmp_path / "clips"
+    assert hashlib.sha256(clip.read_bytes()).hexdigest() == outcome["job"]["result"]["sha256"]
+    assert "random weights" in err
+    assert "denoising" in err
+    assert not list(temporary.glob("ltxq-demo-*"))
+    if pgrep := shutil.which("pgrep"):
+        assert subprocess.run([pgrep, "-f", str(temporary)], capture_output=True).stdout == b""
