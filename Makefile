@@ -18,6 +18,7 @@ help: ## Show this
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
 	@echo 'PYTHON=python3.12 VENV=.venv-3.12 make …: with another Python, in a folder of its own'
 
+demo: export LTXQ_MODEL_DIR ?= $(CURDIR)/.cache/models
 demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT="…" make demo
 	@$(BIN)/ltxq demo $${PROMPT:+-- "$$PROMPT"}
 
