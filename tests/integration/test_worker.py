@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import boto3
 import psutil
 import pytest
+import redis
 import urllib3
 from celery import Celery
 from celery.result import AsyncResult
@@ -27,6 +29,7 @@ from ltxq.celery import announce, make_app
 from ltxq.job import Job
 from ltxq.ledger import PREFIX, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
+from ltxq.storage import Storage
 from ltxq_worker.local import RedisServer, S3Server
 from ltxq_worker.pipeline.instant import read_mark, request_tag
 from servers import S3, start_or_skip
@@ -345,19 +348,19 @@ def test_a_result_celery_was_not_told_of_is_stored_by_the_sweep(
 
 
 def test_work_goes_on_after_a_restart_of_redis(s3_server: S3Server, tmp_path: Path) -> None:
-    redis = RedisServer.start(tmp_path / "redis")
-    environment = worker_environment(redis.url, s3_server, tmp_path / "spool")
+    server = RedisServer.start(tmp_path / "redis")
+    environment = worker_environment(server.url, s3_server, tmp_path / "spool")
     with Fleet({**environment, "LTXQ_INSTANT_SECONDS": "3"}) as fleet:
         fleet.wait_until_ready()
-        with Client(redis.url) as client:
+        with Client(server.url) as client:
             job = wait_until_running(client, client.submit("a fox", model="instant", **SMALL))
-            redis.stop()
-            redis = RedisServer.start(tmp_path / "redis", port=redis.port)
+            server.stop()
+            server = RedisServer.start(tmp_path / "redis", port=server.port)
             done = client.wait(job.id, PATIENCE)
             assert (done.state, done.attempts) == ("succeeded", 1)
             next_job = client.submit("a bear", model="instant", **SMALL)
             assert client.wait(next_job.id, PATIENCE).state == "succeeded"
-    redis.stop()
+    server.stop()
 
 
 def test_no_process_is_left_behind(own: dict[str, str]) -> None:
@@ -380,3 +383,87 @@ def test_many_clients_many_jobs_none_lost(fleet: Fleet, client: Client) -> None:
             picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
         tags[read_mark(picture).tag] = job.id
     assert len(tags) == 40
+
+
+def test_a_clip_waits_for_storage_that_went_away(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = S3Server.start(tmp_path / "s3")
+    environment = worker_environment(redis_url, s3, tmp_path / "spool")
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    with Fleet({**environment, "LTXQ_INSTANT_SECONDS": "2"}) as fleet, Client(redis_url) as client:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", model="instant", **SMALL))
+        s3.stop()
+        fleet.wait_for(f"{job.id} waits for storage")
+        other = client.submit("a bear", model="instant", **SMALL)
+        wait_until_running(client, other)  # the GPU goes on
+        with S3Server.start(
+            tmp_path / "s3",
+            port=s3.port,
+            access_key=s3.credentials["AWS_ACCESS_KEY_ID"],
+            secret_key=s3.credentials["AWS_SECRET_ACCESS_KEY"],
+        ):
+            for made in (job, other):
+                done = client.wait(made.id, PATIENCE)
+                assert (done.state, done.attempts) == ("succeeded", 1)
+                assert fetch(done.result_or_raise().url)
+
+
+def test_storage_that_says_no_fails_the_job_with_its_reason(
+    own: dict[str, str], redis_url: str, moto: S3
+) -> None:
+    with Fleet({**own, **moto.worker_environment}) as fleet, Client(redis_url) as client:
+        fleet.wait_until_ready()
+        boto3.client("s3", endpoint_url=moto.endpoint).delete_bucket(Bucket=moto.bucket)
+        job = client.wait(client.submit("a fox", model="instant", **SMALL).id, PATIENCE)
+    assert job.error is not None
+    assert (job.error.code, job.error.retryable) == ("storage_unavailable", False)
+    assert "NoSuchBucket" in job.error.message
+
+
+def test_a_deleted_job_takes_its_clip_along(fleet: Fleet, client: Client) -> None:
+    job = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+    url = job.result_or_raise().url
+    assert fetch(url)
+    client.delete(job.id)
+    assert urllib3.request("GET", url, timeout=PATIENCE).status == 404
+
+
+def test_the_clips_of_expired_jobs_are_removed(fleet: Fleet, client: Client) -> None:
+    job = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+    url = job.result_or_raise().url
+    with redis.Redis.from_url(url_of(client), socket_timeout=5) as server:
+        server.zadd(f"{PREFIX}expiry", {job.id: 0})
+    eventually(lambda: urllib3.request("GET", url, timeout=PATIENCE).status == 404)
+
+
+def test_the_clip_of_an_earlier_claim_is_removed_when_a_later_one_finishes(
+    own: dict[str, str], client: Client, s3: S3
+) -> None:
+    storage = Storage.from_settings(s3.settings())
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        storage.put(f"{job.id}/1/clip.mp4", Path(__file__), "video/mp4")  # as if uploaded late
+        fleet.workers()[0].kill()
+        done = client.wait(job.id, PATIENCE)
+        assert done.attempts == 2
+        eventually(lambda: not list(storage.list(f"{job.id}/1/")))
+        assert len(list(storage.list(f"{job.id}/2/"))) == 4
+
+
+def test_a_job_that_takes_its_workers_down_fails_as_worker_lost(
+    own: dict[str, str], client: Client
+) -> None:
+    with Fleet({**own, **SLOW, "LTXQ_MAX_LOST": "2"}) as fleet:
+        fleet.wait_until_ready()
+        job = client.submit("a fox", **SMALL)
+        for times in (1, 2):
+            wait_until_running(client, job)
+            fleet.workers()[0].kill()
+            fleet.wait_until_ready(times=times + 1)
+        error = client.wait(job.id, PATIENCE).error
+        assert error is not None
+        assert error.code == "worker_lost"

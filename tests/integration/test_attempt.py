@@ -1,0 +1,98 @@
+"""One attempt over a real ledger: the lease is kept, progress told, an end heard of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fleet import eventually
+from ltxq.errors import TimedOut
+from ltxq.job import VideoRequest, new_job_id
+from ltxq.ledger import Claim, Ledger, Ticket
+from ltxq.settings import Settings
+from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Iterator[Ledger]:
+    made = Ledger.from_settings(Settings(url=redis_url, lease=1))
+    yield made
+    made.close()
+
+
+def claim(ledger: Ledger, **fields: object) -> Claim:
+    request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    ticket = ledger.submit(new_job_id(), request)
+    assert isinstance(ticket, Ticket)
+    claimed = ledger.claim(ticket, "w")
+    assert claimed is not None
+    return claimed
+
+
+def test_the_lease_is_kept_while_the_attempt_lasts(ledger: Ledger) -> None:
+    claimed = claim(ledger)
+    with Attempt(ledger, claimed, lease=1):
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            assert ledger.sweep(interval=0.5).lease_ended == ()
+            threading.Event().wait(0.5)
+    eventually(lambda: ledger.sweep(interval=0.5).lease_ended, within=10)
+
+
+def test_progress_is_told_and_its_bar_never_goes_back(ledger: Ledger) -> None:
+    claimed = claim(ledger)
+    fractions = []
+    with Attempt(ledger, claimed, lease=1) as attempt:
+        for stage, steps in (("encode_text", 1), ("denoise", 8), ("decode", 5), ("upload", 4)):
+            for step in range(steps + 1):
+                attempt.report(stage, step, steps)  # type: ignore[arg-type]
+                fractions.append(attempt._progress.fraction)
+        eventually(lambda: (p := ledger.get(claimed.job_id).progress) and p.fraction == 1)
+    assert fractions == sorted(fractions)
+    assert set(attempt.end_timings()) == {
+        "queued", "encode_text", "denoise", "decode", "upload", "total",
+    }  # fmt: skip
+
+
+def test_a_cancelled_attempt_stops_at_its_next_step(ledger: Ledger) -> None:
+    claimed = claim(ledger)
+    with Attempt(ledger, claimed, lease=30) as attempt:
+        ledger.cancel(claimed.job_id)
+        with pytest.raises(Cancelled):
+            eventually(lambda: attempt.report("denoise", 1, 8))
+
+
+def test_an_attempt_whose_claim_is_lost_stops_at_its_next_step(ledger: Ledger) -> None:
+    claimed = claim(ledger)
+    with Attempt(ledger, claimed, lease=30) as attempt:
+        ledger.give_back(claimed, charged=False)
+        with pytest.raises(ClaimLost):
+            eventually(lambda: attempt.report("denoise", 1, 8))
+
+
+def test_the_timeout_ends_with_the_encoded_clip(ledger: Ledger) -> None:
+    claimed = claim(ledger, timeout=1)
+    with Attempt(ledger, claimed, lease=30) as attempt:
+        attempt.report("denoise", 3, 8)
+        with pytest.raises(TimedOut, match=r"timeout of 1 s \(in denoise, 3 of 8\)"):
+            eventually(attempt.check)
+        attempt.encoded()
+        attempt.report("upload", 1, 4)
+
+
+def test_a_job_off_the_gpu_is_known_to_be(ledger: Ledger) -> None:
+    claimed = claim(ledger)
+    with Attempt(ledger, claimed, lease=30) as attempt:
+        attempt.released_gpu()
+        eventually(lambda: not ledger.held("w")[0].on_gpu)
+        attempt.released_gpu()
+    assert attempt.timings["gpu"] > 0
+
+
+def test_no_thread_outlives_the_attempt(ledger: Ledger) -> None:
+    with Attempt(ledger, claim(ledger), lease=30):
+        assert any(t.name.startswith("lease-") for t in threading.enumerate())
+    assert not [t for t in threading.enumerate() if t.name.startswith(("lease-", "report-"))]

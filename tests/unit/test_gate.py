@@ -1,0 +1,60 @@
+"""The gate's book: who may come in, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from ltxq_worker.gate import Gate
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(threads=3)
+
+
+def test_one_message_at_a_time_has_the_gpu(gate: Gate) -> None:
+    assert gate.is_open
+    gate.take("a")
+    assert not gate.is_open
+    gate.release_gpu("a")
+    assert gate.is_open
+
+
+def test_as_many_messages_as_threads_are_in_hand(gate: Gate) -> None:
+    for delivery in "abc":
+        gate.take(delivery)
+        gate.release_gpu(delivery)
+    assert not gate.is_open
+    gate.release("b")
+    assert gate.is_open
+
+
+def test_a_job_delivered_twice_is_two_messages(gate: Gate) -> None:
+    gate.take("first delivery")
+    gate.release_gpu("first delivery")
+    gate.take("second delivery")
+    gate.release("first delivery")
+    assert not gate.is_open
+    gate.release("second delivery")
+    assert gate.is_open
+
+
+def test_releasing_twice_is_releasing_once(gate: Gate) -> None:
+    gate.take("a")
+    gate.release("a")
+    gate.release("a")
+    gate.release_gpu("a")  # too late to matter
+    assert gate.is_open
+    assert "a" not in gate
+
+
+def test_a_closed_gate_stays_closed(gate: Gate) -> None:
+    gate.take("a")
+    gate.close()
+    gate.release("a")
+    assert not gate.is_open
+
+
+def test_many_releases_do_not_block_on_a_sleeping_event_loop(gate: Gate) -> None:
+    for number in range(100_000):  # more than a pipe holds
+        gate.release(str(number))
