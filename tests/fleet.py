@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -46,12 +45,7 @@ class Fleet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         workers = self.workers()
         if self.supervisor.poll() is None:
             self.supervisor.send_signal(signal.SIGCONT)
@@ -67,7 +61,7 @@ class Fleet:
         if self.supervisor.stdout:
             self.supervisor.stdout.close()
         self.supervisor.wait(PATIENCE)
-        if exc is not None:
+        if any(exc):
             print(self.log)  # noqa: T201  what pytest shows of a failure
 
     def workers(self) -> list[psutil.Process]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from ltxq.errors import LtxqError, TimedOut
@@ -67,12 +66,7 @@ class Attempt:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._ended.set()
         self._news.set()
         for thread in self._threads:

@@ -6,49 +6,41 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, get_args
 
 import redis
-import redis.exceptions as redis_errors
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from ltxq.errors import (
-    ConfigurationError,
-    IdempotencyConflict,
-    JobError,
-    JobNotFinished,
-    JobNotFound,
-    LtxqError,
-    QueueFull,
-    QueueUnavailable,
-)
+from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
 from ltxq.job import (
     CONTRACT,
     Job,
     JobPage,
     JobState,
-    Priority,
     Progress,
     VideoRequest,
     VideoResult,
     is_job_id,
 )
-from ltxq.settings import Settings, without_password
+from ltxq.ledger.connection import PATIENCE, connect, patiently
+from ltxq.ledger.records import (
+    LANES,
+    Claim,
+    Held,
+    Returned,
+    Standing,
+    Swept,
+    Ticket,
+    queue_name,
+    read_job,
+    read_returned,
+    read_ticket,
+)
+from ltxq.settings import Settings
 
 PREFIX = f"ltxq:{CONTRACT}:"
-LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
-"""The lane of a first try, by priority; the even one before it is for jobs sent again."""
-LANE_COUNT = 6
-
-ATTEMPT_SECONDS = 1.0  # one connection attempt, and one answer, may take this long each
-PATIENCE: Final = 2.8  # seconds a call tries again: with the last attempt under 5 in all
 GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
 
@@ -64,66 +56,7 @@ TIMED_OUT = JobError(
     hint="Allow more with `timeout`, or ask for fewer frames or a smaller size.",
 )
 
-T = TypeVar("T")
 ALL_STATES: tuple[JobState, ...] = get_args(JobState)
-
-Standing = Literal["held", "cancel", "lost"]
-"""What a worker learns of its claim: still its own; asked to stop; no longer its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """Which message wakes a worker for a job: sent after every (re)queueing."""
-
-    job_id: str
-    queue: str
-    lane: int  # 0..5, the message's Celery priority; 0 is taken first
-    stamp: int  # order of queueing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """The right to run a job, while the lease is renewed."""
-
-    job_id: str
-    token: int  # 1, 2, …: the claim's number; every write carries it
-    request: VideoRequest
-    waited: float  # seconds from submission to this claim
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """A running job of one worker, as its supervisor sees it."""
-
-    job_id: str
-    token: int
-    on_gpu: bool
-    running: float  # seconds since the claim
-    timeout: float  # seconds the request allows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Returned:
-    """What became of a job taken from a worker: queued again (with a ticket), or final."""
-
-    job_id: str
-    state: str
-    ticket: Ticket | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Swept:
-    """What a sweep found: messages to send, final states to tell Celery, records removed."""
-
-    tickets: tuple[Ticket, ...] = ()
-    unreported: tuple[str, ...] = ()
-    expired: tuple[str, ...] = ()
-    lease_ended: tuple[Returned, ...] = ()
-
-
-def queue_name(model: str) -> str:
-    """The Celery queue of one contract version and model: 'ltxq.1.<model>'."""
-    return f"ltxq.{CONTRACT}.{model}"
 
 
 class Ledger:
@@ -144,7 +77,7 @@ class Ledger:
     ) -> None:
         self._redis = connection
         self._script = connection.register_script(
-            files("ltxq").joinpath("ledger.lua").read_text("utf-8")
+            files("ltxq.ledger").joinpath("ledger.lua").read_text("utf-8")
         )
         self._retention = int(retention * 1000)
         self._lease = int(lease * 1000)
@@ -154,15 +87,8 @@ class Ledger:
     @classmethod
     def from_settings(cls, settings: Settings) -> Ledger:
         """Connects on first use, not here."""
-        connection = redis.Redis.from_url(
-            settings.url.get_secret_value(),
-            decode_responses=True,
-            socket_timeout=ATTEMPT_SECONDS,
-            socket_connect_timeout=ATTEMPT_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # ours below: it knows the operations are repeatable
-        )
         return cls(
-            connection,
+            connect(settings),
             retention=settings.retention,
             lease=settings.lease,
             max_lost=settings.max_lost,
@@ -203,7 +129,7 @@ class Ledger:
         )  # fmt: skip
         match answer:
             case ["accepted", *ticket]:
-                return _ticket(ticket)
+                return read_ticket(ticket)
             case ["repeated", other]:
                 return str(other)
             case ["conflict", other]:
@@ -223,10 +149,10 @@ class Ledger:
         Raises:
             JobNotFound
         """
-        record = self._call(lambda: self._redis.hgetall(self._key("job", job_id)))
+        record = patiently(self._redis, lambda: self._redis.hgetall(self._key("job", job_id)))
         if not record:
             raise _not_found(job_id)
-        return _job(job_id, record)
+        return read_job(job_id, record)
 
     def list(
         self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
@@ -237,8 +163,8 @@ class Ledger:
             JobNotFound: `after` is no job.
         """
         states = (state,) if state else ALL_STATES
-        rows = self._call(lambda: self._newest(states, limit, after))
-        jobs = tuple(_job(job_id, record) for job_id, record in rows[:limit] if record)
+        rows = patiently(self._redis, lambda: self._newest(states, limit, after))
+        jobs = tuple(read_job(job_id, record) for job_id, record in rows[:limit] if record)
         return JobPage(jobs=jobs, after=jobs[-1].id if jobs and len(rows) > limit else None)
 
     def _newest(
@@ -293,7 +219,7 @@ class Ledger:
     def changes(self, job_id: str) -> Iterator[redis.client.PubSub]:
         """Subscribed to the job: `get_message` returns when its record has changed."""
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
-            self._call(lambda: pubsub.subscribe(self._key("changed", job_id)))
+            patiently(self._redis, lambda: pubsub.subscribe(self._key("changed", job_id)))
             yield pubsub
 
     # --- what a worker does ---------------------------------------------------------------
@@ -350,7 +276,7 @@ class Ledger:
             charged: the job held the GPU of a worker that was lost; after `max_lost` of those
                 it fails with `why` instead.
         """
-        return _returned(
+        return read_returned(
             self._run(
                 "give_back", claim.job_id, claim.token, int(charged), self._max_lost,
                 self._retention, why.model_dump_json(), CANCELLED.model_dump_json(),
@@ -369,7 +295,7 @@ class Ledger:
             "give_back_all", worker, self._max_lost, self._retention,
             why.model_dump_json(), CANCELLED.model_dump_json(),
         )  # fmt: skip
-        return tuple(_returned(row) for row in answer)
+        return tuple(read_returned(row) for row in answer)
 
     def held(self, worker: str) -> tuple[Held, ...]:
         """The running jobs of a worker."""
@@ -399,10 +325,10 @@ class Ledger:
         if answer[0] != "swept":
             return Swept()
         _, given, again, unreported, expired = answer
-        returned = tuple(_returned(row) for row in given)
+        returned = tuple(read_returned(row) for row in given)
         return Swept(
             tickets=tuple(r.ticket for r in returned if r.ticket)
-            + tuple(_ticket(row) for row in again),
+            + tuple(read_ticket(row) for row in again),
             unreported=tuple(unreported),
             expired=tuple(expired),
             lease_ended=returned,
@@ -425,57 +351,9 @@ class Ledger:
 
     def _run(self, operation: str, *arguments: str | int, patience: float = PATIENCE) -> Any:
         """One operation of ledger.lua, repeated while Redis is away."""
-        return self._call(
-            lambda: self._script(keys=[PREFIX], args=[operation, *arguments]), patience
+        return patiently(
+            self._redis, lambda: self._script(keys=[PREFIX], args=[operation, *arguments]), patience
         )
-
-    def _call(self, ask: Callable[[], T], patience: float = PATIENCE) -> T:
-        attempts = Retrying(
-            retry=retry_if_exception(_passes),
-            stop=stop_after_delay(patience),
-            wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.02),
-            reraise=True,
-        )
-        try:
-            return attempts(ask)
-        except redis_errors.RedisError as exc:
-            raise self._translated(exc) from exc
-
-    def _translated(self, exc: redis_errors.RedisError) -> LtxqError:
-        parts = self._redis.connection_pool.connection_kwargs
-        where = without_password(parts.get("path") or f"{parts.get('host')}:{parts.get('port')}")
-        if isinstance(exc, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
-            return ConfigurationError(
-                f"Redis at {where} refuses this user or password.", hint="Correct LTXQ_URL."
-            )
-        if "OOM" in str(exc):
-            return QueueUnavailable(
-                f"Redis at {where} is full and takes no writes.",
-                hint="Raise its maxmemory (and keep maxmemory-policy noeviction).",
-            )
-        if isinstance(exc, redis_errors.ReadOnlyError) or "READONLY" in str(exc):
-            return QueueUnavailable(
-                f"Redis at {where} is a read-only replica.", hint="Point LTXQ_URL at the primary."
-            )
-        if _passes(exc):
-            return QueueUnavailable(
-                f"Redis at {where} does not answer ({type(exc).__name__}).",
-                hint="Is it running, and is LTXQ_URL right?",
-            )
-        return LtxqError(f"Redis at {where} answered: {exc}")
-
-
-def _passes(exc: BaseException) -> bool:
-    """Whether Redis may answer otherwise in a moment."""
-    if isinstance(exc, redis_errors.AuthenticationError):
-        return False
-    return isinstance(
-        exc,
-        redis_errors.ConnectionError
-        | redis_errors.TimeoutError
-        | redis_errors.ReadOnlyError
-        | redis_errors.OutOfMemoryError,
-    ) or any(word in str(exc) for word in ("OOM ", "READONLY", "LOADING", "MISCONF"))
 
 
 def _not_found(job_id: str) -> JobNotFound:
@@ -483,46 +361,4 @@ def _not_found(job_id: str) -> JobNotFound:
         return JobNotFound(f"{job_id[:80]!r} is no job id.", hint="Ids look like video_0123….")
     return JobNotFound(
         f"There is no job {job_id}.", hint="It was never submitted, or is past its retention."
-    )
-
-
-def _ticket(row: list[Any]) -> Ticket:
-    job_id, queue, lane, stamp = row
-    return Ticket(job_id=job_id, queue=queue, lane=int(lane), stamp=int(stamp))
-
-
-def _returned(row: list[Any]) -> Returned:
-    job_id, state, *ticket = row
-    return Returned(
-        job_id=job_id, state=state, ticket=_ticket([job_id, *ticket]) if ticket else None
-    )
-
-
-def _job(job_id: str, record: Any) -> Job:
-    def at(field: str) -> datetime | None:
-        ms = record.get(field)
-        return datetime.fromtimestamp(int(ms) / 1000, UTC) if ms else None
-
-    def parsed(field: str) -> Any:
-        return json.loads(record[field]) if field in record else None
-
-    return Job.model_validate(
-        {
-            "id": job_id,
-            "contract": record["contract"],
-            "state": record["state"],
-            "request": parsed("request"),
-            "progress": parsed("progress"),
-            "result": parsed("result"),
-            "error": parsed("error"),
-            "attempts": record.get("token", 0),
-            "worker": record.get("worker"),
-            "cancel_requested": record["state"] == "running" and "cancel" in record,
-            "owner": record.get("owner"),
-            "retry_of": record.get("retry_of"),
-            "idempotency_key": record.get("idempotency"),
-            "submitted_at": at("submitted"),
-            "started_at": at("started"),
-            "finished_at": at("finished"),
-        }
     )

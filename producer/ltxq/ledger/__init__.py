@@ -1,0 +1,39 @@
+"""The ledger: the job records in Redis, the truth about every job.
+
+ledger.py       what can be done with a job, and what each step promises
+ledger.lua      the same steps, each atomic in Redis, and the map of its keys
+records.py      what the steps hand out: tickets, claims, jobs
+connection.py   Redis with patience, and its errors as ltxq's
+"""
+
+from ltxq.ledger.connection import PATIENCE
+from ltxq.ledger.ledger import CANCELLED, PREFIX, TIMED_OUT, WORKER_LOST, Ledger
+from ltxq.ledger.records import (
+    LANE_COUNT,
+    LANES,
+    Claim,
+    Held,
+    Returned,
+    Standing,
+    Swept,
+    Ticket,
+    queue_name,
+)
+
+__all__ = [
+    "CANCELLED",
+    "LANES",
+    "LANE_COUNT",
+    "PATIENCE",
+    "PREFIX",
+    "TIMED_OUT",
+    "WORKER_LOST",
+    "Claim",
+    "Held",
+    "Ledger",
+    "Returned",
+    "Standing",
+    "Swept",
+    "Ticket",
+    "queue_name",
+]

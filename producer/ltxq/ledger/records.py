@@ -1,0 +1,118 @@
+"""What the ledger hands out: tickets, claims, jobs; and how they are read from its answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ltxq.job import CONTRACT, Job, Priority, VideoRequest
+
+LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
+"""The lane of a first try, by priority; the even one before it is for jobs sent again."""
+LANE_COUNT = 6
+
+Standing = Literal["held", "cancel", "lost"]
+"""What a worker learns of its claim: still its own; asked to stop; no longer its own."""
+
+
+def queue_name(model: str) -> str:
+    """The Celery queue of one contract version and model: 'ltxq.1.<model>'."""
+    return f"ltxq.{CONTRACT}.{model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """Which message wakes a worker for a job: sent after every (re)queueing."""
+
+    job_id: str
+    queue: str
+    lane: int  # 0..5, the message's Celery priority; 0 is taken first
+    stamp: int  # order of queueing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The right to run a job, while the lease is renewed."""
+
+    job_id: str
+    token: int  # 1, 2, …: the claim's number; every write carries it
+    request: VideoRequest
+    waited: float  # seconds from submission to this claim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A running job of one worker, as its supervisor sees it."""
+
+    job_id: str
+    token: int
+    on_gpu: bool
+    running: float  # seconds since the claim
+    timeout: float  # seconds the request allows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Returned:
+    """What became of a job taken from a worker: queued again (with a ticket), or final."""
+
+    job_id: str
+    state: str
+    ticket: Ticket | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What a sweep found: messages to send, final states to tell Celery, records removed."""
+
+    tickets: tuple[Ticket, ...] = ()
+    unreported: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+    lease_ended: tuple[Returned, ...] = ()
+
+
+def read_ticket(row: list[Any]) -> Ticket:
+    """[id, queue, lane, stamp]"""
+    job_id, queue, lane, stamp = row
+    return Ticket(job_id=job_id, queue=queue, lane=int(lane), stamp=int(stamp))
+
+
+def read_returned(row: list[Any]) -> Returned:
+    """[id, state], and [queue, lane, stamp] after them if it is queued again."""
+    job_id, state, *ticket = row
+    return Returned(
+        job_id=job_id, state=state, ticket=read_ticket([job_id, *ticket]) if ticket else None
+    )
+
+
+def read_job(job_id: str, record: Any) -> Job:
+    """A job from the fields of its hash."""
+
+    def at(field: str) -> datetime | None:
+        ms = record.get(field)
+        return datetime.fromtimestamp(int(ms) / 1000, UTC) if ms else None
+
+    def parsed(field: str) -> Any:
+        return json.loads(record[field]) if field in record else None
+
+    return Job.model_validate(
+        {
+            "id": job_id,
+            "contract": record["contract"],
+            "state": record["state"],
+            "request": parsed("request"),
+            "progress": parsed("progress"),
+            "result": parsed("result"),
+            "error": parsed("error"),
+            "attempts": record.get("token", 0),
+            "worker": record.get("worker"),
+            "cancel_requested": record["state"] == "running" and "cancel" in record,
+            "owner": record.get("owner"),
+            "retry_of": record.get("retry_of"),
+            "idempotency_key": record.get("idempotency"),
+            "submitted_at": at("submitted"),
+            "started_at": at("started"),
+            "finished_at": at("finished"),
+        }
+    )
