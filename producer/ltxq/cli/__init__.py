@@ -39,7 +39,7 @@ option or setting · 3 no such job · 4 queue or storage unavailable or full, la
 5 not finished in the time given · 70 an error in ltxq itself · 130 interrupted. LTXQ_DEBUG=1
 shows where an error came from.
 """
-_BUG, _INTERRUPTED, _PIPE_CLOSED = 70, 130, 141
+_BUG, _INTERRUPTED = 70, 130
 
 _WRONG_USE = (
     InvalidRequest,
@@ -82,9 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shown(exc: Exception, as_json: bool) -> int:
-    if isinstance(exc, BrokenPipeError):  # `ltxq list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
     if isinstance(exc, LtxqError):
         screen.error(screen.error_fields(exc), as_json=as_json)
         return exit_code(exc)
