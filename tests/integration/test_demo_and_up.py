@@ -135,6 +135,7 @@ def test_demo_makes_a_clip_and_leaves_nothing_running(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     pytest.importorskip("torch")
+    (tmp_path / "models" / "tiny").mkdir(parents=True)  # broken: made anew
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**environment, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from ltxq.cli import screen
-from ltxq.errors import LtxqError, WaitTimeout
+from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.stack import Stack
@@ -158,13 +158,21 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
 
 
 def ensure_tiny(settings: Settings) -> Path:
-    """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds."""
+    """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds.
+
+    One that another version made and this one cannot use is made anew: it holds nothing of worth.
+    """
+    from ltxq_worker.models.folder import ModelFolder
+
     folder = settings.model_dir.expanduser() / TINY
-    if not folder.exists():
+    try:
+        ModelFolder.open(folder)
+    except ModelUnusable:
+        shutil.rmtree(folder, ignore_errors=True)
         screen.note(f"Making the tiny model in {folder} …")
         # In a process of its own: torch stays out of this one, which has a long life.
         command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode and not folder.exists():  # another may have made it meanwhile
-            raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}")
+            raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None
     return folder
