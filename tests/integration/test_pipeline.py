@@ -299,12 +299,12 @@ def test_a_gemma_without_exactly_its_weights_is_refused(
     folder: Path, tmp_path: Path, change: Change, says: str
 ) -> None:
     with pytest.raises(ModelUnusable, match=says):
-        load_changed(folder, tmp_path, "text_encoder/model.safetensors", change)
+        load_changed(folder, tmp_path, "gemma/model.safetensors", change)
 
 
 def test_a_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = copied(folder, tmp_path)
-    (copy / "text_encoder" / "tokenizer.json").write_text("{}")
+    (copy / "gemma" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelUnusable, match="tokenizer"):
         LtxPipeline.load(copy, model="m", device="cpu")
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     """A whole model of an LTX-2 kind, with a text encoder of its own."""
     path = tmp_path / "my-model"
     safetensors(path / "weights.safetensors", CONFIG, "2.0.0")
-    text_encoder(path / "text_encoder")
+    text_encoder(path / "gemma")
     return path
 
 
@@ -53,7 +53,7 @@ def test_a_whole_folder_says_what_it_holds(folder: Path) -> None:
     model = ModelFolder.open(folder)
     assert model.name == "my-model"
     assert model.checkpoint == folder / "weights.safetensors"
-    assert model.text_encoder == folder / "text_encoder"
+    assert model.text_encoder == folder / "gemma"
     assert model.upscaler is None
     assert model.version == "2.0.0"
     assert model.config == CONFIG
@@ -69,7 +69,7 @@ def test_the_upscaler_is_told_from_the_checkpoint(folder: Path) -> None:
 
 def test_models_may_share_a_text_encoder_beside_them(folder: Path) -> None:
     shared = folder.parent / "gemma-3-12b-it"
-    (folder / "text_encoder").rename(shared)
+    (folder / "gemma").rename(shared)
     assert ModelFolder.open(folder).text_encoder == shared
 
 
@@ -115,19 +115,19 @@ def test_two_checkpoints_are_one_too_many(folder: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_text_encoder_without_a_file_is_refused_by_name(folder: Path, missing: str) -> None:
-    (folder / "text_encoder" / missing).unlink()
+    (folder / "gemma" / missing).unlink()
     with pytest.raises(ModelUnusable, match=missing):
         ModelFolder.open(folder)
 
 
 def test_a_missing_text_encoder_is_refused(folder: Path) -> None:
-    (folder / "text_encoder").rename(folder / "elsewhere")
+    (folder / "gemma").rename(folder / "elsewhere")
     with pytest.raises(ModelUnusable, match="no text encoder"):
         ModelFolder.open(folder)
 
 
 def test_every_shard_an_index_names_must_be_there(folder: Path) -> None:
-    encoder = folder / "text_encoder"
+    encoder = folder / "gemma"
     (encoder / "model.safetensors").rename(encoder / "model-1-of-2.safetensors")
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -137,7 +137,7 @@ def test_every_shard_an_index_names_must_be_there(folder: Path) -> None:
     assert ModelFolder.open(folder).text_encoder == encoder
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("file", ["weights.safetensors", "gemma/model.safetensors"])
 @pytest.mark.parametrize("keep", [-1, -70, 40, 8, 4, 0])
 def test_a_file_that_is_cut_short_is_refused(folder: Path, file: str, keep: int) -> None:
     path = folder / file

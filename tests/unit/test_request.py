@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ltxq.errors import InvalidRequest
 from ltxq.job import MAX_SEED, VideoRequest
 
@@ -132,8 +133,7 @@ def test_garbage_is_refused_as_an_invalid_request(garbage: Any) -> None:
 def test_a_request_is_refused_or_survives_json_unchanged(fields: dict[str, Any]) -> None:
     try:
         request = VideoRequest.parse(fields)
-    except InvalidRequest as exc:
-        assert exc.problems
+    except InvalidRequest:
         return
     assert VideoRequest.parse(json.loads(request.model_dump_json())) == request
 

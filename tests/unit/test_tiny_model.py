@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from safetensors import safe_open
 
 from ltxq_worker.models import tiny
@@ -40,7 +41,7 @@ def test_it_is_a_small_folder_of_its_bases_kind(
     model = ModelFolder.open(tmp_path / "model")
     assert model.tiny
     assert model.version == version
-    assert model.text_encoder == tmp_path / "model" / "text_encoder"
+    assert model.text_encoder == tmp_path / "model" / "gemma"
     with safe_open(model.checkpoint, "pt") as checkpoint:
         assert extractor in set(checkpoint.keys())
     assert sum(file.stat().st_size for file in (tmp_path / "model").rglob("*")) < 30_000_000
@@ -71,7 +72,11 @@ def test_another_seed_makes_other_weights(folder: Path, tmp_path: Path) -> None:
     make_tiny(tmp_path / "other", seed=1)
     first, other = digests(folder), digests(tmp_path / "other")
     differ = {name for name in first if first[name] != other[name]}
-    assert differ == {"checkpoint.safetensors", "text_encoder/model.safetensors"}
+    assert differ == {
+        "checkpoint.safetensors",
+        "gemma/model.safetensors",
+        "spatial_upsampler.safetensors",
+    }
 
 
 def test_making_one_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
@@ -126,6 +131,20 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_the_text_encoder_names_no_place_it_was_made_in(folder: Path, tmp_path: Path) -> None:
-    for file in (folder / "text_encoder").glob("*.json"):
+    for file in (folder / "gemma").glob("*.json"):
         assert str(folder.parent) not in file.read_text()
         json.loads(file.read_text())
+
+
+def test_the_upsampler_doubles_a_latents_sides(folder: Path) -> None:
+    file = ModelFolder.open(folder).upscaler
+    assert file is not None
+    with safe_open(file, framework="pt") as weights:
+        upsampler = LatentUpsamplerConfigurator.from_config(
+            json.loads(weights.metadata()["config"])
+        )
+        upsampler.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
+    with torch.inference_mode():
+        doubled = upsampler.bfloat16()(torch.randn(1, 128, 2, 2, 3, dtype=torch.bfloat16))
+    assert doubled.shape == (1, 128, 2, 4, 6)
+    assert doubled.isfinite().all()

@@ -34,6 +34,9 @@ from ltxq_worker.run import Runner
 
 log = logging.getLogger("ltxq.worker")
 
+# Height, width, frames made before a worker is ready: the default clip; on a CPU the smallest.
+WARM_UP = {"cuda": (512, 768, 33), "cpu": (64, 64, 9)}
+
 
 class Supervisor:
     """This process's end of the line to its supervisor: news go up, and when it breaks the
@@ -70,13 +73,16 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
         return InstantPipeline(denoise_seconds=settings.instant_seconds)
     from ltxq_worker.pipeline.ltx import LtxPipeline
 
-    return LtxPipeline.load(
+    pipeline = LtxPipeline.load(
         settings.model_dir.expanduser() / model,
         model=model,
         device=device,
         quantization=settings.quantization,
         report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
     )
+    supervisor.tell(loading="warm-up clip", fraction=1.0)
+    pipeline.warm_up([WARM_UP[device]])
+    return pipeline
 
 
 def build_app(runner: Runner, settings: Settings) -> Celery:

@@ -113,6 +113,7 @@ class WorkerProcess:
     line: socket.socket
     started: float = field(default_factory=time.monotonic)
     ready: bool = False
+    loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
     failure: str | None = None  # why it cannot start, in its own words
     failure_is_final: bool = False  # and will not, however often it is tried
 
@@ -169,7 +170,10 @@ class WorkerProcess:
             self.ready = True
             log.info("%s is ready after %.0f s", name, time.monotonic() - self.started)
         elif "loading" in news:
-            log.info("%s loads %s (%.0f %%)", name, news["loading"], 100 * float(news["fraction"]))  # type: ignore[arg-type]
+            percent = int(10 * float(str(news["fraction"]))) * 10
+            if (news["loading"], percent) != self.loaded:  # it is told tensor by tensor
+                log.info("%s loads the %s (%d %%)", name, news["loading"], percent)
+            self.loaded = news["loading"], percent
         elif "failed" in news:
             self.failure = str(news["failed"])
             self.failure_is_final = not news["retryable"]

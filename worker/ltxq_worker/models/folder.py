@@ -14,7 +14,7 @@ from typing import Any
 
 from ltxq.errors import ModelUnusable
 
-SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no text_encoder/ of their own
+SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no gemma/ of their own
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
 
 _MAX_HEADER = 100_000_000  # bytes: the bound of the safetensors format itself
@@ -151,13 +151,13 @@ def _check_not_fp8(checkpoint: Path, header: SafetensorsHeader) -> None:
     if any(name.endswith(".weight_scale") for name in header.tensors):
         raise ModelUnusable(
             f"{checkpoint} is a checkpoint stored in FP8 with scales, which ltxq cannot load yet.",
-            hint="Use the bf16 checkpoint; LTXQ_QUANTIZATION=fp8 makes it small while loading.",
+            hint="Use the bf16 checkpoint; it is made FP8 while loading (LTXQ_QUANTIZATION=fp8).",
         )
 
 
 def _text_encoder(path: Path, again: str) -> Path:
-    """The model's own text_encoder/, or the one its siblings share; checked."""
-    own, shared = path / "text_encoder", path.parent / SHARED_TEXT_ENCODER
+    """The model's own gemma/, or the one its siblings share; checked."""
+    own, shared = path / "gemma", path.parent / SHARED_TEXT_ENCODER
     folder = own if own.is_dir() else shared
     if not folder.is_dir():
         raise ModelUnusable(

@@ -28,7 +28,7 @@ from ltxq.errors import ModelUnusable
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.text import TextEncoder, build_embeddings, load_gemma, load_tokenizer
 
-Quantization = Literal["none", "fp8"]
+Quantization = Literal["bf16", "fp8"]
 LoadReport = Callable[[str, float], None]  # what is being loaded, share of all that is done, 0..1
 Build = Callable[[dict[str, Any]], torch.nn.Module]
 
@@ -92,7 +92,7 @@ def load(
 def _transformer(file: _Checkpoint, quantization: Quantization, until: float) -> torch.nn.Module:
     """The transformer, predicting clean latents. fp8: each layer upcast as it runs."""
     keys = LTXV_MODEL_COMFY_RENAMING_MAP
-    if quantization == "none":
+    if quantization == "bf16":
         velocity = file.part("transformer", LTXModelConfigurator.from_config, keys, until)
         return X0Model(velocity).eval()
     policy = QuantizationPolicy.fp8_cast()

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from ltx_core.model.audio_vae import AudioDecoderConfigurator, VocoderConfigurator
 from ltx_core.model.transformer import LTXModelConfigurator
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from ltx_core.model.video_vae import VideoDecoderConfigurator
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
@@ -30,6 +31,7 @@ Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
 SHARPNESS = 4.0  # of attention: a prompt's few tokens must show among 1,024
 HIDDEN, LAYERS = 64, 4  # Gemma's width and depth; 3,840 and 48 in Gemma 3 12B
 CHECKPOINT = "checkpoint.safetensors"
+UPSAMPLER = "spatial_upsampler.safetensors"
 
 _VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
 
@@ -60,8 +62,9 @@ def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
-            _write_text_encoder(partial / "text_encoder", seed)
+            _write_text_encoder(partial / "gemma", seed)
             _write_checkpoint(partial / CHECKPOINT, base, seed)
+            _write_upsampler(partial / UPSAMPLER, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
         partial.rename(folder)
     except BaseException:
@@ -118,6 +121,18 @@ def _write_checkpoint(path: Path, base: Base, seed: int) -> None:
     }
     metadata = {"config": json.dumps(config, sort_keys=True), "model_version": _VERSION[base]}
     _write_safetensors(path, tensors, metadata)
+
+
+def _write_upsampler(path: Path, seed: int) -> None:
+    """The second stage's: twice the size, in latents. 32: the fewest channels its norms take."""
+    config = {"mid_channels": 32, "num_blocks_per_stage": 1}
+    generator = torch.Generator().manual_seed(seed)
+    weights = LatentUpsamplerConfigurator.from_config(config).state_dict()
+    tensors = {
+        name: _filled(name, tensor, generator).to(torch.bfloat16)
+        for name, tensor in sorted(weights.items())
+    }
+    _write_safetensors(path, tensors, {"config": json.dumps(config)})
 
 
 def _named(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """From noise to latents: the distilled model's eight Euler steps over picture and sound together.
 
-Equal bit for bit to ltx-pipelines' functions for one stage. Decoding is left to `decode.py`.
+Equal bit for bit to ltx-pipelines' functions for one stage. Decoding is left to `ltx.py`.
 """
 
 from __future__ import annotations

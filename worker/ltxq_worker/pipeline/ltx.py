@@ -63,7 +63,7 @@ class LtxPipeline:
         *,
         model: str,
         device: str | None = None,
-        quantization: Quantization = "none",
+        quantization: Quantization | None = None,
         report: LoadReport | None = None,
     ) -> LtxPipeline:
         """Load a model and keep it.
@@ -72,7 +72,8 @@ class LtxPipeline:
             folder: Where it is.
             model: What requests call it.
             device: 'cuda', 'cuda:1' or 'cpu'; None: a GPU if there is one.
-            quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38.
+            quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38 in
+                bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
             report: Told what is being loaded and the share of all that is done, 0..1.
 
         Raises:
@@ -86,6 +87,7 @@ class LtxPipeline:
             # Clips of many sizes would fragment the card; read when CUDA starts, below.
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         where = _device(device)
+        quantization = quantization or ("fp8" if where.type == "cuda" else "bf16")
         try:
             parts = resident.load(folder, where, quantization, report or _say_nothing)
         except (RuntimeError, MemoryError) as exc:
