@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from test_ledger import result
+
 from ltxq import AsyncClient, Client, VideoRequest
 from ltxq.errors import (
     ConfigurationError,
@@ -29,8 +31,6 @@ from ltxq.ledger import Claim, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from ltxq_worker.local import RedisServer
-
-from test_ledger import result
 
 FAILED = JobError(code="out_of_memory", message="too large", hint="make it smaller")
 
@@ -112,7 +112,7 @@ def test_a_drawn_seed_is_drawn_anew_each_time(client: Client) -> None:
 
 
 def test_what_cannot_be_made_never_reaches_the_queue(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match="height: .*nearest: 480 or 512"):
+    with pytest.raises(InvalidRequest, match=r"height: .*nearest: 480 or 512"):
         client.submit("a fox", height=500)
     assert client.list().jobs == ()
 
@@ -172,7 +172,7 @@ def test_a_wait_ends_with_any_final_state(client: Client, worker: Worker) -> Non
 
 def test_a_wait_that_is_too_short_says_the_job_goes_on(client: Client) -> None:
     job = client.submit("a fox")
-    with pytest.raises(WaitTimeout, match="still queued after 0.1 s"):
+    with pytest.raises(WaitTimeout, match=r"still queued after 0\.1 s"):
         client.wait(job.id, timeout=0.1)
 
 

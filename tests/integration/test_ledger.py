@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import redis
+
 from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -313,9 +314,7 @@ def test_a_forged_stamp_does_not_make_the_backlog_look_lost(
     assert ledger.sweep().tickets == ()
 
 
-def test_records_and_keys_go_when_their_retention_ends(
-    redis_url: str, server: redis.Redis
-) -> None:
+def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: redis.Redis) -> None:
     ledger = make_ledger(redis_url)
     request = VideoRequest(prompt="a fox", model="instant")
     ticket = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")

@@ -17,12 +17,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from test_ledger import FAILED, HALF, let_time_pass, result
+
 from ltxq.errors import JobNotFinished, JobNotFound
 from ltxq.job import FINAL_STATES, VideoRequest, new_job_id
 from ltxq.ledger import CANCELLED, LANES, PREFIX, Claim, Ledger, Ticket
 from ltxq.settings import Settings
-
-from test_ledger import FAILED, HALF, let_time_pass, result
 
 MAX_LOST = 2
 WORKERS = st.sampled_from(["w1", "w2"])

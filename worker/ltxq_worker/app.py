@@ -29,7 +29,7 @@ from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.gate import Gate, gate_step
-from ltxq_worker.pipeline import Pipeline
+from ltxq_worker.pipeline import INSTANT, Pipeline
 from ltxq_worker.run import Runner
 
 log = logging.getLogger("ltxq.worker")
@@ -67,7 +67,7 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
     Raises:
         ModelUnusable
     """
-    if model == "instant":
+    if model == INSTANT:
         from ltxq_worker.pipeline.instant import InstantPipeline
 
         return InstantPipeline(denoise_seconds=settings.instant_seconds)

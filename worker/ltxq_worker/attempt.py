@@ -28,6 +28,13 @@ SHARES: dict[Stage, float] = {
 }
 
 
+def progress_at(stage: Stage, step: int, steps: int) -> Progress:
+    """`step` of `steps` of a stage as progress of the whole job."""
+    before = sum(SHARES[s] for s in list(SHARES)[: list(SHARES).index(stage)])
+    fraction = round(before + SHARES[stage] * step / steps, 4)
+    return Progress(stage=stage, step=step, steps=steps, fraction=min(fraction, 1.0))
+
+
 class ClaimLost(Exception):
     """Another worker may have the job: drop it, write nothing."""
 
@@ -80,9 +87,7 @@ class Attempt:
         """
         if stage != self._progress.stage:
             self._end_stage()
-        before = sum(SHARES[s] for s in list(SHARES)[: list(SHARES).index(stage)])
-        fraction = round(before + SHARES[stage] * step / steps, 4)
-        self._progress = Progress(stage=stage, step=step, steps=steps, fraction=min(fraction, 1))
+        self._progress = progress_at(stage, step, steps)
         self._news.set()
         self.check()
 

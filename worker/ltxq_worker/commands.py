@@ -19,13 +19,14 @@ from ltxq.cli import screen
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.settings import Settings
+from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.stack import Stack
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
 
 TINY = "tiny"
-INSTANT = "instant"  # the test pipeline, which needs no files
+TINY_FILES = {"checkpoint.safetensors", "spatial_upsampler.safetensors", "gemma"}
 
 
 def demo(prompt: str, *, as_json: bool) -> None:
@@ -168,7 +169,10 @@ def ensure_tiny(settings: Settings) -> Path:
     try:
         ModelFolder.open(folder)
     except ModelUnusable:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            if not {path.name for path in folder.iterdir()} <= TINY_FILES:
+                raise  # somebody's own folder of that name
+            shutil.rmtree(folder)
         screen.note(f"Making the tiny model in {folder} …")
         # In a process of its own: torch stays out of this one, which has a long life.
         command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]

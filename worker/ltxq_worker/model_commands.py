@@ -14,10 +14,9 @@ from typing import Any
 
 from ltxq.cli import screen
 from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
-from ltxq.job import MAX_SEED, Progress, VideoRequest
+from ltxq.job import MAX_SEED, VideoRequest
 from ltxq.settings import Settings
-
-INSTANT = "instant"  # the test pipeline, which needs no files
+from ltxq_worker.pipeline import INSTANT
 
 
 def generate(
@@ -30,7 +29,7 @@ def generate(
     as_json: bool,
 ) -> None:
     """Make one clip with the pipeline in this process."""
-    from ltxq_worker.attempt import SHARES
+    from ltxq_worker.attempt import progress_at
     from ltxq_worker.encode import encode
     from ltxq_worker.pipeline import Clip
 
@@ -46,11 +45,7 @@ def generate(
     ):
 
         def report(stage: Any, step: int, steps: int) -> None:
-            before = sum(SHARES[s] for s in list(SHARES)[: list(SHARES).index(stage)])
-            fraction = min(1.0, before + SHARES[stage] * step / steps)
-            screen.show_progress(
-                bar, Progress(stage=stage, step=step, steps=steps, fraction=fraction)
-            )
+            screen.show_progress(bar, progress_at(stage, step, steps))
 
         pipeline = _loaded(model, device, bar)
         clip = pipeline.generate(request, report)
@@ -149,7 +144,7 @@ def model_download(name: str, *, as_json: bool) -> None:
 def model_list(*, as_json: bool) -> None:
     """The models that are here, and those that can be had."""
     from ltxq_worker.models.catalog import CATALOG
-    from ltxq_worker.models.folder import SHARED_TEXT_ENCODER
+    from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()
     here = {path.name: path for path in sorted(model_dir.glob("[!.]*")) if path.is_dir()}

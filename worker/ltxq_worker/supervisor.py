@@ -23,6 +23,8 @@ from ltxq.errors import LtxqError, QueueUnavailable
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned
 from ltxq.settings import Settings
 from ltxq.storage import Storage
+from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.process import Place, WorkerProcess, find_places, lock_place, spool_root
 
 log = logging.getLogger("ltxq.supervisor")
@@ -190,7 +192,10 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
 
     Raises:
         ConfigurationError: no such GPU, no bucket, or another supervisor is at work here.
+        ModelUnusable: the model's folder is missing or broken.
     """
+    if model != INSTANT:
+        ModelFolder.open(settings.model_dir.expanduser() / model)  # before any GPU is set up
     places = find_places(gpus, name or socket.gethostname())
     root = spool_root(settings)
     posts = [

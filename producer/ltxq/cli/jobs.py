@@ -102,7 +102,7 @@ def delete(job_id: JobId, as_json: AsJson = False) -> None:
 
 def list_jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
     after: Annotated[
         str | None, typer.Option(help="Go on from where the last page ended; it says how.")
     ] = None,

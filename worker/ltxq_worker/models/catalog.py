@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ltxq.errors import UnknownModel
-from ltxq_worker.models.folder import SHARED_TEXT_ENCODER
+
+SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no gemma/ of their own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ltxq.errors import ModelUnusable
+from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
-SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no gemma/ of their own
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
 
 _MAX_HEADER = 100_000_000  # bytes: the bound of the safetensors format itself
@@ -80,8 +80,9 @@ class ModelFolder:
             ModelUnusable: which file is missing, cut short, foreign or too new, and what to do.
         """
         path = Path(path).expanduser().absolute()
-        again = f"Get it with `ltxq model download {path.name}`, or make a small one to try with "
-        again += "`ltxq model tiny DIR`."
+        again = "`ltxq model list` shows what can be had; `ltxq model tiny DIR` makes a small one."
+        if path.name in CATALOG:
+            again = f"Get it with `ltxq model download {path.name}`."
         if not path.is_dir():
             raise ModelUnusable(f"There is no model folder {path}.", hint=again)
         headers = {file: SafetensorsHeader.read(file, again) for file in _weights(path)}

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+INSTANT = "instant"
+"""The model name of the test pipeline, which needs no files."""
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltxq.job import VideoRequest
-from ltxq_worker.pipeline import Clip, Report, Sound
+from ltxq_worker.pipeline import INSTANT, Clip, Report, Sound
 
 CHUNK = 8  # frames decoded at once
 SLICE = 0.05  # seconds between two looks at whether the job goes on
@@ -30,7 +30,7 @@ MARK = 8 * CELL  # pixels
 class InstantPipeline:
     """A `Pipeline` named `instant`, with the stages and reports of the real one."""
 
-    model = "instant"
+    model = INSTANT
 
     def __init__(self, denoise_seconds: float = 0.0, steps: int = 8) -> None:
         """`denoise_seconds`: how long a clip's `steps` take together; a report may end it."""
