@@ -1,0 +1,179 @@
+"""What README says is what the code has: settings, commands, options, exit codes, files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from pydantic import SecretStr
+
+from ltxq import cli
+from ltxq.errors import ErrorCode
+from ltxq.job import VideoRequest
+from ltxq.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FOREIGN = {  # read by the libraries that ltxq stands on, or by the CLI before any setting
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
+    *("HF_TOKEN", "HF_ENDPOINT", "PYTORCH_CUDA_ALLOC_CONF", "LTXQ_DEBUG"),
+}
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def spans() -> list[str]:
+    """Code in running text and tables."""
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def table(head: str) -> list[list[str]]:
+    """The rows of the table whose head begins with `head`."""
+    rows = README.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def ltxq_calls(line: str) -> list[list[str]]:
+    """The words after each `ltxq` of a shell line."""
+    calls = re.findall(r"(?:^|\| |\$\()ltxq ([^|)]*)", line)
+    return [shlex.split(call) for call in calls]
+
+
+def parse(words: list[str], *, names_only: bool = False) -> None:
+    """Parse a command line as `ltxq` would, running nothing.
+
+    Raises:
+        Exception: the CLI library's, for what there is not.
+    """
+    command: Any = typer.main.get_command(cli._app())
+    context = None
+    while words and hasattr(command, "commands"):
+        context = context or command.make_context("ltxq", list(words))
+        name, command, words = command.resolve_command(context, words)
+        assert command is not None, name
+        if hasattr(command, "commands"):
+            context = command.make_context(name, list(words), parent=context)
+    if not names_only:
+        command.make_context("ltxq", list(words), parent=context)
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if ltxq_calls(line)])
+def test_every_command_exists_with_exactly_these_options(line: str) -> None:
+    for words in ltxq_calls(line):
+        parse(words)
+
+
+@pytest.mark.parametrize("span", [span for span in spans() if span.startswith("ltxq ")])
+def test_every_command_in_the_text_exists(span: str) -> None:
+    parse(shlex.split(span)[1:], names_only=True)
+
+
+@pytest.mark.parametrize("words", ["sing", "submit x --loud", "submit x --width wide", "model fly"])
+def test_a_command_that_does_not_exist_would_be_noticed(words: str) -> None:
+    with pytest.raises(Exception, match=r"No such|valid integer"):
+        parse(words.split())
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    def names(command: Any, path: str) -> Iterator[str]:
+        if not hasattr(command, "commands"):
+            yield path
+        for name, sub in getattr(command, "commands", {}).items():
+            yield from names(sub, f"{path} {name}")
+
+    there = set(names(typer.main.get_command(cli._app()), "ltxq"))
+    assert {row[0] for row in table("command")} == there
+
+
+def test_exit_codes_are_those_of_the_help() -> None:
+    told = cli._HELP.split("Exit codes:")[1].split("LTXQ_DEBUG")[0]
+    codes = set(re.findall(r"(?:^|·)\s*(\d+) ", told))
+    assert {row[0] for row in table("exit code")} == codes
+    assert len(codes) == 8
+
+
+def test_every_make_target_and_variable_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    lines = [line for line in (*shell_lines(), *spans()) if re.search(r"(^|\" )make\b", line)]
+    assert len(lines) >= 3
+    for line in lines:
+        before, _, target = line.partition("make")
+        if target:
+            assert re.search(rf"^{target.strip()}:.*##", makefile, re.MULTILINE), line
+        for variable in re.findall(r"(\w+)=", before):
+            assert variable in makefile, line
+
+
+def test_what_pip_is_to_install_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in shell_lines() if line.startswith("pip ")]
+    assert lines
+    for line in lines:
+        for extra in re.findall(r"\.\[(\w+)\]", line):
+            assert extra in project["optional-dependencies"]
+        for file in re.findall(r"-r (\S+)", line):
+            assert (ROOT / file).is_file()
+
+
+def test_files_that_are_named_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    scripts = [span.split()[1] for span in spans() if span.startswith("python ")]
+    assert links
+    assert scripts
+    for path in (*links, *scripts):
+        assert (ROOT / path).exists(), path
+    assert (ROOT / "docs/tiny.webp").stat().st_size <= 2_000_000
+
+
+def test_every_variable_is_read_by_something() -> None:
+    settings = {f"LTXQ_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"\b(?:LTXQ|AWS|HF|PYTORCH)_[A-Z0-9_]+", README))
+    assert named - settings <= FOREIGN
+    assert settings <= named
+
+
+def settings_table() -> str:
+    """The rows README must have."""
+
+    def shown(default: Any) -> str:
+        if default is None:
+            return "unset"
+        plain = default.get_secret_value() if isinstance(default, SecretStr) else default
+        return f"`{plain:g}`" if isinstance(plain, float) else f"`{plain}`"
+
+    return "\n".join(
+        f"| `LTXQ_{name.upper()}` | {shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    )
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    said = README.split("\n| variable |", 1)[1].split("\n\n", 1)[0].split("\n", 2)[2]
+    assert said == settings_table()
+
+
+def test_every_field_of_a_request_is_named() -> None:
+    sentence = README.split("`submit` takes every field of `VideoRequest`:")[1].split(".\n")[0]
+    sentence = sentence.split(". ")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(VideoRequest.model_fields) - {"prompt"}
+
+
+def test_every_error_code_is_named() -> None:
+    sentence = README.split("where the code is one of")[1].split(".\n")[0]
+    assert re.findall(r"`(\w+)`", sentence) == list(get_args(ErrorCode))
+
+
+def test_the_lines_of_json_are_json() -> None:
+    for text in re.findall(r"echo '(\{.*?\})'", "\n".join(shell_lines())):
+        VideoRequest.parse({k: v for k, v in json.loads(text).items() if k != "idempotency_key"})
