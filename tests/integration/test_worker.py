@@ -342,8 +342,10 @@ def test_a_result_celery_was_not_told_of_is_stored_by_the_sweep(
 ) -> None:
     job = client.submit("a fox", **SMALL)
     AsyncResult(job.id, app=plain).get(timeout=PATIENCE)
-    plain.backend.client.delete(f"celery-task-meta-{job.id}")
-    plain.backend.client.zadd(f"{PREFIX}unreported", {job.id: 0})
+    server = plain.backend.client
+    eventually(lambda: server.zscore(f"{PREFIX}unreported", job.id) is None)  # the worker's own
+    server.delete(f"celery-task-meta-{job.id}")
+    server.zadd(f"{PREFIX}unreported", {job.id: 0})
     eventually(lambda: AsyncResult(job.id, app=plain).state == "SUCCESS")
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from ltxq.errors import UnknownModel
 from ltxq.settings import DEFAULT_MODEL
-from ltxq_worker.models.catalog import CATALOG, known_model
-from ltxq_worker.models.folder import SHARED_TEXT_ENCODER
+from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER, known_model
 
 
 def test_default_model_can_be_downloaded() -> None:

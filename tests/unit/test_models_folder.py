@@ -104,7 +104,9 @@ def test_a_folder_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="no model folder") as caught:
         ModelFolder.open(tmp_path / "ltx-2-19b-distilled")
     assert "ltxq model download ltx-2-19b-distilled" in caught.value.hint
-    assert "ltxq model tiny" in caught.value.hint
+    with pytest.raises(ModelUnusable, match="no model folder") as caught:
+        ModelFolder.open(tmp_path / "my-model")
+    assert "ltxq model tiny DIR" in caught.value.hint
 
 
 def test_two_checkpoints_are_one_too_many(folder: Path) -> None:

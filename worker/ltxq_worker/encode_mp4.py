@@ -26,6 +26,7 @@ X264 = {"preset": "faster", "crf": "18"}
 
 # Fixed, since x264's bits depend on the number of threads: the same frames are the same file on
 # every machine. More than four gain little on a clip of 768×512, and other clips need cores too.
+# (Below a width of 128 they are not: x264's lookahead then reads memory it has not written.)
 X264_THREADS = 4
 
 AAC_BIT_RATE = 192_000  # bits a second: more than FFmpeg's AAC needs to be transparent in stereo

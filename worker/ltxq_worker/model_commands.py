@@ -143,8 +143,7 @@ def model_download(name: str, *, as_json: bool) -> None:
 
 def model_list(*, as_json: bool) -> None:
     """The models that are here, and those that can be had."""
-    from ltxq_worker.models.catalog import CATALOG
-    from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER
+    from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()
     here = {path.name: path for path in sorted(model_dir.glob("[!.]*")) if path.is_dir()}
