@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from fleet import eventually
+from ltxq import Client
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq_worker.local import rclone_binary, redis_binary
 from ltxq_worker.stack import Stack
@@ -42,11 +44,18 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_up(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+def running_up(
+    folder: Path, environment: dict[str, str], *, log: Path = Path(os.devnull)
+) -> Iterator[dict[str, Any]]:
     """`ltxq up` on `folder`; what it printed, and the environment for its clients."""
     command = [*LTXQ, "up", "--data", str(folder), "--model", "instant", "--json"]
     ports = ("--redis-port", "0", "--s3-port", "0") if not folder.exists() else ()
-    with subprocess.Popen([*command, *ports], env=environment, stdout=subprocess.PIPE) as process:
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [*command, *ports], env=environment, stdout=subprocess.PIPE, stderr=said
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             about = json.loads(process.stdout.readline())
@@ -92,6 +101,23 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         assert fetched(again["result"]["url"]) == clip
         assert fetched(job["result"]["url"]) == clip  # the port and the keys are the same
         ltxq("submit", "another", "--wait", *SMALL, environment=up["client"])
+
+
+def test_a_second_signal_gives_the_running_job_back_before_redis_ends(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder, log = tmp_path / "data", tmp_path / "log"
+    with running_up(folder, {**environment, "LTXQ_INSTANT_SECONDS": "60"}, log=log) as up:
+        with Client(up["client"]["LTXQ_URL"]) as client:
+            job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
+            for now in client.watch(job.id, timeout=60):
+                if now.progress is not None and now.progress.stage == "denoise":
+                    break
+        up["process"].send_signal(signal.SIGINT)
+        eventually(lambda: "draining" in log.read_text())  # running_up then sends SIGTERM
+    with running_up(folder, environment) as up:
+        again = ltxq("watch", job.id, environment=up["client"])
+        assert (again["state"], again["attempts"]) == ("succeeded", 2)
 
 
 def test_the_keys_of_up_are_for_its_owner_alone(tmp_path: Path) -> None:

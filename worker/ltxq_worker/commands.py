@@ -20,7 +20,7 @@ from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.pipeline import INSTANT
-from ltxq_worker.stack import Stack
+from ltxq_worker.stack import STOP_SIGNALS, Stack, held_signals
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
@@ -109,8 +109,11 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
             screen.emit(about | {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint})
         else:
             _welcome(stack, file, model)
-        _sleep_until_a_signal(stack)
-        screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+        # Held from here on: one that nobody waits for would end Redis before the worker.
+        with held_signals():
+            _sleep_until_a_signal(stack)
+            screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+            stack.stop_worker()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
 
 
@@ -135,14 +138,9 @@ def _welcome(stack: Stack, file: Path, model: str) -> None:
 
 def _sleep_until_a_signal(stack: Stack) -> None:
     """Return at SIGINT or SIGTERM; raise if a part of the stack ends by itself."""
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        stack.check()  # a child that ended before the signals were held
-        while signal.sigwait(signals) == signal.SIGCHLD:
-            stack.check()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    stack.check()  # a child that ended before the signals were held
+    while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
+        stack.check()
 
 
 def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> int:

@@ -11,9 +11,11 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -21,6 +23,8 @@ from ltxq.errors import ConfigurationError, LtxqError
 from ltxq_worker.local import RedisServer, S3Server, free_port, port_is_free, spawn
 
 SERVERS = "servers.json"  # ports and keys
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
 USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000}
 
 # What decides which queue and bucket are used: never the surroundings' while a stack runs.
@@ -121,17 +125,26 @@ class Stack:
         if self._worker is None or self._worker.poll() is not None:
             return
         self._worker.terminate()
-        try:
-            self._worker.wait()
-        except KeyboardInterrupt:
-            self._worker.terminate()
-            self._worker.wait()
+        with held_signals():
+            while self._worker.poll() is None:
+                if signal.sigtimedwait(STOP_SIGNALS, LOOK_SECONDS):
+                    self._worker.terminate()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._parts.close()
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the news of a child's end wait until they are asked for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lock(folder: Path) -> IO[str]:

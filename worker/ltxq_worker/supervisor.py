@@ -157,7 +157,7 @@ class Supervisor:
                 away = True
 
     def _sweep(self) -> None:
-        swept = self._ledger.sweep(interval=SWEEP_SECONDS / 2)
+        swept = self._ledger.sweep(interval=SWEEP_SECONDS)
         for returned in swept.lease_ended:
             log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
             if returned.ticket is None:

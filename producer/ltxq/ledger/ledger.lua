@@ -244,7 +244,7 @@ end
 function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled)
   interval, lease, grace, most = tonumber(interval), tonumber(lease), tonumber(grace), tonumber(most)
   local last = tonumber(redis.call('GET', key('swept')) or 0)
-  if now - last < interval then return {'done by another'} end
+  if now - last < interval / 2 then return {'done by another'} end
   redis.call('SET', key('swept'), now)
 
   if now - last > 3 * interval then

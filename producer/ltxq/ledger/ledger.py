@@ -315,7 +315,9 @@ class Ledger:
         results Celery was not told of, records past their retention.
 
         Args:
-            interval: seconds; a sweep anybody ran more recently makes this one do nothing.
+            interval: seconds between the sweeps of each supervisor. One that anybody ran within
+                half of it makes this one do nothing; when nobody did within three, Redis was
+                away, and leases are extended instead of ended.
         """
         answer = self._run(
             "sweep", int(interval * 1000), self._lease, int(GRACE * 1000), SWEEP_MOST,
