@@ -51,10 +51,10 @@ def main() -> None:
         if options.backlog:
             from ltxq_worker.models.tiny import make_tiny  # torch, for this part alone
 
-            make_tiny(Path(folder, "models", "ltx-2-tiny"))
+            make_tiny(Path(folder, "models", "tiny"))
             os.environ["LTXQ_MODEL_DIR"] = str(Path(folder, "models"))
-            with _stack(Path(folder, "c"), model="ltx-2-tiny") as (client, _server, stack):
-                stack.start_worker(model="ltx-2-tiny", gpus="cpu", log=Path(folder, "tiny.log"))
+            with _stack(Path(folder, "c"), model="tiny") as (client, _server, stack):
+                stack.start_worker(model="tiny", gpus="cpu", log=Path(folder, "tiny.log"))
                 figures["a backlog on the tiny model"] = measure_gpu_idle(client, options.backlog)
     report(figures)
 

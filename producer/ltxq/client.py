@@ -194,14 +194,13 @@ class Client:
         )
         # Of what was asked for: a seed drawn anew must not make a repeated submission another.
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
-        job_id = self._transport.submit(
+        return self._transport.submit(
             new_job_id(),
             resolved,
             digest=digest,
             idempotency_key=idempotency_key,
             retry_of=retry_of,
         )
-        return self._transport.get(job_id)
 
 
 class AsyncClient:

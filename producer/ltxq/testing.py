@@ -67,7 +67,7 @@ class MemoryTransport:
         digest: str,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
-    ) -> str:
+    ) -> Job:
         with self._changed:
             if idempotency_key in self._keys:
                 other, other_digest = self._keys[idempotency_key]
@@ -76,13 +76,13 @@ class MemoryTransport:
                         f"The idempotency key was used for another request ({other}).",
                         hint="Use a new key for a new request.",
                     )
-                return other
+                return self._jobs[other]
             queued = sum(job.state == "queued" for job in self._jobs.values())
             if queued >= self._max_queued:
                 raise QueueFull(f"{queued} jobs are queued, and no more are taken.")
             if idempotency_key is not None:
                 self._keys[idempotency_key] = job_id, digest
-            self._put(
+            return self._put(
                 Job(
                     id=job_id,
                     state="queued",
@@ -92,7 +92,6 @@ class MemoryTransport:
                     idempotency_key=idempotency_key,
                 )
             )
-        return job_id
 
     def get(self, job_id: str) -> Job:
         try:

@@ -45,8 +45,10 @@ class Transport(Protocol):
         digest: str,
         idempotency_key: str | None,
         retry_of: str | None,
-    ) -> str:
-        """Queue a job; `request.model` and `.seed` are set. Returns the id of the job it is."""
+    ) -> Job:
+        """Queue a job; `request.model` and `.seed` are set. Returns the job it is, which is an
+        earlier one where the idempotency key was used before.
+        """
 
     def get(self, job_id: str) -> Job:
         """The job now, its URLs signed afresh where that is possible."""
@@ -86,17 +88,17 @@ class RedisTransport:
         digest: str,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
-    ) -> str:
-        ticket = self._ledger.submit(
+    ) -> Job:
+        job, ticket = self._ledger.submit(
             job_id, request, digest=digest, idempotency_key=idempotency_key, retry_of=retry_of
         )
-        if isinstance(ticket, str):
-            return ticket
+        if ticket is None:
+            return self._signed(job)
         try:
             announce(self._app, ticket)
         except QueueUnavailable as exc:  # accepted all the same: the ledger is the truth
             log.warning("%s It is queued; a supervisor sends it again.", exc)
-        return job_id
+        return job
 
     def get(self, job_id: str) -> Job:
         return self._signed(self._ledger.get(job_id))

@@ -11,7 +11,7 @@ import pytest
 from fleet import eventually
 from ltxq.errors import TimedOut
 from ltxq.job import VideoRequest, new_job_id
-from ltxq.ledger import Claim, Ledger, Ticket
+from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
 
@@ -25,8 +25,8 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 
 def claim(ledger: Ledger, **fields: object) -> Claim:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    ticket = ledger.submit(new_job_id(), request)
-    assert isinstance(ticket, Ticket)
+    _, ticket = ledger.submit(new_job_id(), request)
+    assert ticket
     claimed = ledger.claim(ticket, "w")
     assert claimed is not None
     return claimed

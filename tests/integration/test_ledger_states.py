@@ -67,9 +67,10 @@ class Ledgers(RuleBasedStateMachine):
     def submit(self, priority: str) -> Ticket:
         request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority})
         job_id = new_job_id()
-        ticket = self.ledger.submit(job_id, request)
-        assert isinstance(ticket, Ticket)
-        assert self.ledger.submit(job_id, request) == ticket
+        job, ticket = self.ledger.submit(job_id, request)
+        assert ticket
+        assert job == self.ledger.get(job_id)
+        assert self.ledger.submit(job_id, request) == (job, ticket)
         self.jobs[job_id] = Model()
         return ticket
 

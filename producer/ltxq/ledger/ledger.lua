@@ -99,7 +99,7 @@ end
 local operation = {}
 
 function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, max_queued)
-  local known = get(id, 'queue', 'lane', 'stamp')
+  local known = get(id, 'queue', 'lane', 'stamp', 'submitted')
   if known[1] then return {'accepted', id, unpack(known)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
@@ -123,7 +123,7 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   redis.call('ZADD', key('state', 'queued'), stamp, id)
   redis.call('ZADD', key('waiting', queue, lane), stamp, id)
   redis.call('SADD', key('queues'), queue)
-  return {'accepted', id, queue, lane, stamp}
+  return {'accepted', id, queue, lane, stamp, now}
 end
 
 function operation.claim(id, queue, lane, stamp, nonce, worker, lease)

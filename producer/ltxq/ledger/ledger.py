@@ -37,6 +37,7 @@ from ltxq.ledger.records import (
     read_job,
     read_returned,
     read_ticket,
+    read_time,
 )
 from ltxq.settings import Settings
 
@@ -106,7 +107,7 @@ class Ledger:
         retry_of: str | None = None,
         idempotency_key: str | None = None,
         digest: str = "",
-    ) -> Ticket | str:
+    ) -> tuple[Job, Ticket | None]:
         """Record a queued job. Repeating it with the same id changes nothing.
 
         Args:
@@ -114,8 +115,8 @@ class Ledger:
             digest: of what the caller asked for; the same key must come with the same digest.
 
         Returns:
-            The ticket to send; or, where the idempotency key was used before for the same
-            request, the id of that job.
+            The job and the ticket to send; or, where the idempotency key was used before for the
+            same request, the job of that time and no ticket.
 
         Raises:
             IdempotencyConflict, QueueFull.
@@ -128,10 +129,19 @@ class Ledger:
             idempotency_key or "", self._max_queued,
         )  # fmt: skip
         match answer:
-            case ["accepted", *ticket]:
-                return read_ticket(ticket)
+            case ["accepted", *ticket, submitted]:
+                job = Job(
+                    id=job_id,
+                    state="queued",
+                    request=request,
+                    owner=owner,
+                    retry_of=retry_of,
+                    idempotency_key=idempotency_key,
+                    submitted_at=read_time(submitted),
+                )
+                return job, read_ticket(ticket)
             case ["repeated", other]:
-                return str(other)
+                return self.get(other), None
             case ["conflict", other]:
                 raise IdempotencyConflict(
                     f"The idempotency key was used for another request ({other}).",

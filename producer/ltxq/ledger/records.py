@@ -86,12 +86,16 @@ def read_returned(row: list[Any]) -> Returned:
     )
 
 
+def read_time(milliseconds: int | str) -> datetime:
+    """A moment of Redis's clock."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
 def read_job(job_id: str, record: Any) -> Job:
     """A job from the fields of its hash."""
 
     def at(field: str) -> datetime | None:
-        ms = record.get(field)
-        return datetime.fromtimestamp(int(ms) / 1000, UTC) if ms else None
+        return read_time(record[field]) if field in record else None
 
     def parsed(field: str) -> Any:
         return json.loads(record[field]) if field in record else None
