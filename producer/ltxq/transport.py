@@ -10,13 +10,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-import redis.exceptions as redis_errors
-from redis.client import PubSub
-
 from ltxq.celery import announce, make_app, report_outcome
 from ltxq.errors import QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, VideoRequest
-from ltxq.ledger import Ledger
+from ltxq.ledger import Ledger, Subscription
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 
@@ -138,11 +135,11 @@ class RedisTransport:
 class _Subscribed:
     """Redis's channel of one job; while Redis is away, time alone."""
 
-    def __init__(self, subscription: PubSub) -> None:
+    def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
 
     def wait(self, timeout: float) -> None:
         try:
-            self._subscription.get_message(timeout=timeout)
-        except redis_errors.RedisError:  # get_message subscribes again when Redis is back
+            self._subscription.next(timeout)
+        except QueueUnavailable:
             time.sleep(min(timeout, RESUBSCRIBE_SECONDS))

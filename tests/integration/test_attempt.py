@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
+from ltxq_worker.run import Runner
 
 
 @pytest.fixture
@@ -63,6 +66,28 @@ def test_a_cancelled_attempt_stops_at_its_next_step(ledger: Ledger) -> None:
         ledger.cancel(claimed.job_id)
         with pytest.raises(Cancelled):
             eventually(lambda: attempt.report("denoise", 1, 8))
+
+
+def test_a_cancelling_is_heard_before_the_next_report(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltxq_worker.attempt.REPORT_SECONDS", 600.0)  # no report is sent
+    nothing: Any = None
+    runner = Runner(
+        ledger=ledger, storage=nothing, pipeline=nothing, gate=nothing, settings=nothing,
+        worker="w", spool=tmp_path, report_outcome=nothing,
+    )  # fmt: skip
+    ended = threading.Event()
+    listener = threading.Thread(target=runner.listen, args=(ended,))
+    listener.start()
+    claimed = claim(ledger)
+    with Attempt(ledger, claimed, lease=3000) as attempt:
+        runner._attempts["delivery"] = attempt
+        with pytest.raises(Cancelled):
+            eventually(lambda: ledger.cancel(claimed.job_id) and attempt.check(), within=20)
+    ended.set()
+    listener.join(20)
+    assert not listener.is_alive()
 
 
 def test_an_attempt_whose_claim_is_lost_stops_at_its_next_step(ledger: Ledger) -> None:

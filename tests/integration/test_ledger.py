@@ -397,9 +397,9 @@ def test_a_list_is_newest_first_by_state_and_paged(ledger: Ledger) -> None:
 def test_a_change_wakes_who_listens(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
     with ledger.changes(claimed.job_id) as changes:
-        assert changes.get_message(timeout=5) is None  # the subscription itself
+        assert changes.next(5) is None  # the subscription itself
         ledger.report(claimed, HALF, on_gpu=True)
-        assert changes.get_message(timeout=5) is not None
+        assert changes.next(5) is not None
 
 
 def test_leases_are_kept_by_the_clock_of_redis(

@@ -189,6 +189,8 @@ def main() -> None:
         supervisor.tell(failed=str(exc), retryable=exc.retryable)
         sys.exit(1)
     _watch_for_the_end(runner, app, supervisor)
+    ended = threading.Event()
+    threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
 
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
@@ -206,6 +208,7 @@ def main() -> None:
         without_mingle=True,
     )
     worker.start()
+    ended.set()
     sys.exit(worker.exitcode)
 
 

@@ -108,6 +108,10 @@ class Attempt:
                 hint="Allow more with `timeout`, or ask for fewer frames or a smaller size.",
             )
 
+    def cancel(self) -> None:
+        """Stop at the next step."""
+        self._learn("cancel")
+
     def released_gpu(self) -> None:
         """The job no longer holds the GPU: if the worker dies now, it is not the job's fault."""
         if self._on_gpu:

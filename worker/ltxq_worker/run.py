@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger("ltxq.worker")
+
+LISTEN_SECONDS = 1.0  # between looks at whether to go on listening
 
 
 @dataclass(kw_only=True)
@@ -68,6 +71,26 @@ class Runner:
             return None
         finally:
             self._attempts.pop(delivery, None)
+
+    def listen(self, until: threading.Event) -> None:
+        """Hear of cancelled jobs the moment they are; in a thread of its own.
+
+        Reports hear of them as well, up to half a second later: this is for the GPU's sake.
+        """
+        while not until.is_set():
+            try:
+                with self.ledger.cancellations(self.worker) as cancellations:
+                    while not until.is_set():
+                        if job_id := cancellations.next(LISTEN_SECONDS):
+                            self._cancel(job_id)
+            except LtxqError as exc:
+                log.info("cancellations are not heard at once until Redis is back: %s", exc)
+                until.wait(LISTEN_SECONDS)
+
+    def _cancel(self, job_id: str) -> None:
+        for attempt in list(self._attempts.values()):
+            if attempt.claim.job_id == job_id:
+                attempt.cancel()
 
     def give_back(self) -> list[Returned]:
         """Queue again whatever this worker still has, uncharged: it is going away."""

@@ -6,7 +6,7 @@ records.py      what the steps hand out: tickets, claims, jobs
 connection.py   Redis with patience, and its errors as ltxq's
 """
 
-from ltxq.ledger.connection import PATIENCE
+from ltxq.ledger.connection import PATIENCE, Subscription
 from ltxq.ledger.ledger import CANCELLED, PREFIX, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.records import (
     LANE_COUNT,
@@ -33,6 +33,7 @@ __all__ = [
     "Ledger",
     "Returned",
     "Standing",
+    "Subscription",
     "Swept",
     "Ticket",
     "queue_name",

@@ -10,6 +10,7 @@ from typing import TypeVar
 import redis
 import redis.exceptions as redis_errors
 from redis.backoff import NoBackoff
+from redis.client import PubSub
 from redis.retry import Retry
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
@@ -31,6 +32,25 @@ def connect(settings: Settings) -> redis.Redis:
         socket_connect_timeout=ATTEMPT_SECONDS,
         retry=Retry(NoBackoff(), 0),  # `patiently` tries again: it knows for how long
     )
+
+
+class Subscription:
+    """What is published to a channel from now on."""
+
+    def __init__(self, pubsub: PubSub) -> None:
+        self._pubsub = pubsub
+
+    def next(self, timeout: float) -> str | None:
+        """The next message, or None: after `timeout` seconds, or for the subscribing itself.
+
+        Raises:
+            QueueUnavailable: Redis went away; the next call subscribes again.
+        """
+        try:
+            message = self._pubsub.get_message(timeout=timeout)
+        except redis_errors.RedisError as exc:
+            raise QueueUnavailable("Redis does not answer to a subscription.") from exc
+        return str(message["data"]) if message else None
 
 
 def patiently(connection: redis.Redis, ask: Callable[[], T], patience: float = PATIENCE) -> T:

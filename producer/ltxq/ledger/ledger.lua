@@ -17,6 +17,7 @@
 --   counter                 source of seq and stamp
 --   swept                   when the last sweep ran
 --   changed:<id>            channel, published to whenever the record changes
+--   cancel:<worker>         channel, told the ids of its running jobs that are to stop
 
 local P = KEYS[1]
 local function key(...) return P .. table.concat({...}, ':') end
@@ -222,6 +223,7 @@ function operation.cancel(id, retention, cancelled)
     return 'cancelled'
   elseif state == 'running' then
     set(id, 'cancel', 1)
+    redis.call('PUBLISH', key('cancel', redis.call('HGET', key('job', id), 'worker')), id)
     changed(id)
   end
   return state

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ from ltxq.job import (
     VideoResult,
     is_job_id,
 )
-from ltxq.ledger.connection import PATIENCE, connect, patiently
+from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
 from ltxq.ledger.records import (
     LANES,
     Claim,
@@ -225,12 +225,23 @@ class Ledger:
         if answer != "deleted":
             raise JobNotFinished(f"{job_id} is {answer}.", hint="Cancel it first.")
 
+    def changes(self, job_id: str) -> AbstractContextManager[Subscription]:
+        """Subscribed to the job: `next` returns when its record has changed."""
+        return self._subscribed("changed", job_id)
+
+    def cancellations(self, worker: str) -> AbstractContextManager[Subscription]:
+        """Subscribed to a worker's cancellations: `next` gives the id of a running job.
+
+        Sooner than `renew` and `report` tell it, but not surely: nothing is kept for a
+        subscriber that is away.
+        """
+        return self._subscribed("cancel", worker)
+
     @contextmanager
-    def changes(self, job_id: str) -> Iterator[redis.client.PubSub]:
-        """Subscribed to the job: `get_message` returns when its record has changed."""
+    def _subscribed(self, *channel: str) -> Iterator[Subscription]:
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
-            patiently(self._redis, lambda: pubsub.subscribe(self._key("changed", job_id)))
-            yield pubsub
+            patiently(self._redis, lambda: pubsub.subscribe(self._key(*channel)))
+            yield Subscription(pubsub)
 
     # --- what a worker does ---------------------------------------------------------------
 
