@@ -5,10 +5,12 @@ same over threads. Where the jobs are is the transport's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any, Self
 
 from ltxq.errors import InvalidRequest, QueueUnavailable, WaitTimeout
@@ -17,6 +19,7 @@ from ltxq.settings import Settings
 from ltxq.transport import RedisTransport, Transport
 
 POLL_SECONDS = 2.0  # between looks at a job if no change is heard
+UNWANTED_SECONDS = 0.25  # between looks at whether anybody still wants to know
 OUTAGE_PATIENCE = 60.0  # seconds `watch` and `wait` live through a queue that is away
 
 
@@ -97,6 +100,12 @@ class Client:
             WaitTimeout: it is not final after `timeout` seconds; it goes on.
             JobNotFound
         """
+        return self._watch(job_id, timeout, threading.Event())
+
+    def _watch(
+        self, job_id: str, timeout: float | None, unwanted: threading.Event
+    ) -> Generator[Job, None, None]:
+        """`watch`, which also ends soon after `unwanted` is set, from another thread."""
         end = None if timeout is None else time.monotonic() + timeout
         last: Job | None = None
         with self._transport.changes(job_id) as changes:
@@ -122,7 +131,12 @@ class Client:
                         f"{job_id} is still {job.state} after {timeout:g} s.",
                         hint="It goes on: ask again, or cancel it.",
                     )
-                changes.wait(min(left, POLL_SECONDS))
+                look_again = time.monotonic() + min(left, POLL_SECONDS)
+                while (rest := look_again - time.monotonic()) > 0:
+                    if changes.wait(min(rest, UNWANTED_SECONDS)) or unwanted.is_set():
+                        break
+                if unwanted.is_set():
+                    return
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once; ask a running one to stop (within a denoising step).
@@ -238,12 +252,15 @@ class AsyncClient:
 
     async def watch(self, job_id: str, timeout: float | None = None) -> AsyncIterator[Job]:
         """As `Client.watch`."""
-        jobs = self._client.watch(job_id, timeout)
+        unwanted = threading.Event()
+        jobs = self._client._watch(job_id, timeout, unwanted)
         try:
             while (job := await asyncio.to_thread(next, jobs, None)) is not None:
                 yield job
         finally:
-            await asyncio.to_thread(jobs.close)  # type: ignore[attr-defined]
+            unwanted.set()
+            with contextlib.suppress(ValueError):  # its thread is inside, and leaves by itself
+                jobs.close()
 
     async def cancel(self, job_id: str) -> Job:
         """As `Client.cancel`."""

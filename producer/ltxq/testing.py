@@ -155,11 +155,12 @@ class _Changes:
         self._job_id = job_id
         self._seen = transport._jobs.get(job_id)
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float) -> bool:
         jobs, changed = self._transport._jobs, self._transport._changed
         with changed:
-            changed.wait_for(lambda: jobs.get(self._job_id) is not self._seen, timeout)
+            news = changed.wait_for(lambda: jobs.get(self._job_id) is not self._seen, timeout)
             self._seen = jobs.get(self._job_id)
+        return news
 
 
 def _now() -> datetime:

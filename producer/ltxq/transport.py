@@ -25,8 +25,8 @@ RESUBSCRIBE_SECONDS = 1.0  # between attempts to hear of changes again while Red
 class Changes(Protocol):
     """Hears of a job's changes from the moment it is made."""
 
-    def wait(self, timeout: float) -> None:
-        """Return when the job has changed, or after `timeout` seconds, whichever is first."""
+    def wait(self, timeout: float) -> bool:
+        """True as soon as the job may have changed, False after `timeout` seconds without."""
 
 
 class Transport(Protocol):
@@ -138,8 +138,9 @@ class _Subscribed:
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float) -> bool:
         try:
-            self._subscription.next(timeout)
+            return self._subscription.next(timeout) is not None
         except QueueUnavailable:
             time.sleep(min(timeout, RESUBSCRIBE_SECONDS))
+            return True

@@ -262,6 +262,19 @@ def test_the_async_client_is_the_same_without_blocking(client: Client, worker: W
     asyncio.run(use())
 
 
+def test_an_async_wait_can_be_cancelled(client: Client) -> None:
+    async def use() -> None:
+        queue = AsyncClient(transport=client._transport)
+        job = await queue.submit("a fox")
+        waiting = asyncio.create_task(queue.wait(job.id))
+        await asyncio.sleep(0.1)  # it waits in its thread by now, or will: both must end well
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(use())
+
+
 def test_a_wait_lives_through_a_restart_of_redis(tmp_path: Path) -> None:
     first = RedisServer.start(tmp_path)
     settings = Settings(url=first.url, default_model="instant")

@@ -128,6 +128,7 @@ class WorkerProcess:
         ]
         environment = dict(os.environ)
         environment["CUDA_VISIBLE_DEVICES"] = place.gpu or ""
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which --gpus means
         process = subprocess.Popen(
             command,
             env=environment,
