@@ -177,3 +177,11 @@ def test_every_error_code_is_named() -> None:
 def test_the_lines_of_json_are_json() -> None:
     for text in re.findall(r"echo '(\{.*?\})'", "\n".join(shell_lines())):
         VideoRequest.parse({k: v for k, v in json.loads(text).items() if k != "idempotency_key"})
+
+
+def test_figures_are_the_measured_ones() -> None:
+    measured = json.loads((ROOT / "bench" / "results" / "queue.json").read_text())
+    figures = {name: value for part in measured.values() for name, value in part.items()}
+    shown = {row[0]: row[1] for row in table("figure")}
+    assert len(shown) == 8
+    assert shown == {name: f"{figures[name]:,.0f}" for name in shown}
