@@ -91,6 +91,14 @@ def report_outcome(app: Celery, ledger: Ledger, job_id: str) -> None:
         log.warning("Celery's result of %s is not stored yet; the sweep does it: %s", job_id, exc)
 
 
+def forget_outcome(app: Celery, job_id: str) -> None:
+    """Remove what `report_outcome` stored; left behind, it ends with the retention."""
+    try:
+        app.backend.forget(job_id)
+    except (OperationalError, RedisError, OSError) as exc:
+        log.warning("Celery's result of %s is not removed: %s", job_id, exc)
+
+
 def report_refusal(app: Celery, task_id: str, error: JobError) -> None:
     """Store why a job sent by a plain Celery producer was not taken, under its task id."""
     try:

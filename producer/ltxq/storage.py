@@ -5,6 +5,7 @@ Which keys a clip has is said here; when to upload, sign or delete them is for o
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -85,7 +86,7 @@ class Storage:
 
     def check(self) -> None:
         """Write, find and delete a small object: what a worker will need, tried at its start."""
-        key = "ltxq-check"
+        key = f"ltxq-check/{secrets.token_hex(8)}"  # many workers may start at once
         with self._errors_translated():
             self._client.put_object(Bucket=self.bucket, Key=key, Body=b"ltxq may write here\n")
             self._client.head_object(Bucket=self.bucket, Key=key)

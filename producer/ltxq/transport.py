@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from ltxq.celery import announce, make_app, report_outcome
+from ltxq.celery import announce, forget_outcome, make_app, report_outcome
 from ltxq.errors import QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, VideoRequest
 from ltxq.ledger import Ledger, Subscription
@@ -112,7 +112,7 @@ class RedisTransport:
 
     def delete(self, job_id: str) -> None:
         self._ledger.delete(job_id)
-        self._app.backend.forget(job_id)
+        forget_outcome(self._app, job_id)
         if self._storage:
             self._storage.delete(self._storage.list(f"{job_id}/"))
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,11 @@ class _answering:
         self._server.shutdown()
         self._thread.join(10)
         self._server.server_close()
+
+
+def test_many_workers_may_check_at_once(s3: S3) -> None:
+    storage = Storage.from_settings(s3.settings())
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: storage.check(), range(64)):
+            pass
+    assert list(storage.list("ltxq-check")) == []

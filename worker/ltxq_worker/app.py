@@ -23,7 +23,7 @@ from celery.platforms import SecurityWarning
 from celery.worker.control import Panel
 
 from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
-from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, QueueUnavailable
+from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, OutOfMemory, QueueUnavailable
 from ltxq.job import MAX_SEED, VideoRequest, is_job_id
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
@@ -186,7 +186,9 @@ def main() -> None:
     try:
         runner, app = _prepare(options, supervisor)
     except LtxqError as exc:
-        supervisor.tell(failed=str(exc), retryable=exc.retryable)
+        # The memory may be a process's that is still ending.
+        later = exc.retryable or isinstance(exc, OutOfMemory)
+        supervisor.tell(failed=str(exc), retryable=later)
         sys.exit(1)
     _watch_for_the_end(runner, app, supervisor)
     ended = threading.Event()

@@ -149,7 +149,8 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
 
     settings = Settings.read()
     model = model or settings.default_model
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ltxq").setLevel(logging.INFO)
     code = supervisor.main(settings, model=model, gpus=gpus, name=name)
     if as_json:
         screen.emit({"model": model, "exit_code": code})

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from ltxq.errors import JobError, LtxqError, StorageUnavailable
 from ltxq.job import VideoResult
-from ltxq.ledger import CANCELLED, Ledger, Returned, Ticket
+from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
 from ltxq.settings import Settings
 from ltxq.storage import Storage, clip_keys
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
@@ -57,17 +57,18 @@ class Runner:
         Returns:
             The outcome that stands; None if the job was not to be had or was lost on the way.
         """
+        claim = self.ledger.claim(ticket, self.worker)
+        if claim is None:
+            log.info("%s is not to be had: taken or ended already", ticket.job_id)
+            return None
+        log.info("%s claimed (token %d)", claim.job_id, claim.token)
         try:
-            claim = self.ledger.claim(ticket, self.worker)
-            if claim is None:
-                log.info("%s is not to be had: taken or ended already", ticket.job_id)
-                return None
-            log.info("%s claimed (token %d)", claim.job_id, claim.token)
             with Attempt(self.ledger, claim, lease=self.settings.lease) as attempt:
                 self._attempts[delivery] = attempt
                 return self._finish(attempt, self._outcome(attempt, delivery))
         except ClaimLost:
             log.warning("%s was lost to another claim; dropped", ticket.job_id)
+            self._remove_objects(claim)
             return None
         finally:
             self._attempts.pop(delivery, None)
@@ -199,19 +200,20 @@ class Runner:
         claim = attempt.claim
         # A finished clip is worth waiting for Redis as long as for storage.
         if not self.ledger.finish(claim, outcome, patience=self.settings.upload_patience):
-            self._remove_objects(f"{claim.job_id}/{claim.token}/")
             raise ClaimLost(claim.job_id)
         self.report_outcome(claim.job_id)
         if isinstance(outcome, VideoResult):
             log.info("%s succeeded in %.1f s", claim.job_id, attempt.seconds())
         else:
             log.info("%s ended: %s", claim.job_id, outcome.code)
-            self._remove_objects(f"{claim.job_id}/{claim.token}/")
+            self._remove_objects(claim)
         for token in range(1, claim.token):  # uploads of earlier, lost claims
-            self._remove_objects(f"{claim.job_id}/{token}/")
+            self._remove_objects(replace(claim, token=token))
         return outcome
 
-    def _remove_objects(self, prefix: str) -> None:
+    def _remove_objects(self, claim: Claim) -> None:
+        """What was uploaded under a claim that did not succeed."""
+        prefix = f"{claim.job_id}/{claim.token}/"
         try:
             self.storage.delete(self.storage.list(prefix))
         except LtxqError as exc:
