@@ -153,13 +153,13 @@ def test_lists_and_deletes_go_on_past_one_page(
     bucket: Storage, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "PAGE", 2)
-    keys = [f"video_{job}/{token}/clip.mp4" for job in "ab" for token in (1, 2, 3)]
+    keys = [f"pages/{job}/{token}/clip.mp4" for job in "ab" for token in (1, 2, 3)]
     for key in keys:
         bucket.put(key, clip, "video/mp4")
-    assert list(bucket.list("video_a/")) == keys[:3]
-    assert list(bucket.list("")) == keys
+    assert list(bucket.list("pages/a/")) == keys[:3]
+    assert list(bucket.list("pages/")) == keys
     bucket.delete([*keys[:5], "never/was"])
-    assert list(bucket.list("")) == keys[5:]
+    assert list(bucket.list("pages/")) == keys[5:]
 
 
 def test_check_leaves_nothing_behind_and_can_be_repeated(bucket: Storage) -> None:

@@ -1,0 +1,101 @@
+"""The runner in this process, over real Redis, storage and encoder: what must come before what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltxq.job import VideoRequest, VideoResult, new_job_id
+from ltxq.ledger import Ledger, Ticket
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.attempt import Attempt
+from ltxq_worker.gate import Gate
+from ltxq_worker.pipeline.instant import InstantPipeline
+from ltxq_worker.run import Runner
+from servers import S3
+
+
+@pytest.fixture
+def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
+    settings: Settings = s3.settings(url=redis_url)
+    ledger = Ledger.from_settings(settings)
+    yield Runner(
+        ledger=ledger,
+        storage=Storage.from_settings(settings),
+        pipeline=InstantPipeline(),
+        gate=Gate(threads=2),
+        settings=settings,
+        worker="w",
+        spool=tmp_path,
+        report_outcome=lambda job_id: None,
+    )
+    ledger.close()
+
+
+def submit(runner: Runner, **fields: Any) -> Ticket:
+    request = VideoRequest.parse(
+        {"prompt": "a fox", "model": "instant", "width": 256, "height": 256, **fields}
+    )
+    _, ticket = runner.ledger.submit(new_job_id(), request)
+    assert ticket
+    return ticket
+
+
+def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    report, release_gpu = Attempt.report, Gate.release_gpu
+
+    def reported(self: Attempt, stage: Any, step: int, steps: int) -> None:
+        events.append(f"{stage} {step}/{steps}")
+        report(self, stage, step, steps)
+
+    def released(self: Gate, delivery: str) -> None:
+        events.append("gpu free")
+        release_gpu(self, delivery)
+
+    monkeypatch.setattr(Attempt, "report", reported)
+    monkeypatch.setattr(Gate, "release_gpu", released)
+    assert isinstance(runner.run(submit(runner), "delivery"), VideoResult)
+    decoded = max(i for i, event in enumerate(events) if event.startswith("decode"))
+    assert decoded < events.index("gpu free")
+    assert events.index("gpu free") < events.index("encode 33/33") < events.index("upload 4/4")
+
+
+def test_what_a_lost_claim_uploaded_is_removed(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = submit(runner)
+    put = Storage.put
+
+    def lose_the_claim_at_the_last(self: Storage, key: str, path: Path, kind: str) -> None:
+        put(self, key, path, kind)
+        if key.endswith("clip.mp4"):
+            runner.ledger.give_back_all("w")
+
+    monkeypatch.setattr(Storage, "put", lose_the_claim_at_the_last)
+    assert runner.run(ticket, "delivery") is None
+    assert list(runner.storage.list(f"{ticket.job_id}/")) == []
+    assert runner.ledger.get(ticket.job_id).state == "queued"
+
+
+def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("password=s3cret")
+
+    monkeypatch.setattr(InstantPipeline, "generate", broken)
+    ticket = submit(runner)
+    runner.run(ticket, "delivery")
+    error = runner.ledger.get(ticket.job_id).error
+    assert error is not None
+    assert (error.code, error.retryable) == ("internal", True)
+    assert "RuntimeError" in error.message
+    assert "s3cret" not in error.model_dump_json()
+    assert list(runner.spool.iterdir()) == []
