@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,17 @@ from servers import S3
 pytest.importorskip("boto3")
 
 
-@pytest.fixture(params=["s3", "moto"])
+@pytest.fixture
+def own_s3(s3: S3) -> S3:
+    """rclone's server with a bucket for this test alone."""
+    import boto3
+
+    bucket = f"test-{secrets.token_hex(8)}"
+    boto3.client("s3", endpoint_url=s3.endpoint).create_bucket(Bucket=bucket)
+    return replace(s3, bucket=bucket)
+
+
+@pytest.fixture(params=["own_s3", "moto"])
 def server(request: pytest.FixtureRequest) -> S3:
     return request.getfixturevalue(request.param)
 
@@ -272,8 +284,8 @@ class _answering:
         self._server.server_close()
 
 
-def test_many_workers_may_check_at_once(s3: S3) -> None:
-    storage = Storage.from_settings(s3.settings())
+def test_many_workers_may_check_at_once(own_s3: S3) -> None:
+    storage = Storage.from_settings(own_s3.settings())
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda _: storage.check(), range(64)):
             pass
