@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,7 +37,8 @@ def own_s3(s3: S3) -> S3:
     import boto3
 
     bucket = f"test-{secrets.token_hex(8)}"
-    boto3.client("s3", endpoint_url=s3.endpoint).create_bucket(Bucket=bucket)
+    with closing(boto3.client("s3", endpoint_url=s3.endpoint)) as client:
+        client.create_bucket(Bucket=bucket)
     return replace(s3, bucket=bucket)
 
 

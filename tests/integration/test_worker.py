@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -418,7 +419,8 @@ def test_storage_that_says_no_fails_the_job_with_its_reason(
 ) -> None:
     with Fleet({**own, **moto.worker_environment}) as fleet, Client(redis_url) as client:
         fleet.wait_until_ready()
-        boto3.client("s3", endpoint_url=moto.endpoint).delete_bucket(Bucket=moto.bucket)
+        with closing(boto3.client("s3", endpoint_url=moto.endpoint)) as s3:
+            s3.delete_bucket(Bucket=moto.bucket)
         job = client.wait(client.submit("a fox", model="instant", **SMALL).id, PATIENCE)
     assert job.error is not None
     assert (job.error.code, job.error.retryable) == ("storage_unavailable", False)
