@@ -78,7 +78,7 @@ def moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
         monkeypatch.setenv(name, value)
     import boto3
 
-    client = boto3.client("s3", endpoint_url=moto_endpoint)
+    client = boto3.Session().client("s3", endpoint_url=moto_endpoint)
     for bucket in client.list_buckets()["Buckets"]:
         for key in client.list_objects_v2(Bucket=bucket["Name"]).get("Contents", ()):
             client.delete_object(Bucket=bucket["Name"], Key=key["Key"])

@@ -37,7 +37,7 @@ def own_s3(s3: S3) -> S3:
     import boto3
 
     bucket = f"test-{secrets.token_hex(8)}"
-    with closing(boto3.client("s3", endpoint_url=s3.endpoint)) as client:
+    with closing(boto3.Session().client("s3", endpoint_url=s3.endpoint)) as client:
         client.create_bucket(Bucket=bucket)
     return replace(s3, bucket=bucket)
 

@@ -419,7 +419,7 @@ def test_storage_that_says_no_fails_the_job_with_its_reason(
 ) -> None:
     with Fleet({**own, **moto.worker_environment}) as fleet, Client(redis_url) as client:
         fleet.wait_until_ready()
-        with closing(boto3.client("s3", endpoint_url=moto.endpoint)) as s3:
+        with closing(boto3.Session().client("s3", endpoint_url=moto.endpoint)) as s3:
             s3.delete_bucket(Bucket=moto.bucket)
         job = client.wait(client.submit("a fox", model="instant", **SMALL).id, PATIENCE)
     assert job.error is not None
