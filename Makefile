@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test chaos check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -24,6 +24,9 @@ demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT=
 
 test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
 	@$(BIN)/pytest -n 2 $(ARGS)
+
+chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n
+	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.ready-dev ## Format, lint, types and import rules, as CI checks them
 	@$(BIN)/ruff format --check

@@ -67,6 +67,16 @@ def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
     assert events.index("gpu free") < events.index("encode 33/33") < events.index("upload 4/4")
 
 
+def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
+    told: list[tuple[str, str]] = []
+    runner.report_outcome = lambda job_id: told.append((job_id, runner.ledger.get(job_id).state))
+    good, late = submit(runner), submit(runner)
+    runner.run(good, "first")
+    runner.ledger.cancel(late.job_id)
+    runner.run(late, "second")  # is not to be had: whoever cancelled it has told
+    assert told == [(good.job_id, "succeeded")]
+
+
 def test_what_a_lost_claim_uploaded_is_removed(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,6 +305,7 @@ def test_a_second_sigterm_gives_the_running_job_back(own: dict[str, str], client
 
 def test_the_spool_is_empty_when_work_is_done(own: dict[str, str], client: Client) -> None:
     spool = Path(own["LTXQ_SPOOL_DIR"])
+    (spool / "cpu0_host" / "clip-of-a-dead-process").mkdir(parents=True)
     with Fleet(own) as fleet:
         fleet.wait_until_ready()
         client.wait(client.submit("a fox", **SMALL).id, PATIENCE)

@@ -1,0 +1,69 @@
+"""What must hold when the storm is over: one final state and one result for each accepted job."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from io import BytesIO
+
+import av
+import psutil
+import redis
+import urllib3
+from celery.result import AsyncResult
+from world import World
+
+from ltxq.celery import make_app
+from ltxq.job import Job
+from ltxq.ledger import PREFIX
+from ltxq_worker.pipeline.instant import read_mark, request_tag
+
+
+def wait_until_calm(world: World, jobs: list[str], *, within: float) -> list[Job]:
+    """Every job once it is final and Celery has been told."""
+    end = time.monotonic() + within
+    finished = [world.client.wait(job_id, max(1, end - time.monotonic())) for job_id in jobs]
+    with redis.Redis.from_url(world.redis.url, socket_timeout=5) as server:
+        while server.zcard(f"{PREFIX}unreported") and time.monotonic() < end:
+            time.sleep(0.2)
+    return finished
+
+
+def check_jobs(world: World, jobs: list[Job]) -> Counter[str]:
+    """Each job's outcome against storage and Celery; the outcomes counted."""
+    app = make_app(world.settings)
+    outcomes: Counter[str] = Counter()
+    for job in jobs:
+        outcomes[job.error.code if job.error else job.state] += 1
+        celery = AsyncResult(job.id, app=app)
+        expected = {"succeeded": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
+        assert celery.state == expected[job.state], (job.id, job.state, celery.state)
+        if job.state != "succeeded":
+            assert job.result is None
+            continue
+        result = job.result_or_raise()
+        assert celery.result["sha256"] == result.sha256
+        mp4 = urllib3.request("GET", result.url, timeout=30).data
+        assert hashlib.sha256(mp4).hexdigest() == result.sha256, job.id
+        with av.open(BytesIO(mp4)) as container:
+            pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        assert len(pictures) == job.request.num_frames
+        if world.model == "instant":
+            assert {read_mark(p).tag for p in pictures} == {request_tag(job.request)}
+    app.close()
+    return outcomes
+
+
+def check_nothing_is_left(world: World) -> None:
+    """No lease, no queued job, no spool file, and after SIGTERM no process."""
+    with redis.Redis.from_url(world.redis.url, socket_timeout=5) as server:
+        assert server.zcard(f"{PREFIX}running") == 0
+        assert server.zcard(f"{PREFIX}unreported") == 0
+        assert not list(server.scan_iter(f"{PREFIX}waiting:*"))
+    for name, host in world.hosts.items():
+        assert host.stop() == 0, f"{name} did not end well:\n{host.log[-3000:]}"
+    left = [path for path in (world.folder / "spool").rglob("*") if path.suffix != ".lock"]
+    assert left == []
+    spool = str(world.folder / "spool")
+    assert not [p for p in psutil.process_iter(["cmdline"]) if spool in (p.info["cmdline"] or [])]
