@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import select
+from types import SimpleNamespace
+
 import pytest
+from kombu.asynchronous import Hub
 
 from ltxq_worker.gate import Gate
 
@@ -58,3 +62,21 @@ def test_a_closed_gate_stays_closed(gate: Gate) -> None:
 def test_many_releases_do_not_block_on_a_sleeping_event_loop(gate: Gate) -> None:
     for number in range(100_000):  # more than a pipe holds
         gate.release(str(number))
+
+
+def test_a_release_wakes_the_sleeping_event_loop(gate: Gate) -> None:
+    hub = Hub()
+    qos = SimpleNamespace(can_consume=lambda: True)
+    channel = SimpleNamespace(qos=qos)
+    gate.install(SimpleNamespace(hub=hub, task_consumer=SimpleNamespace(channel=channel)))
+    assert qos.can_consume()
+    gate.take("a")
+    assert not qos.can_consume()
+    (pipe,) = hub.readers
+    assert select.select([pipe], [], [], 0)[0] == []
+    gate.release_gpu("a")
+    assert select.select([pipe], [], [], 0)[0] == [pipe]
+    callback, arguments = hub.readers[pipe]
+    callback(*arguments)
+    assert select.select([pipe], [], [], 0)[0] == []
+    hub.close()
