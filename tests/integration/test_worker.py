@@ -472,3 +472,35 @@ def test_a_job_that_takes_its_workers_down_fails_as_worker_lost(
         error = client.wait(job.id, PATIENCE).error
         assert error is not None
         assert error.code == "worker_lost"
+
+
+HANGING = """
+import threading
+import ltxq_worker.supervisor
+from ltxq_worker.pipeline.instant import InstantPipeline
+
+ltxq_worker.supervisor.HUNG_SECONDS = 1.0
+generate = InstantPipeline.generate
+
+def hang(self, request, report):
+    if request.prompt == "hang":
+        threading.Event().wait()  # as a call that never comes back from the GPU
+    return generate(self, request, report)
+
+InstantPipeline.generate = hang
+"""
+
+
+def test_a_job_that_hangs_is_ended_and_its_worker_replaced(
+    own: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING)  # Python loads it at every start
+    environment = {**own, "PYTHONPATH": str(tmp_path), "LTXQ_MAX_LOST": "2"}
+    with Fleet(environment) as fleet:
+        fleet.wait_until_ready()
+        hanging = client.submit("hang", timeout=1, **SMALL)
+        after = client.submit("a fox", **SMALL)
+        done = client.wait(hanging.id, PATIENCE)
+        assert done.error is not None
+        assert (done.error.code, done.attempts) == ("timed_out", 2)
+        assert client.wait(after.id, PATIENCE).state == "succeeded"
