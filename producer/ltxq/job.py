@@ -104,7 +104,7 @@ class VideoRequest(BaseModel):
     webhook_url: str | None = Field(
         default=None,
         max_length=2048,
-        description="http(s) URL told of the outcome. Stored now; delivery comes later.",
+        description="http(s) URL told of the outcome by a signed POST.",
     )
     crop_width: int | None = Field(
         default=None,
@@ -288,6 +288,19 @@ class VideoResult(BaseModel):
     expires_at: datetime | None = Field(description="When the URLs end; None: they do not.")
 
 
+class WebhookState(BaseModel):
+    """Whether the request's webhook_url was told of the outcome."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: Literal["pending", "delivered", "failed"] = Field(
+        description="pending: it is tried until delivered; failed: for a day in vain."
+    )
+    attempts: int = Field(default=0, description="Begun so far, the one going on among them.")
+    last_error: str | None = Field(default=None, description="Why the last one failed.")
+    delivered_at: datetime | None = None
+
+
 class Job(BaseModel):
     """One job as the ledger knows it. A final state never changes again."""
 
@@ -309,6 +322,9 @@ class Job(BaseModel):
     submitted_at: datetime
     started_at: datetime | None = Field(default=None, description="When it was last claimed.")
     finished_at: datetime | None = None
+    webhook: WebhookState | None = Field(
+        default=None, description="Once finished, where the request has a webhook_url."
+    )
 
     @property
     def finished(self) -> bool:

@@ -5,6 +5,9 @@ AWS credentials come by boto3's own chain, `HF_TOKEN` by huggingface_hub's.
 
 from __future__ import annotations
 
+import base64
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -74,6 +77,16 @@ class Settings(BaseSettings):
         ge=60,
         description="Seconds a finished job's record, Celery result and clip are kept.",
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What webhooks are signed with: whsec_ and 24 to 64 bytes in base64. Unset: "
+        "they wait.",
+    )
+    webhook_allow: str | None = Field(
+        default=None,
+        description="Host names and networks, with commas between, that webhooks may reach though "
+        "they are private.",
+    )
     instant_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -89,6 +102,35 @@ class Settings(BaseSettings):
         if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss"):
             raise ValueError("must start with redis:// or rediss://")
         return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_secret_is_standard(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            prefix, key = secret.get_secret_value()[:6], secret.get_secret_value()[6:]
+            try:
+                size = len(base64.b64decode(key, validate=True))
+            except ValueError:
+                size = 0
+            if prefix != "whsec_" or not 24 <= size <= 64:
+                raise ValueError(
+                    "must be whsec_ and 24 to 64 bytes in base64, as from "
+                    'echo "whsec_$(openssl rand -base64 32)"'
+                )
+        return secret
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _webhook_allow_is_hosts(cls, allow: str | None) -> str | None:
+        for entry in (allow or "").split(","):
+            try:
+                ip_network(entry.strip(), strict=False)
+            except ValueError:
+                if not re.fullmatch(r"[\w.-]*[^\W\d][\w.-]*|", entry.strip()):
+                    raise ValueError(
+                        f"has {entry.strip()[:80]!r}, which is no host name and no network"
+                    ) from None
+        return allow
 
     @classmethod
     def read(cls) -> Settings:

@@ -25,7 +25,7 @@ from ltxq.errors import (
     QueueFull,
     QueueUnavailable,
 )
-from ltxq.job import Progress, VideoRequest, VideoResult, new_job_id
+from ltxq.job import Progress, VideoRequest, VideoResult, WebhookState, new_job_id
 from ltxq.ledger import PREFIX, Claim, Ledger, Ticket
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
@@ -342,6 +342,43 @@ def test_the_sweep_names_results_celery_was_not_told_of(
     ledger.reported(claimed.job_id)
     let_time_pass(server)
     assert ledger.sweep().unreported == ()
+
+
+def test_a_final_state_makes_its_webhook_due_at_once(ledger: Ledger) -> None:
+    plain, told = submit(ledger), submit(ledger, webhook_url="https://example.com/done")
+    assert ledger.take_webhook(lease=60) is None
+    ledger.cancel(plain.job_id)
+    assert ledger.take_webhook(lease=60) is None
+    ledger.cancel(told.job_id)
+    assert ledger.webhooks_waiting() == 1
+    assert ledger.get(told.job_id).webhook == WebhookState(state="pending")
+    delivery = ledger.take_webhook(lease=60)
+    assert delivery is not None
+    assert (delivery.job_id, delivery.attempt) == (told.job_id, 1)
+    assert ledger.take_webhook(lease=60) is None
+    ledger.webhook_delivered(delivery)
+    ledger.webhook_delivered(delivery)
+    webhook = ledger.get(told.job_id).webhook
+    assert webhook is not None
+    assert webhook.state == "delivered"
+    assert webhook.delivered_at is not None
+    assert ledger.webhooks_waiting() == 0
+
+
+def test_a_failed_webhook_is_due_again_or_given_up(ledger: Ledger) -> None:
+    job_id = submit(ledger, webhook_url="https://example.com/done").job_id
+    ledger.cancel(job_id)
+    for attempt, again_in in ((1, 0), (2, None)):
+        delivery = ledger.take_webhook(lease=60)
+        assert delivery is not None
+        assert delivery.attempt == attempt
+        assert 0 <= delivery.age < 60
+        ledger.webhook_failed(delivery, "it is away", again_in=again_in)
+    assert ledger.take_webhook(lease=60) is None
+    given_up = WebhookState(state="failed", attempts=2, last_error="it is away")
+    assert ledger.get(job_id).webhook == given_up
+    ledger.webhook_delivered(delivery)  # given up is given up
+    assert ledger.get(job_id).webhook == given_up
 
 
 def test_an_idempotency_key_gives_the_same_job_back(ledger: Ledger) -> None:

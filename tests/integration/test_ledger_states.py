@@ -38,6 +38,7 @@ class Model:
     cancel: bool = False
     on_gpu: bool = True
     worker: str = ""
+    webhook: bool = False  # has one that nobody was told of yet
     finishes: list[str] = field(default_factory=list)
 
 
@@ -63,15 +64,16 @@ class Ledgers(RuleBasedStateMachine):
 
     # --- clients --------------------------------------------------------------------------
 
-    @rule(target=tickets, priority=st.sampled_from(list(LANES)))
-    def submit(self, priority: str) -> Ticket:
-        request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority})
+    @rule(target=tickets, priority=st.sampled_from(list(LANES)), webhook=st.booleans())
+    def submit(self, priority: str, webhook: bool) -> Ticket:
+        fields = {"webhook_url": "https://example.com/"} if webhook else {}
+        request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority, **fields})
         job_id = new_job_id()
         job, ticket = self.ledger.submit(job_id, request)
         assert ticket
         assert job == self.ledger.get(job_id)
         assert self.ledger.submit(job_id, request) == (job, ticket)
-        self.jobs[job_id] = Model()
+        self.jobs[job_id] = Model(webhook=webhook)
         return ticket
 
     @rule(ticket=tickets)
@@ -192,6 +194,17 @@ class Ledgers(RuleBasedStateMachine):
         assert all(t.lane % 2 == 0 for t in swept.tickets)
         self.resent += swept.tickets
 
+    @rule(delivered=st.booleans())
+    def send_webhook(self, delivered: bool) -> None:
+        delivery = self.ledger.take_webhook(lease=60)
+        due = [job for job in self.jobs.values() if job.webhook and job.state in FINAL_STATES]
+        assert (delivery is not None) == bool(due)
+        if delivery and delivered:
+            self.jobs[delivery.job_id].webhook = False
+            self.ledger.webhook_delivered(delivery)
+        elif delivery:
+            self.ledger.webhook_failed(delivery, "away", again_in=0)
+
     # --- what holds at all times ------------------------------------------------------------
 
     @invariant()
@@ -217,6 +230,8 @@ class Ledgers(RuleBasedStateMachine):
             assert members(f"state:{state}") == jobs(state)
         assert members("waiting:*") == jobs("queued")
         assert members("running") == jobs("running")
+        due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)
+        assert members("webhooks") == due
         assert members("expiry") == members("unreported") == jobs(*FINAL_STATES)
 
     def _standing(self, claim: Claim) -> str:

@@ -1,4 +1,5 @@
-"""`ltxq worker`: keeps one worker process per GPU running, and sweeps the ledger for the fleet.
+"""`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger and
+sends webhooks.
 
 No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
 noticed at once, its jobs are queued again, and only then is it replaced under the same name.
@@ -26,6 +27,7 @@ from ltxq.storage import Storage
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.process import Place, WorkerProcess, find_places, lock_place, spool_root
+from ltxq_worker.webhooks import Webhooks
 
 log = logging.getLogger("ltxq.supervisor")
 
@@ -60,6 +62,7 @@ class Supervisor:
         self._app: Celery = make_app(settings)
         self._ledger = Ledger.from_settings(settings)
         self._storage = Storage.from_settings(settings)
+        self._webhooks = Webhooks(self._ledger, self._storage, settings)
         self._stops = 0
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
@@ -74,6 +77,7 @@ class Supervisor:
             signal.signal(number, self._on_stop)
         sweeper = threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True)
         sweeper.start()
+        senders = self._webhooks.start(self._ended)
         try:
             while True:
                 for post in self._posts:
@@ -86,7 +90,8 @@ class Supervisor:
                 self._stop_asked.clear()
         finally:
             self._ended.set()
-            sweeper.join()
+            for thread in (sweeper, *senders):
+                thread.join()
             for post in self._posts:
                 if post.worker:
                     post.worker.kill()

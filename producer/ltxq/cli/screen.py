@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel
 
 from ltxq.errors import InvalidRequest, JobFailed, LtxqError
-from ltxq.job import Job, Progress
+from ltxq.job import Job, Progress, WebhookState
 
 if TYPE_CHECKING:
     from ltxq.client import Client
@@ -175,12 +175,22 @@ def job_lines(job: Job) -> Iterable[str]:
         yield f"  finished   {ago(job.finished_at)}"
     if job.retry_of:
         yield f"  retry of   {job.retry_of}"
+    if job.webhook:
+        yield f"  webhook    {_webhook(job.webhook)}"
     if job.error:
         yield f"  {job.error.code}: {job.error.message} {job.error.hint}".rstrip()
     if result:
         yield f"  url        {result.url}"
         if result.expires_at:
             yield f"             until {result.expires_at.astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+def _webhook(webhook: WebhookState) -> str:
+    if webhook.delivered_at:
+        return f"delivered {ago(webhook.delivered_at)}, attempt {webhook.attempts}"
+    state = "given up" if webhook.state == "failed" else "pending"
+    failed = f": {webhook.last_error}" if webhook.last_error else ""
+    return f"{state}, attempt {webhook.attempts}{failed}"
 
 
 def job_row(job: Job) -> str:

@@ -12,6 +12,7 @@
 --   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
 --   expiry                  zset id → when a finished job's record is removed
 --   unreported              zset id → when it finished, until Celery's result is stored as well
+--   webhooks                zset id → when its webhook is due, until it is delivered or given up
 --   idempotency             hash "<owner>:<key>" → id
 --   queues                  set of queue names
 --   counter                 source of seq and stamp
@@ -36,6 +37,12 @@ local function move(id, from, to)
   set(id, 'state', to)
 end
 
+-- A record spoilt by hand is no reason that its job cannot end.
+local function wants_webhook(id)
+  local ok, request = pcall(cjson.decode, redis.call('HGET', key('job', id), 'request') or '')
+  return ok and type(request) == 'table' and type(request.webhook_url) == 'string'
+end
+
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
 local function close(id, from, to, field, value, retention)
   local queue, lane = unpack(get(id, 'queue', 'lane'))
@@ -46,6 +53,10 @@ local function close(id, from, to, field, value, retention)
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
   redis.call('ZADD', key('expiry'), now + retention, id)
   redis.call('ZADD', key('unreported'), now, id)
+  if wants_webhook(id) then
+    set(id, 'webhook', 'pending')
+    redis.call('ZADD', key('webhooks'), now, id)
+  end
   changed(id)
 end
 
@@ -93,6 +104,7 @@ local function remove(id)
   redis.call('ZREM', key('state', state), id)
   redis.call('ZREM', key('expiry'), id)
   redis.call('ZREM', key('unreported'), id)
+  redis.call('ZREM', key('webhooks'), id)
   redis.call('DEL', key('job', id))
   changed(id)
 end
@@ -240,6 +252,44 @@ end
 function operation.reported(id)
   redis.call('ZREM', key('unreported'), id)
   return 'ok'
+end
+
+-- The webhook that has been due longest, for the caller alone until the lease ends. Its attempt's
+-- number is what `webhook_failed` must show: an older one no longer has a say.
+function operation.take_webhook(lease)
+  local id = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
+  if not id then return {} end
+  local state, finished = unpack(get(id, 'webhook', 'finished'))
+  if state ~= 'pending' then  -- spoilt by hand
+    redis.call('ZREM', key('webhooks'), id)
+    return {}
+  end
+  redis.call('ZADD', key('webhooks'), now + lease, id)
+  return {id, redis.call('HINCRBY', key('job', id), 'webhook_attempts', 1), now - finished}
+end
+
+function operation.webhook_delivered(id)
+  if redis.call('HGET', key('job', id), 'webhook') ~= 'pending' then return 'settled' end
+  redis.call('ZREM', key('webhooks'), id)
+  redis.call('HDEL', key('job', id), 'webhook_error')
+  set(id, 'webhook', 'delivered', 'webhook_delivered', now)
+  changed(id)
+  return 'delivered'
+end
+
+-- `wait`: milliseconds to the next attempt; '' if there is to be none.
+function operation.webhook_failed(id, attempt, reason, wait)
+  local state, current = unpack(get(id, 'webhook', 'webhook_attempts'))
+  if state ~= 'pending' or current ~= attempt then return 'settled' end
+  set(id, 'webhook_error', reason)
+  if wait == '' then
+    set(id, 'webhook', 'failed')
+    redis.call('ZREM', key('webhooks'), id)
+  else
+    redis.call('ZADD', key('webhooks'), now + wait, id)
+  end
+  changed(id)
+  return 'noted'
 end
 
 -- What nobody else will notice. Every list is bounded by `most`; the next sweep goes on.

@@ -28,6 +28,7 @@ from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
 from ltxq.ledger.records import (
     LANES,
     Claim,
+    Delivery,
     Held,
     Returned,
     Standing,
@@ -356,6 +357,36 @@ class Ledger:
             expired=tuple(expired),
             lease_ended=returned,
         )
+
+    def take_webhook(self, *, lease: float) -> Delivery | None:
+        """The webhook that has been due longest, or None.
+
+        Args:
+            lease: seconds nobody else is given it; after them it counts as not delivered.
+        """
+        answer = self._run("take_webhook", int(lease * 1000))
+        if not answer:
+            return None
+        job_id, attempt, age = answer
+        return Delivery(job_id=job_id, attempt=attempt, age=age / 1000)
+
+    def webhook_delivered(self, delivery: Delivery) -> None:
+        """The receiver has it: there are no more attempts."""
+        self._run("webhook_delivered", delivery.job_id)
+
+    def webhook_failed(self, delivery: Delivery, reason: str, *, again_in: float | None) -> None:
+        """This attempt failed; one that lost its lease to a later attempt changes nothing.
+
+        Args:
+            reason: for the job's owner; without what the URL may hold of secrets.
+            again_in: seconds to the next attempt; None: it is given up.
+        """
+        wait = "" if again_in is None else int(again_in * 1000)
+        self._run("webhook_failed", delivery.job_id, delivery.attempt, reason, wait)
+
+    def webhooks_waiting(self) -> int:
+        """How many are due now or later."""
+        return patiently(self._redis, lambda: int(self._redis.zcard(self._key("webhooks"))))
 
     def ping(self) -> None:
         """Whether Redis answers and takes writes.

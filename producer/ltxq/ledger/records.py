@@ -54,6 +54,15 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One attempt at telling a job's webhook_url of its outcome."""
+
+    job_id: str
+    attempt: int  # 1, 2, …
+    age: float  # seconds since the job reached its final state
+
+
+@dataclass(frozen=True, kw_only=True)
 class Returned:
     """What became of a job taken from a worker: queued again (with a ticket), or final."""
 
@@ -100,6 +109,12 @@ def read_job(job_id: str, record: Any) -> Job:
     def parsed(field: str) -> Any:
         return json.loads(record[field]) if field in record else None
 
+    webhook = {
+        "state": record.get("webhook"),
+        "attempts": record.get("webhook_attempts", 0),
+        "last_error": record.get("webhook_error"),
+        "delivered_at": at("webhook_delivered"),
+    }
     return Job.model_validate(
         {
             "id": job_id,
@@ -118,5 +133,6 @@ def read_job(job_id: str, record: Any) -> Job:
             "submitted_at": at("submitted"),
             "started_at": at("started"),
             "finished_at": at("finished"),
+            "webhook": webhook if record.get("webhook") else None,
         }
     )

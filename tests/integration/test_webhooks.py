@@ -1,0 +1,596 @@
+"""Webhooks, delivered to a real HTTP server: signed, repeated, given up; and how a receiver that
+misbehaves is borne. Where they may not go at all is tests/unit/test_webhook_addresses.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from standardwebhooks import Webhook
+from test_ledger import FAILED, claim, let_time_pass, make_ledger, result, submit
+
+from fleet import PATIENCE, Fleet, eventually, worker_environment
+from ltxq import Client
+from ltxq.cli.screen import job_lines
+from ltxq.job import VideoRequest
+from ltxq.ledger import PREFIX, Claim, Ledger
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.local import S3Server
+from ltxq_worker.outbound import NotSent, Outbound
+from ltxq_worker.webhooks import Webhooks
+from servers import S3
+
+SECRET = "whsec_" + "c2l4dGVlbiBieXRlcyBhbmQgdGhlbiBzb21l"
+LOOPBACK = "127.0.0.0/8"
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with receiver.news:
+            answer = receiver.answers.pop(0) if receiver.answers else 204
+            receiver.calls.append(Call(self.path, dict(self.headers), body))
+            receiver.news.notify_all()
+        if callable(answer):
+            answer(self)
+            return
+        status, *location = answer if isinstance(answer, tuple) else (answer,)
+        self.send_response(status)
+        for where in location:
+            self.send_header("Location", where)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Call:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def event(self) -> Any:
+        """What it says, if its signature is right."""
+        return Webhook(SECRET).verify(self.body, self.headers)
+
+
+class Receiver:
+    """An HTTP server on loopback that keeps what it is sent and answers as it is told."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.calls: list[Call] = []
+        self.answers: list[int | tuple[int, str] | Callable[[_Handler], None]] = []  # then 204
+        self.news = threading.Condition()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.receiver = self  # type: ignore[attr-defined]
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/done"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def wait_for(self, calls: int) -> list[Call]:
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.calls) >= calls, PATIENCE), self.calls
+        return self.calls
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE)
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Iterator[Ledger]:
+    made = make_ledger(redis_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5) as connection:
+        yield connection
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage.from_settings(
+        Settings(
+            s3_bucket="clips",
+            s3_endpoint="http://127.0.0.1:1",
+            s3_public_base_url="https://clips.example",
+        )
+    )
+
+
+@pytest.fixture
+def webhooks(ledger: Ledger, storage: Storage) -> Webhooks:
+    """A sender that tries again at once."""
+    return sender(ledger, storage)
+
+
+def sender(ledger: Ledger, storage: Storage, **others: Any) -> Webhooks:
+    settings = Settings(webhook_secret=SECRET, webhook_allow=LOOPBACK)
+    return Webhooks(ledger, storage, settings, **{"backoff": (0.0,), **others})
+
+
+def finished(ledger: Ledger, url: str, **fields: Any) -> Claim:
+    """A job that succeeded and has a webhook."""
+    claimed = claim(ledger, submit(ledger, webhook_url=url, **fields))
+    assert ledger.finish(claimed, result(claimed))
+    return claimed
+
+
+def outcome(ledger: Ledger, claimed: Claim) -> tuple[str, int, str | None]:
+    webhook = ledger.get(claimed.job_id).webhook
+    assert webhook is not None
+    return webhook.state, webhook.attempts, webhook.last_error
+
+
+def test_a_delivery_is_signed_and_tells_the_outcome(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    job = finished(ledger, receiver.url + "?order=7", metadata={"order": "7 🦊"})
+    assert webhooks.send_one()
+    (call,) = receiver.calls
+    assert call.path == "/done?order=7"
+    assert call.headers["Host"] == f"127.0.0.1:{receiver.port}"
+    assert call.headers["Content-Type"] == "application/json"
+    assert not {"Authorization", "Cookie"} & set(call.headers)
+    data = call.event.pop("data")
+    assert call.event["type"] == "video.completed"
+    at = datetime.fromisoformat(call.event["timestamp"])
+    assert at == ledger.get(job.job_id).finished_at
+    assert (data["id"], data["state"], data["error"]) == (job.job_id, "succeeded", None)
+    assert data["metadata"] == {"order": "7 🦊"}
+    assert data["result"]["url"] == f"https://clips.example/{job.job_id}/1/clip.mp4"  # afresh
+    assert outcome(ledger, job) == ("delivered", 1, None)
+    assert not webhooks.send_one()
+
+
+def test_a_failed_and_a_cancelled_job_are_told_of(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    broken = claim(ledger, submit(ledger, webhook_url=receiver.url))
+    ledger.finish(broken, FAILED)
+    ledger.cancel(submit(ledger, webhook_url=receiver.url).job_id)
+    while webhooks.send_one():
+        pass
+    events = [call.event for call in receiver.calls]
+    assert [event["type"] for event in events] == ["video.failed", "video.cancelled"]
+    assert events[0]["data"]["error"]["message"] == "it broke"
+    assert events[1]["data"]["error"]["code"] == "cancelled"
+
+
+def test_a_job_without_a_webhook_or_not_finished_is_not_told_of(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    plain = claim(ledger, submit(ledger))
+    ledger.finish(plain, result(plain))
+    unfinished = claim(ledger, submit(ledger, webhook_url=receiver.url))
+    assert not webhooks.send_one()
+    assert ledger.get(plain.job_id).webhook is None
+    assert ledger.get(unfinished.job_id).webhook is None
+
+
+def test_it_is_tried_until_a_2xx_under_one_id(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    receiver.answers = [500, 404, 303, lambda handler: handler.connection.close()]
+    job = finished(ledger, receiver.url)
+    for attempt in range(1, 5):
+        assert webhooks.send_one()
+        state, attempts, why = outcome(ledger, job)
+        assert (state, attempts) == ("pending", attempt)
+        assert why is not None
+        assert why.startswith("127.0.0.1 ")
+    assert "".join(job_lines(ledger.get(job.job_id))).count("pending, attempt 4: 127.0.0.1") == 1
+    assert webhooks.send_one()
+    assert outcome(ledger, job) == ("delivered", 5, None)
+    assert {call.headers["webhook-id"] for call in receiver.calls} == {f"event_{job.job_id}"}
+    assert {call.event["type"] for call in receiver.calls} == {"video.completed"}
+    assert not webhooks.send_one()
+
+
+def test_the_next_attempt_waits_and_the_last_pause_repeats(
+    ledger: Ledger, storage: Storage, receiver: Receiver, server: redis.Redis
+) -> None:
+    slow = sender(ledger, storage, backoff=(5.0, 3600.0))
+    receiver.answers = [500] * 3
+    job = finished(ledger, receiver.url)
+    for pause in (5, 3600, 3600):
+        server.zadd(f"{PREFIX}webhooks", {job.job_id: 0})
+        before = time.time()
+        assert slow.send_one()
+        assert not slow.send_one()
+        due = server.zscore(f"{PREFIX}webhooks", job.job_id) / 1000
+        assert before + pause - 1 < due < time.time() + pause + 1
+
+
+def test_after_a_day_it_is_given_up_and_said_so(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver, server: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    receiver.answers = [500]
+    job = finished(ledger, receiver.url)
+    yesterday = datetime.now(UTC) - timedelta(days=1, minutes=1)
+    server.hset(f"{PREFIX}job:{job.job_id}", "finished", int(yesterday.timestamp() * 1000))
+    assert webhooks.send_one()
+    assert outcome(ledger, job) == ("failed", 1, "127.0.0.1 answered 500.")
+    assert f"The webhook of {job.job_id} is given up" in caplog.text
+    assert "given up, attempt 1" in "".join(job_lines(ledger.get(job.job_id)))
+    assert not webhooks.send_one()
+    assert server.zcard(f"{PREFIX}webhooks") == 0
+
+
+def test_two_senders_do_not_send_one_delivery_at_once(
+    ledger: Ledger, storage: Storage, receiver: Receiver
+) -> None:
+    release = threading.Event()
+
+    def wait(handler: _Handler) -> None:
+        release.wait(PATIENCE)
+        handler.send_response(204)
+        handler.end_headers()
+
+    receiver.answers = [wait]
+    finished(ledger, receiver.url)
+    first = threading.Thread(target=sender(ledger, storage).send_one)
+    first.start()
+    receiver.wait_for(1)
+    assert not sender(ledger, storage).send_one()
+    release.set()
+    first.join(PATIENCE)
+    assert not sender(ledger, storage).send_one()
+    assert len(receiver.calls) == 1
+
+
+def test_a_delivery_of_a_sender_that_died_is_another_ones_after_its_lease(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    job = finished(ledger, receiver.url)
+    dead = ledger.take_webhook(lease=0.05)
+    assert dead is not None
+    eventually(webhooks.send_one)
+    ledger.webhook_failed(dead, "late", again_in=0)  # what the first one thinks comes too late
+    assert outcome(ledger, job) == ("delivered", 2, None)
+
+
+def test_a_late_failure_does_not_shorten_the_wait_of_a_later_attempt(
+    ledger: Ledger, receiver: Receiver
+) -> None:
+    job = finished(ledger, receiver.url)
+    late = ledger.take_webhook(lease=0)
+    assert late is not None
+    assert ledger.take_webhook(lease=60) is not None
+    ledger.webhook_failed(late, "late", again_in=0)
+    assert ledger.take_webhook(lease=60) is None
+    assert outcome(ledger, job) == ("pending", 2, None)
+
+
+def test_a_deleted_jobs_webhook_goes_with_it(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    ledger.delete(finished(ledger, receiver.url).job_id)
+    assert not webhooks.send_one()
+
+
+def test_a_spoilt_record_neither_keeps_its_job_open_nor_stops_the_others(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver, server: redis.Redis
+) -> None:
+    spoilt = claim(ledger, submit(ledger, webhook_url=receiver.url))
+    server.hset(f"{PREFIX}job:{spoilt.job_id}", "request", "{")
+    let_time_pass(server)
+    ledger.cancel(spoilt.job_id)
+    assert ledger.sweep().lease_ended[0].state == "cancelled"
+    later = finished(ledger, receiver.url)
+    server.hset(f"{PREFIX}job:{later.job_id}", "result", "{")
+    finished(ledger, receiver.url)
+    server.zadd(f"{PREFIX}webhooks", {"video_none": 0})
+    for _ in range(3):
+        webhooks.send_one()
+    assert len(receiver.calls) == 1
+    assert "spoilt" in server.hget(f"{PREFIX}job:{later.job_id}", "webhook_error")
+
+
+def test_without_a_secret_nothing_is_sent_and_it_is_said_once(
+    ledger: Ledger, storage: Storage, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = finished(ledger, receiver.url)
+    ended = threading.Event()
+    with caplog.at_level(logging.ERROR):
+        (thread,) = Webhooks(ledger, storage, Settings(webhook_allow=LOOPBACK)).start(ended)
+        thread.join(PATIENCE)
+    ended.set()
+    (said,) = caplog.messages
+    assert "LTXQ_WEBHOOK_SECRET" in said
+    assert not receiver.calls
+    assert outcome(ledger, job) == ("pending", 0, None)
+
+
+def test_what_a_failure_tells_has_no_secret_of_the_url(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [500]
+    jobs = [
+        finished(ledger, receiver.url + "/TOKEN?key=TOKEN"),
+        finished(ledger, f"http://u:TOKEN@127.0.0.1:{receiver.port}/"),
+        finished(ledger, "http://127.0.0.1:1/TOKEN"),
+        finished(ledger, "http://[TOKEN/"),
+    ]
+    with caplog.at_level(logging.DEBUG):
+        for _ in jobs:
+            assert webhooks.send_one()
+    assert "TOKEN" not in caplog.text
+    for job in jobs:
+        state, _, why = outcome(ledger, job)
+        assert state == "pending"
+        assert why is not None
+        assert "TOKEN" not in why
+    assert len(receiver.calls) == 1
+    assert SECRET[6:] not in caplog.text
+
+
+# --- how it reaches a receiver -------------------------------------------------------------------
+
+
+def post(url: str, **options: Any) -> None:
+    Outbound(**{"allow": LOOPBACK, **options}).post(url, b"{}", {})
+
+
+def test_a_private_receiver_is_refused_unless_allowed(receiver: Receiver) -> None:
+    for allow in (None, "10.0.0.0/8", "example.com"):
+        with pytest.raises(NotSent, match="LTXQ_WEBHOOK_ALLOW"):
+            post(receiver.url, allow=allow)
+    assert not receiver.calls
+    for allow in ("127.0.0.1", "::1, 127.0.0.1/8", "example.com,127.0.0.1"):
+        post(receiver.url, allow=allow)
+    assert len(receiver.calls) == 3
+
+
+def test_a_host_is_allowed_by_its_name(receiver: Receiver) -> None:
+    post(f"http://LocalHost:{receiver.port}/", allow="localhost")
+    assert len(receiver.calls) == 1
+    assert receiver.calls[0].headers["Host"] == f"localhost:{receiver.port}"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_followed_with_the_same_body(receiver: Receiver, status: int) -> None:
+    receiver.answers = [(status, "/elsewhere?x=ö"), 200]
+    post(receiver.url)
+    assert [call.path for call in receiver.calls] == ["/done", "/elsewhere?x=%C3%B6"]
+    assert {call.body for call in receiver.calls} == {b"{}"}
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://169.254.169.254/latest/", "http://[::ffff:10.0.0.1]/", "http://0/", "http://2130706434/"],
+)  # fmt: skip
+def test_a_redirect_to_a_private_address_is_refused(receiver: Receiver, location: str) -> None:
+    receiver.answers = [(307, location)]
+    with pytest.raises(NotSent, match="private"):
+        post(receiver.url, allow="127.0.0.1")
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://x/", "http://[x"])
+def test_a_redirect_to_what_is_no_http_is_refused(receiver: Receiver, location: str) -> None:
+    receiver.answers = [(307, location)]
+    with pytest.raises(NotSent, match=r"not http|malformed"):
+        post(receiver.url)
+
+
+def test_three_redirects_are_followed_and_no_more(receiver: Receiver) -> None:
+    receiver.answers = [(307, "/")] * 3
+    post(receiver.url)
+    receiver.answers = [(307, "/")] * 9
+    with pytest.raises(NotSent, match="more than 3 redirects"):
+        post(receiver.url)
+    assert len(receiver.calls) == 4 + 4
+
+
+def test_a_receiver_that_hangs_or_drips_is_left_when_time_is_up(receiver: Receiver) -> None:
+    done = threading.Event()
+
+    def drip(handler: _Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 ")
+        while not done.wait(0.02):
+            try:
+                handler.wfile.write(b"2")
+            except OSError:
+                return
+
+    receiver.answers = [lambda _: done.wait(PATIENCE) and None, drip]
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(NotSent, match="took too long"):
+            post(receiver.url, total_seconds=0.4)
+        assert time.monotonic() - start < 5
+    done.set()
+
+
+def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
+    sent = [0]
+
+    def pour(handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                sent[0] += handler.connection.send(b"x" * 65536)
+        except OSError:
+            return
+
+    receiver.answers = [pour]
+    post(receiver.url)
+    receiver.stop()
+    assert sent[0] < 64 * 2**20  # what the sockets' buffers hold
+
+
+def test_the_name_is_looked_up_once_and_the_checked_address_used(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = answers(monkeypatch, ["127.0.0.1"], ["10.0.0.1"])
+    post(f"http://rebinding.example:{receiver.port}/")
+    assert asked == ["rebinding.example"]
+    assert receiver.calls[0].headers["Host"] == f"rebinding.example:{receiver.port}"
+    with pytest.raises(NotSent, match="private"):  # the name's second answer
+        post(f"http://rebinding.example:{receiver.port}/")
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers(monkeypatch, ["93.184.215.14", "10.0.0.1"])
+    with pytest.raises(NotSent, match="private"):
+        post("http://both.example/")
+
+
+def test_tls_is_for_the_name_though_the_address_is_connected_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, trusting = certificate_for("hooks.example", tmp_path)
+    secure = Receiver(serving)
+    try:
+        answers(monkeypatch, *[["127.0.0.1"]] * 3)
+        post(f"https://hooks.example:{secure.port}/", tls=trusting)
+        for name, tls in (("other.example", trusting), ("hooks.example", None)):
+            with pytest.raises(NotSent, match="SSLCertVerificationError"):
+                post(f"https://{name}:{secure.port}/", tls=tls)
+        secure.answers = [(307, "http://hooks.example/")]
+        answers(monkeypatch, ["127.0.0.1"])
+        with pytest.raises(NotSent, match="from https to http"):
+            post(f"https://hooks.example:{secure.port}/", tls=trusting)
+    finally:
+        secure.stop()
+    assert len(secure.calls) == 2
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *in_turn: list[str]) -> list[str]:
+    """A resolver that gives these addresses, one list after the other. Returns what it is asked."""
+    left, asked, real = list(in_turn), [], socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *rest: Any, **named: Any) -> Any:
+        if not host.endswith(".example"):
+            return real(host, port, *rest, **named)
+        asked.append(host)
+        kind = socket.SOCK_STREAM
+        return [(socket.AF_INET, kind, 6, "", (str(ip_address(a)), port)) for a in left.pop(0)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def certificate_for(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context with a certificate of its own for `name`, and one that trusts it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    file = folder / "server.pem"
+    file.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, *plain))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(file)
+    return serving, ssl.create_default_context(cadata=made.public_bytes(pem).decode())
+
+
+# --- a whole fleet ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(redis_url: str, s3_server: S3Server, tmp_path: Path) -> dict[str, str]:
+    return {
+        **worker_environment(redis_url, s3_server, tmp_path / "spool"),
+        "LTXQ_WEBHOOK_SECRET": SECRET,
+        "LTXQ_WEBHOOK_ALLOW": LOOPBACK,
+        "LTXQ_INSTANT_SECONDS": "3",
+    }
+
+
+def test_a_fleet_tells_of_completed_failed_and_cancelled_jobs(
+    environment: dict[str, str], redis_url: str, s3: S3, receiver: Receiver
+) -> None:
+    request = {"webhook_url": receiver.url, "model": "instant", **SMALL}
+    with Fleet(environment) as fleet, Client(settings=s3.settings(url=redis_url)) as client:
+        fleet.wait_until_ready()
+        late = client.submit("a fox", timeout=1, **request)
+        good = client.submit("a bear", **request)
+        unwanted = client.submit("an owl", **request)
+        client.cancel(unwanted.id)
+        receiver.wait_for(3)
+        eventually(
+            lambda: all(
+                (webhook := client.get(job.id).webhook) and webhook.state == "delivered"
+                for job in (late, good, unwanted)
+            )
+        )
+    told = {call.event["data"]["id"]: call.event for call in receiver.calls}
+    assert {job_id: event["type"] for job_id, event in told.items()} == {
+        good.id: "video.completed",
+        late.id: "video.failed",
+        unwanted.id: "video.cancelled",
+    }
+    assert told[late.id]["data"]["error"]["code"] == "timed_out"
+    assert f"/{good.id}/1/clip.mp4" in told[good.id]["data"]["result"]["url"]
+    assert len(receiver.calls) == 3
+
+
+def test_a_killed_supervisors_delivery_is_sent_by_the_next_one(
+    environment: dict[str, str], redis_url: str, receiver: Receiver
+) -> None:
+    receiver.answers = [503]
+    ledger = make_ledger(redis_url)
+    job_id = "video_1"
+    request = VideoRequest(prompt="a fox", model="other", seed=1, webhook_url=receiver.url)
+    with Fleet(environment) as first:
+        ledger.submit(job_id, request)
+        ledger.cancel(job_id)
+        first.wait_for(f"The webhook of {job_id}: 127.0.0.1 answered 503")
+        first.supervisor.kill()
+    with Fleet(environment, name="next"):
+        receiver.wait_for(2)
+        eventually(lambda: (w := ledger.get(job_id).webhook) and w.state == "delivered")
+    assert [call.headers["webhook-id"] for call in receiver.calls] == [f"event_{job_id}"] * 2
+    ledger.close()

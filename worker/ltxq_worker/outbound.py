@@ -1,0 +1,224 @@
+"""HTTP to where a stranger says, and no further: never into the operator's own network. What is
+sent, and how often, is for others to say.
+
+The address that was checked is the one connected to, so a name that resolves otherwise a moment
+later changes nothing. No proxy, cookie or credential of this machine takes part.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from urllib.parse import quote, urljoin, urlsplit
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 15.0  # of one delivery with all its redirects, after names are resolved
+MOST_REDIRECTS = 3
+REDIRECTS = frozenset({301, 302, 307, 308})  # 303 asks for a GET, which tells nobody anything
+
+# What Python 3.11's `is_global` lets through: IANA's special-purpose registries name all but the
+# first, which inside Azure answers machines with their own secrets.
+NOT_PUBLIC = tuple(
+    ip_network(network)
+    for network in (
+        *("168.63.129.16", "192.0.0.0/24", "192.88.99.0/24"),
+        *("2001::/23", "2002::/16", "3fff::/20", "fec0::/10"),
+    )
+)
+
+Address = IPv4Address | IPv6Address
+
+
+class NotSent(Exception):
+    """The receiver did not take it. The text tells hosts, never a path, query or password."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL taken apart once, so that what is checked is what is used."""
+
+    secure: bool
+    host: str  # ASCII, without brackets
+    port: int
+    path: str  # with the query, and nothing in it that HTTP forbids
+    url: str  # what a redirect from here is relative to
+
+    @classmethod
+    def parse(cls, url: str, *, base: str = "") -> Target:
+        """Raises: NotSent, for what is no http(s) URL, or has a user and password in it."""
+        try:
+            url = urljoin(base, url)
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        except ValueError:  # UnicodeError is one
+            raise NotSent("The URL is malformed.") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise NotSent("The URL is not http:// or https:// with a host.")
+        if parts.username is not None:
+            raise NotSent("The URL has a user or password in it, and none are sent on.")
+        secure = parts.scheme == "https"
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        query = f"?{quote(parts.query, safe='/?%:@!$&()*+,;=~')}" if parts.query else ""
+        default = 443 if secure else 80
+        return cls(secure, host, default if port is None else port, path + query, url)
+
+    @property
+    def host_header(self) -> str:
+        """The host as HTTP names it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+
+def is_public(address: Address) -> bool:
+    """Whether `address` is on the open internet: not private, shared, loopback, link-local,
+    multicast, reserved, unspecified, a cloud's metadata, nor a way round to one of those.
+    """
+    address = _unmapped(address)
+    return (
+        address.is_global
+        and not address.is_multicast
+        and not address.is_reserved
+        and not any(address in network for network in NOT_PUBLIC)
+    )
+
+
+def _unmapped(address: Address) -> Address:
+    """::ffff:10.0.0.1 is 10.0.0.1."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+class Outbound:
+    """Posts to public hosts, and to those private ones that the operator allows."""
+
+    def __init__(
+        self,
+        allow: str | None = None,
+        *,
+        total_seconds: float = TOTAL_SECONDS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._hosts, self._networks = set(), []
+        for entry in filter(None, (part.strip() for part in (allow or "").split(","))):
+            try:
+                self._networks.append(ip_network(entry, strict=False))
+            except ValueError:
+                self._hosts.add(entry.lower())
+        self._total_seconds = total_seconds
+        self._tls = tls or ssl.create_default_context()
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Send `body`, also to where it is redirected, until somebody answers 2xx.
+
+        Raises:
+            NotSent: refused, unreachable, too slow, or another answer.
+        """
+        end = time.monotonic() + self._total_seconds
+        target = Target.parse(url)
+        for _ in range(1 + MOST_REDIRECTS):
+            status, location = self._post_once(target, body, headers, end)
+            if 200 <= status < 300:
+                return
+            if status not in REDIRECTS or location is None:
+                raise NotSent(f"{target.host} answered {status}.")
+            onward = Target.parse(location, base=target.url)
+            if target.secure and not onward.secure:
+                raise NotSent(f"{target.host} redirects from https to http.")
+            target = onward
+        raise NotSent(f"There are more than {MOST_REDIRECTS} redirects.")
+
+    def addresses(self, target: Target) -> list[str]:
+        """Where the host is, every address checked.
+
+        Raises:
+            NotSent: the name is unknown, or one of its addresses is not to be reached.
+        """
+        try:
+            found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise NotSent(f"{target.host} is not a known host.") from None
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if target.host not in self._hosts:
+            for address in addresses:
+                if not self._may_reach(ip_address(address)):
+                    raise NotSent(
+                        f"{target.host} is at a private or reserved address. An operator may "
+                        "allow it with LTXQ_WEBHOOK_ALLOW."
+                    )
+        return addresses
+
+    def _may_reach(self, address: Address) -> bool:
+        address = _unmapped(address)
+        return is_public(address) or any(address in network for network in self._networks)
+
+    def _post_once(
+        self, target: Target, body: bytes, headers: Mapping[str, str], end: float
+    ) -> tuple[int, str | None]:
+        """The answer's status and Location. Its body is not read: nobody needs it."""
+        addresses = self.addresses(target)
+        try:
+            with self._connected(target, addresses, end) as connection:
+                connection.request(
+                    "POST", target.path, body, {"Host": target.host_header, **headers}
+                )
+                with connection.getresponse() as answer:
+                    return answer.status, answer.headers.get("Location")
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            if time.monotonic() >= end:
+                raise NotSent(f"{target.host} took too long.") from None
+            raise NotSent(f"{target.host} cannot be talked to ({type(exc).__name__}).") from exc
+
+    @contextmanager
+    def _connected(
+        self, target: Target, addresses: list[str], end: float
+    ) -> Iterator[http.client.HTTPConnection]:
+        """A connection to one of the checked addresses, cut when time is up: a receiver may
+        keep each single read short of its own timeout for ever.
+        """
+        sock = _connect(addresses, target.port, end)
+        connection = http.client.HTTPConnection(target.host, target.port)
+        connection.auto_open = 0  # else it would look the name up again
+        # The plain socket's shutdown: SSLSocket's is not safe beside a read in another thread.
+        cut = threading.Timer(max(0.0, end - time.monotonic()), lambda: _shut(sock))
+        try:
+            if target.secure:
+                sock = self._tls.wrap_socket(
+                    sock, server_hostname=target.host, do_handshake_on_connect=False
+                )
+            connection.sock = sock
+            cut.start()
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
+            yield connection
+        finally:
+            cut.cancel()
+            connection.close()
+            sock.close()
+
+
+def _connect(addresses: list[str], port: int, end: float) -> socket.socket:
+    """A socket to the first address that answers."""
+    failure: OSError = TimeoutError()
+    for address in addresses:
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            sock = socket.create_connection((address, port), timeout=min(CONNECT_SECONDS, left))
+        except OSError as exc:
+            failure = exc
+        else:
+            sock.settimeout(TOTAL_SECONDS)
+            return sock
+    raise failure
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # it has ended already
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
