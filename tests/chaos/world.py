@@ -19,14 +19,14 @@ from typing import Self
 import psutil
 import redis
 
-from fleet import Fleet, worker_environment
+from fleet import Fleet, eventually, worker_environment
 from ltxq import Client, LtxqError
 from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer, S3Server
 
 LEASE = 5.0  # seconds: short, so that a lost lease is part of the storm
-DENOISE = 2.0  # seconds a clip takes on the instant pipeline
+DENOISE = 3.5  # seconds a clip takes on the instant pipeline: 200 jobs outlast the storm
 HOSTS = ("red", "blue")
 
 
@@ -82,9 +82,7 @@ class World:
 
     def kill_worker(self) -> None:
         """kill -9 of a worker process, whatever it does just then."""
-        host = self.random.choice(list(self.hosts.values()))
-        if workers := host.workers():
-            self._kill_and_watch([self.random.choice(workers)])
+        self._kill_and_watch(self._a_worker())
 
     def kill_host(self) -> None:
         """kill -9 of a supervisor and its workers at once; the host comes back."""
@@ -100,10 +98,7 @@ class World:
 
     def stop_worker(self) -> None:
         """SIGSTOP past its lease, then SIGCONT."""
-        host = self.random.choice(list(self.hosts.values()))
-        if not (workers := host.workers()):
-            return
-        worker = self.random.choice(workers)
+        worker = self._a_worker()
         _signal(worker, signal.SIGSTOP)
         self.counts["stopped workers"] += 1
         later = threading.Timer(LEASE + 2, _signal, (worker, signal.SIGCONT))
@@ -152,12 +147,21 @@ class World:
     def _start_host(self, name: str) -> Fleet:
         return Fleet(self.environment, model=self.model, gpus="cpu,cpu", name=name)
 
-    def _kill_and_watch(self, workers: list[psutil.Process]) -> None:
-        names = [_name_of(worker) for worker in workers]
-        held = [job for name in names for job in self.ledger.held(name)]
+    def _a_worker(self) -> psutil.Process:
+        """A worker process that lives, of any host; waits for one where all were just killed."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            found[:] = [worker for host in self.hosts.values() for worker in host.workers()]
+            return bool(found)
+
+        eventually(look)
+        return self.random.choice(found)
+
+    def _kill_and_watch(self, worker: psutil.Process) -> None:
+        held = self.ledger.held(_name_of(worker))
         killed = time.monotonic()
-        for worker in workers:
-            _signal(worker, signal.SIGKILL)
+        _signal(worker, signal.SIGKILL)
         self.counts["worker kills"] += 1
 
         def watch() -> None:
