@@ -1,25 +1,19 @@
-"""Webhooks, delivered to a real HTTP server: signed, repeated, given up; and how a receiver that
-misbehaves is borne. Where they may not go at all is tests/unit/test_webhook_addresses.py's.
+"""Webhooks, delivered to a real HTTP server: signed, repeated, given up; by one sender, and
+by a whole fleet. How a receiver is reached is test_webhook_outbound.py's.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from standardwebhooks import Webhook
 from test_ledger import FAILED, claim, let_time_pass, make_ledger, result, submit
 
 from fleet import PATIENCE, Fleet, eventually, worker_environment
@@ -30,73 +24,11 @@ from ltxq.ledger import PREFIX, Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import S3Server
-from ltxq_worker.outbound import NotSent, Outbound
 from ltxq_worker.webhooks import Webhooks
+from receiver import LOOPBACK, SECRET, Handler, Receiver
 from servers import S3
 
-SECRET = "whsec_" + "c2l4dGVlbiBieXRlcyBhbmQgdGhlbiBzb21l"
-LOOPBACK = "127.0.0.0/8"
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        with receiver.news:
-            answer = receiver.answers.pop(0) if receiver.answers else 204
-            receiver.calls.append(Call(self.path, dict(self.headers), body))
-            receiver.news.notify_all()
-        if callable(answer):
-            answer(self)
-            return
-        status, *location = answer if isinstance(answer, tuple) else (answer,)
-        self.send_response(status)
-        for where in location:
-            self.send_header("Location", where)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Call:
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def event(self) -> Any:
-        """What it says, if its signature is right."""
-        return Webhook(SECRET).verify(self.body, self.headers)
-
-
-class Receiver:
-    """An HTTP server on loopback that keeps what it is sent and answers as it is told."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.calls: list[Call] = []
-        self.answers: list[int | tuple[int, str] | Callable[[_Handler], None]] = []  # then 204
-        self.news = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.receiver = self  # type: ignore[attr-defined]
-        if tls:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/done"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def wait_for(self, calls: int) -> list[Call]:
-        with self.news:
-            assert self.news.wait_for(lambda: len(self.calls) >= calls, PATIENCE), self.calls
-        return self.calls
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join(PATIENCE)
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -183,10 +115,10 @@ def test_a_failed_and_a_cancelled_job_are_told_of(
     ledger.cancel(submit(ledger, webhook_url=receiver.url).job_id)
     while webhooks.send_one():
         pass
-    events = [call.event for call in receiver.calls]
-    assert [event["type"] for event in events] == ["video.failed", "video.cancelled"]
-    assert events[0]["data"]["error"]["message"] == "it broke"
-    assert events[1]["data"]["error"]["code"] == "cancelled"
+    errors = {call.event["type"]: call.event["data"]["error"] for call in receiver.calls}
+    assert set(errors) == {"video.failed", "video.cancelled"}
+    assert errors["video.failed"]["message"] == "it broke"
+    assert errors["video.cancelled"]["code"] == "cancelled"
 
 
 def test_a_job_without_a_webhook_or_not_finished_is_not_told_of(
@@ -255,7 +187,7 @@ def test_two_senders_do_not_send_one_delivery_at_once(
 ) -> None:
     release = threading.Event()
 
-    def wait(handler: _Handler) -> None:
+    def wait(handler: Handler) -> None:
         release.wait(PATIENCE)
         handler.send_response(204)
         handler.end_headers()
@@ -299,12 +231,14 @@ def test_a_deleted_jobs_webhook_goes_with_it(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     ledger.delete(finished(ledger, receiver.url).job_id)
+    assert ledger.webhooks_waiting() == 0
     assert not webhooks.send_one()
 
 
 def test_a_spoilt_record_neither_keeps_its_job_open_nor_stops_the_others(
-    ledger: Ledger, webhooks: Webhooks, receiver: Receiver, server: redis.Redis
+    ledger: Ledger, storage: Storage, receiver: Receiver, server: redis.Redis
 ) -> None:
+    webhooks = sender(ledger, storage, backoff=(60.0,))
     spoilt = claim(ledger, submit(ledger, webhook_url=receiver.url))
     server.hset(f"{PREFIX}job:{spoilt.job_id}", "request", "{")
     let_time_pass(server)
@@ -336,8 +270,9 @@ def test_without_a_secret_nothing_is_sent_and_it_is_said_once(
 
 
 def test_what_a_failure_tells_has_no_secret_of_the_url(
-    ledger: Ledger, webhooks: Webhooks, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, storage: Storage, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    webhooks = sender(ledger, storage, backoff=(60.0,))
     receiver.answers = [500]
     jobs = [
         finished(ledger, receiver.url + "/TOKEN?key=TOKEN"),
@@ -356,184 +291,6 @@ def test_what_a_failure_tells_has_no_secret_of_the_url(
         assert "TOKEN" not in why
     assert len(receiver.calls) == 1
     assert SECRET[6:] not in caplog.text
-
-
-# --- how it reaches a receiver -------------------------------------------------------------------
-
-
-def post(url: str, **options: Any) -> None:
-    Outbound(**{"allow": LOOPBACK, **options}).post(url, b"{}", {})
-
-
-def test_a_private_receiver_is_refused_unless_allowed(receiver: Receiver) -> None:
-    for allow in (None, "10.0.0.0/8", "example.com"):
-        with pytest.raises(NotSent, match="LTXQ_WEBHOOK_ALLOW"):
-            post(receiver.url, allow=allow)
-    assert not receiver.calls
-    for allow in ("127.0.0.1", "::1, 127.0.0.1/8", "example.com,127.0.0.1"):
-        post(receiver.url, allow=allow)
-    assert len(receiver.calls) == 3
-
-
-def test_a_host_is_allowed_by_its_name(receiver: Receiver) -> None:
-    post(f"http://LocalHost:{receiver.port}/", allow="localhost")
-    assert len(receiver.calls) == 1
-    assert receiver.calls[0].headers["Host"] == f"localhost:{receiver.port}"
-
-
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_followed_with_the_same_body(receiver: Receiver, status: int) -> None:
-    receiver.answers = [(status, "/elsewhere?x=ö"), 200]
-    post(receiver.url)
-    assert [call.path for call in receiver.calls] == ["/done", "/elsewhere?x=%C3%B6"]
-    assert {call.body for call in receiver.calls} == {b"{}"}
-
-
-@pytest.mark.parametrize(
-    "location",
-    ["http://169.254.169.254/latest/", "http://[::ffff:10.0.0.1]/", "http://0/", "http://2130706434/"],
-)  # fmt: skip
-def test_a_redirect_to_a_private_address_is_refused(receiver: Receiver, location: str) -> None:
-    receiver.answers = [(307, location)]
-    with pytest.raises(NotSent, match="private"):
-        post(receiver.url, allow="127.0.0.1")
-
-
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://x/", "http://[x"])
-def test_a_redirect_to_what_is_no_http_is_refused(receiver: Receiver, location: str) -> None:
-    receiver.answers = [(307, location)]
-    with pytest.raises(NotSent, match=r"not http|malformed"):
-        post(receiver.url)
-
-
-def test_three_redirects_are_followed_and_no_more(receiver: Receiver) -> None:
-    receiver.answers = [(307, "/")] * 3
-    post(receiver.url)
-    receiver.answers = [(307, "/")] * 9
-    with pytest.raises(NotSent, match="more than 3 redirects"):
-        post(receiver.url)
-    assert len(receiver.calls) == 4 + 4
-
-
-def test_a_receiver_that_hangs_or_drips_is_left_when_time_is_up(receiver: Receiver) -> None:
-    done = threading.Event()
-
-    def drip(handler: _Handler) -> None:
-        handler.wfile.write(b"HTTP/1.1 ")
-        while not done.wait(0.02):
-            try:
-                handler.wfile.write(b"2")
-            except OSError:
-                return
-
-    receiver.answers = [lambda _: done.wait(PATIENCE) and None, drip]
-    for _ in range(2):
-        start = time.monotonic()
-        with pytest.raises(NotSent, match="took too long"):
-            post(receiver.url, total_seconds=0.4)
-        assert time.monotonic() - start < 5
-    done.set()
-
-
-def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
-    sent = [0]
-
-    def pour(handler: _Handler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        try:
-            while True:
-                sent[0] += handler.connection.send(b"x" * 65536)
-        except OSError:
-            return
-
-    receiver.answers = [pour]
-    post(receiver.url)
-    receiver.stop()
-    assert sent[0] < 64 * 2**20  # what the sockets' buffers hold
-
-
-def test_the_name_is_looked_up_once_and_the_checked_address_used(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = answers(monkeypatch, ["127.0.0.1"], ["10.0.0.1"])
-    post(f"http://rebinding.example:{receiver.port}/")
-    assert asked == ["rebinding.example"]
-    assert receiver.calls[0].headers["Host"] == f"rebinding.example:{receiver.port}"
-    with pytest.raises(NotSent, match="private"):  # the name's second answer
-        post(f"http://rebinding.example:{receiver.port}/")
-
-
-def test_one_private_address_among_public_ones_is_enough_to_refuse(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    answers(monkeypatch, ["93.184.215.14", "10.0.0.1"])
-    with pytest.raises(NotSent, match="private"):
-        post("http://both.example/")
-
-
-def test_tls_is_for_the_name_though_the_address_is_connected_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    serving, trusting = certificate_for("hooks.example", tmp_path)
-    secure = Receiver(serving)
-    try:
-        answers(monkeypatch, *[["127.0.0.1"]] * 3)
-        post(f"https://hooks.example:{secure.port}/", tls=trusting)
-        for name, tls in (("other.example", trusting), ("hooks.example", None)):
-            with pytest.raises(NotSent, match="SSLCertVerificationError"):
-                post(f"https://{name}:{secure.port}/", tls=tls)
-        secure.answers = [(307, "http://hooks.example/")]
-        answers(monkeypatch, ["127.0.0.1"])
-        with pytest.raises(NotSent, match="from https to http"):
-            post(f"https://hooks.example:{secure.port}/", tls=trusting)
-    finally:
-        secure.stop()
-    assert len(secure.calls) == 2
-
-
-def answers(monkeypatch: pytest.MonkeyPatch, *in_turn: list[str]) -> list[str]:
-    """A resolver that gives these addresses, one list after the other. Returns what it is asked."""
-    left, asked, real = list(in_turn), [], socket.getaddrinfo
-
-    def getaddrinfo(host: str, port: int, *rest: Any, **named: Any) -> Any:
-        if not host.endswith(".example"):
-            return real(host, port, *rest, **named)
-        asked.append(host)
-        kind = socket.SOCK_STREAM
-        return [(socket.AF_INET, kind, 6, "", (str(ip_address(a)), port)) for a in left.pop(0)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
-
-
-def certificate_for(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate of its own for `name`, and one that trusts it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    file = folder / "server.pem"
-    file.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, *plain))
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(file)
-    return serving, ssl.create_default_context(cadata=made.public_bytes(pem).decode())
 
 
 # --- a whole fleet ------------------------------------------------------------------------------
