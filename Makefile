@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help demo test chaos check lock clean
+.PHONY: help demo test chaos fuzz check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -27,6 +27,10 @@ test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
 
 chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n
 	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED))
+
+fuzz: export FUZZ ?= 100000
+fuzz: $(VENV)/.ready-dev ## Throw 100,000 inputs at every door; FUZZ=n makes n
+	@$(BIN)/pytest tests/fuzz -n 2 --timeout 3600 $(ARGS)
 
 check: $(VENV)/.ready-dev ## Format, lint, types and import rules, as CI checks them
 	@$(BIN)/ruff format --check

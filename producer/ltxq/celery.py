@@ -6,6 +6,7 @@ workers, and how its outcome reaches any Celery client. The job itself lives in 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ltxq.errors import JobError, LtxqError, QueueUnavailable
+from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError, QueueUnavailable
 from ltxq.job import Job
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket
 from ltxq.settings import Settings
@@ -87,6 +88,10 @@ def report_outcome(app: Celery, ledger: Ledger, job_id: str) -> None:
         job = ledger.get(job_id)
         app.backend.store_result(job_id, *_celery_result(job))
         ledger.reported(job_id)
+    except (JobNotFound, JobUnreadable) as exc:  # as true tomorrow: there is nothing to repair
+        report_refusal(app, job_id, exc.as_job_error())
+        with contextlib.suppress(LtxqError):
+            ledger.reported(job_id)
     except (LtxqError, OperationalError, RedisError, OSError) as exc:
         log.warning("Celery's result of %s is not stored yet; the sweep does it: %s", job_id, exc)
 

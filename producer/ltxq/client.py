@@ -195,8 +195,8 @@ class Client:
         idempotency_key: str | None = None,
         retry_of: str | None = None,
     ) -> Job:
-        if idempotency_key is not None and not 1 <= len(idempotency_key) <= 255:
-            reason = "must have 1 to 255 characters"
+        if idempotency_key is not None and not _is_key(idempotency_key):
+            reason = "must be text of 1 to 255 characters"
             raise InvalidRequest(
                 f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
             )
@@ -215,6 +215,12 @@ class Client:
             idempotency_key=idempotency_key,
             retry_of=retry_of,
         )
+
+
+def _is_key(key: object) -> bool:
+    if not isinstance(key, str) or not 1 <= len(key) <= 255:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in key)  # UTF-8 has none
 
 
 class AsyncClient:

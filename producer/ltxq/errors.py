@@ -10,6 +10,7 @@
     │   ├── TimedOut                timed_out
     │   ├── JobNotFound             (also a KeyError)
     │   ├── JobNotFinished
+    │   ├── JobUnreadable           its record is damaged, or of a newer ltxq
     │   ├── JobFailed               a job's own error, raised by Job.result_or_raise
     │   ├── IdempotencyConflict
     │   ├── ModelUnusable           a model folder that is incomplete, broken or too new
@@ -137,6 +138,10 @@ class JobNotFound(PermanentError, KeyError):
 
 class JobNotFinished(PermanentError):
     """The job is still queued or running; cancel it first."""
+
+
+class JobUnreadable(PermanentError):
+    """The job's record cannot be read: damaged in Redis, or written by a newer ltxq."""
 
 
 class JobFailed(PermanentError):

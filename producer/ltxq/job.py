@@ -44,6 +44,9 @@ MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
+# What does not fit a double is no number of pixels or frames; it would only make long messages.
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+
 _JOB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 
 
@@ -68,15 +71,15 @@ class VideoRequest(BaseModel):
         description="What the clip shows, 1 to 5,000 characters. More than 1,024 of the model's "
         "tokens fail as invalid_request on the worker, with their count.",
     )
-    height: int = Field(default=512, description="Pixels; a multiple of 32 from 64 to 2048.")
-    width: int = Field(default=768, description="Pixels; a multiple of 32 from 64 to 2048.")
+    height: Whole = Field(default=512, description="Pixels; a multiple of 32 from 64 to 2048.")
+    width: Whole = Field(default=768, description="Pixels; a multiple of 32 from 64 to 2048.")
     frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
-    num_frames: int = Field(
+    num_frames: Whole = Field(
         default=33,
         validate_default=True,
         description="1, 9, 17, 25, … (8k+1); at most 20 seconds at frame_rate.",
     )
-    seed: int | None = Field(
+    seed: Whole | None = Field(
         default=42,
         description="0 to 2^53-1. None: one is drawn when the job is submitted, and recorded.",
     )
@@ -106,12 +109,12 @@ class VideoRequest(BaseModel):
         max_length=2048,
         description="http(s) URL told of the outcome by a signed POST.",
     )
-    crop_width: int | None = Field(
+    crop_width: Whole | None = Field(
         default=None,
         description="Pixels; the MP4's width where it is no multiple of 32: even, and less than "
         "32 below `width`. Cropped evenly on both sides.",
     )
-    crop_height: int | None = Field(default=None, description="As crop_width, for the height.")
+    crop_height: Whole | None = Field(default=None, description="As crop_width, for the height.")
 
     @field_validator("prompt")
     @classmethod
@@ -251,7 +254,8 @@ def _problem(error: Any) -> tuple[str, str]:
     field = ".".join(str(part) for part in error["loc"])
     if not field and re.match(r"^[a-z_]+: ", reason):  # from a check over several fields
         field, reason = reason.split(": ", 1)
-    return (field or "request")[:100], reason
+    shown = "".join(c if c.isprintable() else "�" for c in field[:100])  # it may be a stranger's
+    return shown or "request", reason
 
 
 class Progress(BaseModel):

@@ -99,7 +99,15 @@ class Settings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _url_is_redis(cls, url: SecretStr) -> SecretStr:
-        if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss"):
+        try:
+            parts = urlsplit(url.get_secret_value())
+            scheme, _ = parts.scheme, parts.port
+        except ValueError:  # its words hold parts of the URL, perhaps of the password
+            raise ValueError(
+                "is no URL: its host or port is wrong, or the password has a character that must "
+                "be written as %2F, %23 or the like"
+            ) from None
+        if scheme not in ("redis", "rediss"):
             raise ValueError("must start with redis:// or rediss://")
         return url
 
@@ -122,15 +130,23 @@ class Settings(BaseSettings):
     @field_validator("webhook_allow")
     @classmethod
     def _webhook_allow_is_hosts(cls, allow: str | None) -> str | None:
-        for entry in (allow or "").split(","):
+        for number, entry in enumerate((allow or "").split(","), start=1):
             try:
                 ip_network(entry.strip(), strict=False)
             except ValueError:
                 if not re.fullmatch(r"[\w.-]*[^\W\d][\w.-]*|", entry.strip()):
-                    raise ValueError(
-                        f"has {entry.strip()[:80]!r}, which is no host name and no network"
-                    ) from None
+                    raise ValueError(f"entry {number} is no host name and no network") from None
         return allow
+
+    @field_validator("model_dir", "spool_dir")
+    @classmethod
+    def _home_is_known(cls, folder: Path | None) -> Path | None:
+        try:
+            if folder is not None:
+                folder.expanduser()
+        except RuntimeError:
+            raise ValueError("begins with ~ and the name of nobody here") from None
+        return folder
 
     @classmethod
     def read(cls) -> Settings:

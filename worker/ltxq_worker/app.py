@@ -29,6 +29,7 @@ from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.gate import Gate, gate_step
+from ltxq_worker.inbox import inbox_step
 from ltxq_worker.pipeline import INSTANT, Pipeline
 from ltxq_worker.run import Runner
 
@@ -90,23 +91,24 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     app = make_app(settings)
     gate, ledger = runner.gate, runner.ledger
     app.steps["consumer"].add(gate_step(gate))
+    app.steps["consumer"].add(inbox_step(gate))
 
     @app.task(name=TASK, bind=True, ignore_result=True)
     def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
         delivery = task.request.properties["delivery_tag"]
         try:
-            if delivery in gate:
-                serve(task.request.id, args, kwargs, delivery)
+            serve(task.request.id, args, kwargs, delivery)
         finally:
             gate.release(delivery)
         raise Ignore  # the outcome is stored; Celery must not store another
 
     def serve(task_id: str, args: Any, kwargs: dict[str, Any], delivery: str) -> None:
         model = runner.pipeline.model
-        if ticket := _ticket(args, kwargs, queue_name(model)):
-            runner.run(ticket, delivery)
-        else:
+        ticket = _ticket(args, kwargs, queue_name(model))
+        if ticket is None:
             admit(app, ledger, task_id, args, kwargs, model)
+        elif delivery in gate:
+            runner.run(ticket, delivery)
 
     def cancel(_state: Any, task_id: Any = None, task_ids: Any = None, **_: Any) -> dict[str, str]:
         """Celery's revoke, and Flower's button: cancel in the ledger."""
@@ -124,10 +126,10 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
 
     @signals.task_received.connect(weak=False)
     def on_received(request: Any, **_: Any) -> None:
-        # A body of another form ends inside Celery, and nobody would release what it took.
-        match request.message.payload:
-            case [list(), dict(), _]:
-                gate.take(request.message.delivery_tag)
+        if (
+            not request.eta
+        ):  # one for later, which ltxq never sends, must not shut the gate till then
+            gate.take(request.message.delivery_tag)
 
     return app
 

@@ -91,14 +91,29 @@ def _fields(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise InvalidRequest(f"The line is longer than {MAX_LINE} bytes.")
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as exc:
-        reason = "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
+        fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
+    except InvalidRequest:
+        raise
+    except UnicodeDecodeError:
+        raise InvalidRequest("The line is not JSON: it is not UTF-8.") from None
+    except RecursionError:
+        raise InvalidRequest("The line is not JSON: it is nested too deeply.") from None
+    except ValueError as exc:
+        reason = str(exc).partition(";")[0]  # what follows is advice to a programmer
         raise InvalidRequest(f"The line is not JSON: {reason}.") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(
             "The line is not a JSON object.", hint='It looks like {"prompt": "a red fox"}'
         )
+    return fields
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name comes twice: which one was meant nobody can know."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise InvalidRequest(f"{twice[:100]!r} is there twice.", problems=((twice[:100], "twice"),))
     return fields
 
 

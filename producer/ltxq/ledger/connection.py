@@ -24,14 +24,28 @@ T = TypeVar("T")
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """A connection pool that connects on first use, not here."""
-    return redis.Redis.from_url(
-        settings.url.get_secret_value(),
-        decode_responses=True,
-        socket_timeout=ATTEMPT_SECONDS,
-        socket_connect_timeout=ATTEMPT_SECONDS,
-        retry=Retry(NoBackoff(), 0),  # `patiently` tries again: it knows for how long
-    )
+    """A connection pool that connects on first use, not here.
+
+    Raises:
+        ConfigurationError: the URL's options are wrong.
+    """
+    try:
+        connection = redis.Redis.from_url(
+            settings.url.get_secret_value(),
+            decode_responses=True,
+            # Bytes that are no UTF-8 spoil the record they are in, not the connection.
+            encoding_errors="surrogateescape",
+            socket_timeout=ATTEMPT_SECONDS,
+            socket_connect_timeout=ATTEMPT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # `patiently` tries again: it knows for how long
+        )
+        connection.connection_pool.make_connection()  # looks at the options, connects to nothing
+    except (TypeError, ValueError, redis_errors.RedisError):  # their words may hold the password
+        raise ConfigurationError(
+            "LTXQ_URL has an option that Redis's client does not know, or a wrong value of one.",
+            hint="Correct what follows the ? in it.",
+        ) from None
+    return connection
 
 
 class Subscription:

@@ -96,17 +96,63 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled)
   return {id, 'queued', sent[2], sent[3], sent[4]}
 end
 
+local function is_record(id) return redis.call('TYPE', key('job', id)).ok == 'hash' end
+
 local function remove(id)
-  local state, owner, idempotency = unpack(get(id, 'state', 'owner', 'idempotency'))
-  if idempotency then
-    redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
+  if is_record(id) then
+    local state, owner, idempotency = unpack(get(id, 'state', 'owner', 'idempotency'))
+    if idempotency then
+      redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
+    end
+    redis.call('ZREM', key('state', state or ''), id)
   end
-  redis.call('ZREM', key('state', state), id)
   redis.call('ZREM', key('expiry'), id)
   redis.call('ZREM', key('unreported'), id)
   redis.call('ZREM', key('webhooks'), id)
   redis.call('DEL', key('job', id))
   changed(id)
+end
+
+-- A record somebody wrote over: out of every index, so that nobody meets it again, and failed.
+local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is damaged.",' ..
+  '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
+
+local function forget(id)
+  for _, state in ipairs({'queued', 'running', 'succeeded', 'failed', 'cancelled'}) do
+    redis.call('ZREM', key('state', state), id)
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
+  end
+  for _, index in ipairs({'running', 'expiry', 'unreported', 'webhooks'}) do redis.call('ZREM', key(index), id) end
+end
+
+local function bury(id, retention)
+  forget(id)
+  if is_record(id) then
+    local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
+    redis.call('HDEL', key('job', id), 'progress', 'gpu', 'result')
+    set(id, 'state', 'failed', 'error', DAMAGED, 'finished', now)
+    redis.call('ZADD', key('state', 'failed'), seq, id)
+    redis.call('ZADD', key('expiry'), now + retention, id)
+    redis.call('ZADD', key('unreported'), now, id)
+    changed(id)
+  end
+end
+
+-- `step(id, …)`, so that one damaged record stops no other job: that one is buried. What Redis
+-- itself has against a write (it is full, a replica) is still an error.
+local function guarded(retention, step, id, ...)
+  local went_well, answer = pcall(step, id, ...)
+  if went_well then return answer end
+  local text = type(answer) == 'table' and answer.err or answer
+  for _, sign in ipairs({'attempt to', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
+    if string.find(text, sign, 1, true) then
+      bury(id, retention)
+      return nil
+    end
+  end
+  error(answer)
 end
 
 local operation = {}
@@ -139,15 +185,7 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   return {'accepted', id, queue, lane, stamp, now}
 end
 
-function operation.claim(id, queue, lane, stamp, nonce, worker, lease)
-  -- Lanes are emptied in order, so a message taken from this one proves that it and every more
-  -- urgent one hold none stamped earlier.
-  stamp = tonumber(stamp)
-  local latest = tonumber(redis.call('GET', key('counter')) or 0)  -- a later one is forged
-  for l = 0, tonumber(lane) do
-    local mark = redis.call('HGET', key('watermark', queue), l)
-    if stamp > tonumber(mark or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
-  end
+local function claim(id, queue, nonce, worker, lease)
   local state, own, now_lane, token, last_nonce = unpack(get(id, 'state', 'queue', 'lane', 'token', 'nonce'))
   if not state then return {'refused', 'gone'} end
   if not (state == 'running' and last_nonce == nonce) then
@@ -161,6 +199,18 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease)
   end
   local request, submitted, started = unpack(get(id, 'request', 'submitted', 'started'))
   return {'claimed', tonumber(token), request, started - submitted}
+end
+
+function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention)
+  -- Lanes are emptied in order, so a message taken from this one proves that it and every more
+  -- urgent one hold none stamped earlier.
+  stamp = tonumber(stamp)
+  local latest = tonumber(redis.call('GET', key('counter')) or 0)  -- a later one is forged
+  for l = 0, tonumber(lane) do
+    local mark = redis.call('HGET', key('watermark', queue), l)
+    if stamp > tonumber(mark or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
+  end
+  return guarded(retention, claim, id, queue, nonce, worker, lease) or {'refused', 'damaged'}
 end
 
 -- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.
@@ -185,7 +235,7 @@ function operation.report(id, token, progress, gpu)
   return answer
 end
 
-function operation.finish(id, token, state, field, value, retention)
+local function finish(id, token, state, field, value, retention)
   local current, holder = unpack(get(id, 'state', 'token'))
   if not current then return {'refused', 'gone'} end
   if holder ~= token then return {'refused', current} end
@@ -197,6 +247,10 @@ function operation.finish(id, token, state, field, value, retention)
   return {'finished', state}
 end
 
+function operation.finish(id, token, state, field, value, retention)
+  return guarded(retention, finish, id, token, state, field, value, retention) or {'refused', 'damaged'}
+end
+
 function operation.give_back(id, token, charged, max_lost, retention, failure, cancelled)
   local state, holder, queue, lane, stamp = unpack(get(id, 'state', 'token', 'queue', 'lane', 'stamp'))
   if not state or holder ~= token then return {id, 'lost'} end
@@ -206,12 +260,14 @@ function operation.give_back(id, token, charged, max_lost, retention, failure, c
 end
 
 function operation.give_back_all(worker, max_lost, retention, failure, cancelled)
+  local function give_back_own(id)
+    local holder, gpu = unpack(get(id, 'worker', 'gpu'))
+    if holder ~= worker then return nil end
+    return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+  end
   local given = {}
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
-    local holder, gpu = unpack(get(id, 'worker', 'gpu'))
-    if holder == worker then
-      given[#given + 1] = give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
-    end
+    given[#given + 1] = guarded(retention, give_back_own, id)
   end
   return given
 end
@@ -219,15 +275,18 @@ end
 function operation.held(worker)
   local held = {}
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
-    local holder, token, gpu, started, request = unpack(get(id, 'worker', 'token', 'gpu', 'started', 'request'))
-    if holder == worker then
-      held[#held + 1] = {id, tonumber(token), tonumber(gpu), now - started, request}
-    end
+    -- A damaged record is passed over: its lease ends, and the sweep deals with it.
+    local readable, row = pcall(function()
+      local holder, token, gpu, started, request = unpack(get(id, 'worker', 'token', 'gpu', 'started', 'request'))
+      if holder ~= worker then return nil end
+      return {id, tonumber(token) + 0, tonumber(gpu) + 0, now - started, request}
+    end)
+    if readable then held[#held + 1] = row end
   end
   return held
 end
 
-function operation.cancel(id, retention, cancelled)
+local function cancel(id, retention, cancelled)
   local state = redis.call('HGET', key('job', id), 'state')
   if not state then return 'gone' end
   if state == 'queued' then
@@ -241,10 +300,15 @@ function operation.cancel(id, retention, cancelled)
   return state
 end
 
+function operation.cancel(id, retention, cancelled)
+  return guarded(retention, cancel, id, retention, cancelled) or (is_record(id) and 'failed' or 'gone')
+end
+
 function operation.delete(id)
-  local state = redis.call('HGET', key('job', id), 'state')
-  if not state then return 'gone' end
-  if not final(state) then return state end
+  if redis.call('EXISTS', key('job', id)) == 0 then return 'gone' end
+  local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
+  if state == 'queued' or state == 'running' then return state end
+  if not (state and final(state)) then forget(id) end
   remove(id)
   return 'deleted'
 end
@@ -307,13 +371,20 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     end
   end
 
+  local function end_lease(id)
+    local gpu = redis.call('HGET', key('job', id), 'gpu')
+    return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+  end
   local given = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('running'), '-inf', now, 'LIMIT', 0, most)) do
-    local gpu = redis.call('HGET', key('job', id), 'gpu')
-    given[#given + 1] = give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+    given[#given + 1] = guarded(retention, end_lease, id)
   end
 
   -- A queued job whose message is gone: its lane is empty, or a later message was taken before it.
+  local function send_again(id)
+    if now - redis.call('HGET', key('job', id), 'sent') <= grace then return nil end
+    return put_at_head(id)
+  end
   local again = {}
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     for lane = 0, 5 do
@@ -322,16 +393,16 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
       local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0)
       local upto = empty and '+inf' or '(' .. mark
       for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('waiting', queue, lane), '-inf', upto, 'LIMIT', 0, most)) do
-        if now - redis.call('HGET', key('job', id), 'sent') > grace and #again < most then
-          again[#again + 1] = put_at_head(id)
-        end
+        if #again < most then again[#again + 1] = guarded(retention, send_again, id) end
       end
     end
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
   local expired = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)
-  for _, id in ipairs(expired) do remove(id) end
+  for _, id in ipairs(expired) do
+    if is_record(id) then remove(id) else forget(id) end
+  end
   return {'swept', given, again, unreported, expired}
 end
 

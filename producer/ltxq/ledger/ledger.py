@@ -4,16 +4,24 @@ Redis's clock, and safe to repeat. Sending messages and storing Celery's results
 
 from __future__ import annotations
 
-import json
+import logging
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.resources import files
 from typing import Any, get_args
 
 import redis
+from pydantic import BaseModel, ValidationError
 
-from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
+from ltxq.errors import (
+    IdempotencyConflict,
+    JobError,
+    JobNotFinished,
+    JobNotFound,
+    JobUnreadable,
+    QueueFull,
+)
 from ltxq.job import (
     CONTRACT,
     Job,
@@ -39,8 +47,12 @@ from ltxq.ledger.records import (
     read_returned,
     read_ticket,
     read_time,
+    read_timeout,
+    unreadable,
 )
 from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq")
 
 PREFIX = f"ltxq:{CONTRACT}:"
 GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
@@ -158,9 +170,11 @@ class Ledger:
         """The job as it is now.
 
         Raises:
-            JobNotFound
+            JobNotFound, JobUnreadable.
         """
-        record = patiently(self._redis, lambda: self._redis.hgetall(self._key("job", job_id)))
+        ((_, record),) = patiently(self._redis, lambda: self._records([job_id]))
+        if record is None:
+            raise unreadable(job_id)
         if not record:
             raise _not_found(job_id)
         return read_job(job_id, record)
@@ -170,35 +184,53 @@ class Ledger:
     ) -> JobPage:
         """Jobs, newest submission first; `after` is the id of the last one already seen.
 
+        Those that cannot be read are left out.
+
         Raises:
             JobNotFound: `after` is no job.
         """
         states = (state,) if state else ALL_STATES
         rows = patiently(self._redis, lambda: self._newest(states, limit, after))
-        jobs = tuple(read_job(job_id, record) for job_id, record in rows[:limit] if record)
-        return JobPage(jobs=jobs, after=jobs[-1].id if jobs and len(rows) > limit else None)
+        jobs = []
+        for job_id, record in rows[:limit]:
+            if record:
+                with suppress(JobUnreadable):
+                    jobs.append(read_job(job_id, record))
+        return JobPage(jobs=tuple(jobs), after=rows[limit - 1][0] if len(rows) > limit else None)
 
     def _newest(
         self, states: tuple[JobState, ...], limit: int, after: str | None
-    ) -> Sequence[tuple[str, dict[str, str]]]:
+    ) -> Sequence[tuple[str, dict[str, str] | None]]:
         """Ids and records of the newest jobs below `after`, one more than `limit` if there is."""
         below = "+inf"
         if after is not None:
-            seq = self._redis.hget(self._key("job", after), "seq")
-            if seq is None:
+            pipe = self._redis.pipeline(transaction=True)
+            for name in ALL_STATES:
+                pipe.zscore(self._key("state", name), after)
+            places = [seq for seq in pipe.execute() if seq is not None]
+            if not places:
                 raise _not_found(after)
-            below = f"({seq!s}"
+            below = f"({places[0]:.0f}"
         pipe = self._redis.pipeline(transaction=True)
         for name in states:
             pipe.zrevrangebyscore(
                 self._key("state", name), below, "-inf", 0, limit + 1, withscores=True
             )
         found = sorted((row for rows in pipe.execute() for row in rows), key=lambda row: -row[1])
-        ids = [job_id for job_id, _seq in found[: limit + 1]]
+        return self._records([job_id for job_id, _seq in found[: limit + 1]])
+
+    def _records(self, ids: Sequence[str]) -> Sequence[tuple[str, dict[str, str] | None]]:
+        """The hash of each job: empty where there is none, None where it is of another type."""
         pipe = self._redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hgetall(self._key("job", job_id))
-        return list(zip(ids, pipe.execute(), strict=True))
+        records = pipe.execute(raise_on_error=False)
+        for at, record in enumerate(records):
+            if isinstance(record, Exception):
+                if "WRONGTYPE" not in str(record):
+                    raise record
+                records[at] = None
+        return list(zip(ids, records, strict=True))
 
     def cancel(self, job_id: str) -> JobState:
         """Cancel a queued job at once; ask a running one to stop. A final state stays.
@@ -247,20 +279,25 @@ class Ledger:
     # --- what a worker does ---------------------------------------------------------------
 
     def claim(self, ticket: Ticket, worker: str, *, nonce: str | None = None) -> Claim | None:
-        """Take a queued job; None if it is not to be had (taken, final, gone)."""
+        """Take a queued job; None if it is not to be had (taken, final, gone).
+
+        One whose request cannot be read is not to be had either: it has failed then.
+        """
         answer = self._run(
             "claim", ticket.job_id, ticket.queue, ticket.lane, ticket.stamp,
-            nonce or secrets.token_hex(8), worker, self._lease,
+            nonce or secrets.token_hex(8), worker, self._lease, self._retention,
         )  # fmt: skip
         if answer[0] == "refused":
             return None
-        _, token, request, waited = answer
-        return Claim(
-            job_id=ticket.job_id,
-            token=token,
-            request=VideoRequest.model_validate_json(request),
-            waited=waited / 1000,
-        )
+        _, token, text, waited = answer
+        try:
+            request = VideoRequest.model_validate_json(text or "")
+        except (ValidationError, UnicodeEncodeError):
+            damage = unreadable(ticket.job_id)
+            log.error("%s It has failed.", damage.message)
+            self._finish(ticket.job_id, token, "failed", "error", damage.as_job_error())
+            return None
+        return Claim(job_id=ticket.job_id, token=token, request=request, waited=waited / 1000)
 
     def renew(self, claim: Claim) -> Standing:
         """Extend the lease to a whole one from now."""
@@ -285,9 +322,15 @@ class Ledger:
             state, field = "succeeded", "result"
         else:
             state, field = ("cancelled" if outcome.code == "cancelled" else "failed"), "error"
+        return self._finish(claim.job_id, claim.token, state, field, outcome, patience)
+
+    def _finish(
+        self, job_id: str, token: int, state: str, field: str, outcome: BaseModel,
+        patience: float = PATIENCE,
+    ) -> bool:  # fmt: skip
         answer = self._run(
-            "finish", claim.job_id, claim.token, state, field, outcome.model_dump_json(),
-            self._retention, patience=patience,
+            "finish", job_id, token, state, field, outcome.model_dump_json(), self._retention,
+            patience=patience,
         )  # fmt: skip
         return bool(answer[0] == "finished")
 
@@ -327,9 +370,10 @@ class Ledger:
                 token=token,
                 on_gpu=bool(gpu),
                 running=ms / 1000,
-                timeout=json.loads(request)["timeout"],
+                timeout=timeout,
             )
             for job_id, token, gpu, ms, request in self._run("held", worker)
+            if (timeout := read_timeout(request)) is not None
         )
 
     def sweep(self, *, interval: float = 2.0) -> Swept:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from ltxq.errors import JobUnreadable
 from ltxq.job import CONTRACT, Job, Priority, VideoRequest
 
 LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
@@ -100,14 +102,51 @@ def read_time(milliseconds: int | str) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
-def read_job(job_id: str, record: Any) -> Job:
-    """A job from the fields of its hash."""
+def read_timeout(request: str | None) -> float | None:
+    """The timeout of a request's JSON; None where that is damaged."""
+    try:
+        return float(json.loads(request or "")["timeout"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
 
+
+def read_job(job_id: str, record: Mapping[str, str]) -> Job:
+    """A job from the fields of its hash; fields it does not know are left alone.
+
+    Raises:
+        JobUnreadable
+    """
+    try:
+        contract = int(record["contract"])
+        if contract == CONTRACT:
+            for text in record.values():
+                text.encode()  # bytes that are no UTF-8 came as lone surrogates
+            return _read_job(job_id, record)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError, RecursionError) as exc:
+        raise unreadable(job_id) from exc
+    raise JobUnreadable(
+        f"{job_id} was recorded for version {contract} of the job contract, and this ltxq knows "
+        f"{CONTRACT}.",
+        hint="Use the version of ltxq that made it.",
+    )
+
+
+def unreadable(job_id: str) -> JobUnreadable:
+    """What to say of a record that makes no sense."""
+    return JobUnreadable(
+        f"The record of {job_id} in Redis is damaged.",
+        hint="Submit it again; `ltxq delete` removes this one.",
+    )
+
+
+def _read_job(job_id: str, record: Mapping[str, str]) -> Job:
     def at(field: str) -> datetime | None:
         return read_time(record[field]) if field in record else None
 
     def parsed(field: str) -> Any:
-        return json.loads(record[field]) if field in record else None
+        if field not in record:
+            return None
+        return json.loads(record[field], parse_constant=_refused)
 
     webhook = {
         "state": record.get("webhook"),
@@ -136,3 +175,7 @@ def read_job(job_id: str, record: Any) -> Job:
             "webhook": webhook if record.get("webhook") else None,
         }
     )
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

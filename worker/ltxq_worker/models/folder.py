@@ -51,9 +51,15 @@ class SafetensorsHeader:
                 raise _cut_short(path, size, 8 + length, again)
             tensors = json.loads(header)
             metadata = tensors.pop("__metadata__", {})
-            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
+            texts = [*metadata.items()]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
             raise foreign from None
+        if not all(type(end) is int for end in ends):
+            raise foreign
+        if not all(isinstance(text, str) for pair in texts for text in pair):
+            raise foreign
+        end = max(ends, default=0)
         if size < 8 + length + end:
             raise _cut_short(path, size, 8 + length + end, again)
         return cls(metadata=metadata, tensors=frozenset(tensors))
@@ -114,7 +120,7 @@ def _only_checkpoint(
     for file, header in headers.items():
         try:
             config = json.loads(header.metadata.get("config", "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(config, dict) and isinstance(config.get("transformer"), dict):
             found.append((file, config))
@@ -171,7 +177,9 @@ def _text_encoder(path: Path, again: str) -> Path:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as exc:
+            if any(Path(shard).name != shard for shard in shards):
+                raise ValueError("a shard lies beside its index")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as exc:
             raise ModelUnusable(f"{index} is damaged.", hint=again) from exc
     for shard in shards:
         _require(folder, (shard,), again)
@@ -180,8 +188,12 @@ def _text_encoder(path: Path, again: str) -> Path:
 
 
 def _require(folder: Path, names: tuple[str, ...], again: str) -> None:
-    if not any((folder / name).is_file() for name in names):
-        raise ModelUnusable(f"{folder} has no {' or '.join(names)}.", hint=again)
+    try:
+        there = any((folder / name).is_file() for name in names)
+    except OSError:  # a name longer than any file's
+        there = False
+    if not there:
+        raise ModelUnusable(f"{folder} has no {' or '.join(names)[:200]}.", hint=again)
 
 
 def _cut_short(path: Path, size: int, whole: int, again: str) -> ModelUnusable:

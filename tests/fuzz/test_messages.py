@@ -1,0 +1,193 @@
+"""Messages forged straight onto Redis: whatever lies on the queue, the worker lives on and the
+next job is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from hypothesis import strategies as st
+
+from fleet import PATIENCE, Fleet, eventually, worker_environment
+from generated import count, fuzzed, json_values, mutated, scalars, surrogates, texts
+from ltxq import Client
+from ltxq.ledger import queue_name
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer, S3Server
+from servers import start_or_skip
+
+QUEUE = queue_name("instant")
+LISTS = [QUEUE, *(f"{QUEUE}\x06\x16{lane}" for lane in range(1, 6))]
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9, "audio": False}
+BATCH = 20
+JSON, PICKLE, YAML = "application/json", "application/x-python-serialize", "application/x-yaml"
+
+
+class Yard:
+    """A fleet of one worker, the connection its messages are forged over, and a normal client."""
+
+    def __init__(self, fleet: Fleet, url: str, marker: Path) -> None:
+        self.fleet = fleet
+        self.redis = redis.Redis.from_url(url, socket_timeout=10)
+        self.client = Client(settings=Settings(url=url, default_model="instant"))
+        self.marker = marker  # a file that exists once anybody has loaded what must not be
+        (self.worker,) = fleet.workers()
+
+    def put(self, entries: list[bytes]) -> None:
+        """Put them into the lanes, the most urgent first in line."""
+        for number, entry in enumerate(entries):
+            self.redis.lpush(LISTS[number % len(LISTS)], entry)
+
+    def still_works(self) -> None:
+        """A job goes through, in the process that was there from the beginning."""
+        job = self.client.submit("a fox", priority="low", **SMALL)
+        assert self.client.wait(job.id, PATIENCE).state == "succeeded", self.fleet.log
+        eventually(lambda: not any(self.redis.llen(name) for name in LISTS))
+        assert self.fleet.workers() == [self.worker], self.fleet.log
+        assert self.worker.status() != psutil.STATUS_ZOMBIE
+        assert not self.marker.exists()
+
+    def close(self) -> None:
+        self.client.close()
+        self.redis.close()
+
+
+@pytest.fixture(scope="module")
+def yard(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    with start_or_skip(lambda: RedisServer.start(tmp_path_factory.mktemp("redis"))) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        environment = worker_environment(url, s3_server, tmp_path_factory.mktemp("spool"))
+        with Fleet(environment) as fleet:
+            yard = Yard(fleet.wait_until_ready(), url, tmp_path_factory.mktemp("marks") / "loaded")
+            try:
+                yield yard
+            finally:
+                yard.close()
+
+
+def message(
+    body: bytes = b'[[], {"request": {"prompt": "a fox", "model": "nobody"}}, null]',
+    *,
+    headers: Any = None,
+    content_type: Any = JSON,
+    properties: dict[str, Any] | None = None,
+) -> bytes:
+    """An entry of a queue as kombu writes it."""
+    envelope = {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "binary",
+        "content-type": content_type,
+        "headers": {"task": "ltxq.generate", "id": "forged", "lang": "py"}
+        if headers is None
+        else headers,
+        "properties": {
+            "delivery_tag": "a-tag",
+            "body_encoding": "base64",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            **(properties or {}),
+        },
+    }
+    return json.dumps(envelope).encode()
+
+
+headers = st.one_of(
+    json_values(),
+    st.fixed_dictionaries(
+        {
+            "task": st.just("ltxq.generate") | st.sampled_from(["nobody.knows"]) | scalars,
+            "id": texts | surrogates | scalars | st.just("i" * 100_000),
+        },
+        optional={
+            name: json_values()
+            for name in ("eta", "expires", "timelimit", "retries", "group", "root_id", "parent_id",
+                         "argsrepr", "kwargsrepr", "origin", "ignore_result", "stamps", "args",
+                         "stamped_headers", "properties", "delivery_info", "lang", "shadow")
+        },
+    ),
+)  # fmt: skip
+embedded = st.one_of(
+    st.none(),
+    json_values(),
+    st.dictionaries(
+        st.sampled_from(["callbacks", "errbacks", "chain", "chord", "properties", "id", "args"]),
+        json_values(),
+        max_size=3,
+    ),
+)
+arguments = st.one_of(
+    json_values(),
+    st.tuples(texts, scalars, scalars).map(list),
+    st.tuples(st.just("video_" + "0" * 32), st.booleans() | st.integers(0, 5), st.integers()),
+)
+keywords = st.one_of(
+    st.just({}), json_values(), st.builds(lambda value: {"request": value}, json_values())
+)
+bodies = st.one_of(
+    st.builds(lambda *parts: json.dumps(parts).encode(), arguments, keywords, embedded),
+    json_values().map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=40),
+)
+entries = st.one_of(
+    st.binary(max_size=80),
+    json_values().map(lambda value: json.dumps(value).encode()),
+    mutated(message()),
+    st.builds(message, bodies),
+    st.builds(lambda given: message(headers=given), headers),
+    st.builds(lambda body, kind: message(body, content_type=kind), bodies, scalars | texts),
+    st.builds(
+        lambda name, value: message(properties={name: value}),
+        st.sampled_from(
+            ["delivery_tag", "body_encoding", "delivery_info", "correlation_id", "reply_to"]
+        ),
+        json_values(),
+    ),
+)
+
+
+@fuzzed(0.05, batch=BATCH, forged=st.lists(entries, min_size=BATCH, max_size=BATCH))
+def test_nothing_put_on_the_queue_ends_the_worker(yard: Yard, forged: list[bytes]) -> None:
+    count(len(forged))
+    yard.put(forged)
+    yard.still_works()
+
+
+def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
+    create = f"open({str(yard.marker)!r}, 'w')"
+    # Spelt by hand, protocol 0: importing the module that writes it is forbidden here.
+    pickled = f"cbuiltins\neval\n(V{create}\ntR.".encode()
+    tagged = f"!!python/object/apply:builtins.eval [{create!r}]".encode()
+    for content_type, body in ((PICKLE, pickled), (YAML, tagged)):
+        for kind in (content_type, content_type.rpartition("-")[2], "pickle", "yaml"):
+            yard.put([message(body, content_type=kind)])
+    yard.still_works()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        message(headers={"task": "ltxq.generate", "id": "later", "eta": "2999-01-01T00:00:00"}),
+        message(b'[[], {}, {"properties": {}}]'),
+        message(b'[[], {}, {"properties": {"delivery_tag": "other"}}]'),
+        message(b"[[], {}, 5]"),
+        message(headers={"task": "ltxq.generate", "id": "x", "timelimit": [1, 2, 3]}),
+        message(headers={"task": ["ltxq.generate"], "id": "x"}),
+        b"{}",
+        b"\xff",
+    ],
+    ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "empty", "bytes"],
+)
+def test_more_of_one_kind_than_there_are_threads_do_not_shut_the_gate(
+    yard: Yard, forged: bytes
+) -> None:
+    for _ in range(12):
+        yard.redis.lpush(QUEUE, forged)
+    yard.still_works()

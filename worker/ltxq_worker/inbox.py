@@ -1,0 +1,84 @@
+"""What was put on the queue and is no message of Celery's form is thrown away and logged, so that
+nobody who can write to the queue ends a worker or shuts its gate. What a task says is app.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+from celery import bootsteps
+
+from ltxq_worker.gate import Gate
+
+log = logging.getLogger("ltxq.worker")
+
+# What a message's body may hold beside args and kwargs. Anything else would become a property of
+# the running task, and could pass for another delivery.
+_EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}
+
+
+def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
+    """The bootstep that guards a consumer, again at every reconnection."""
+
+    class InboxStep(bootsteps.StartStopStep):
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, parent: Any) -> None:
+            channel = parent.task_consumer.channel
+            # kombu counts KeyError as a lost connection; here it is a field that is not there.
+            known = parent.connection_errors + parent.channel_errors
+            away = tuple(kind for kind in known if not issubclass(kind, KeyError))
+            channel.handlers["BRPOP"] = _reading(channel.handlers["BRPOP"], away)
+            take = type(parent).create_task_handler(parent)
+            parent.create_task_handler = lambda: _taking(take, gate, away)
+
+    return InboxStep
+
+
+def _reading(read: Callable[[], Any], away: tuple[type[Exception], ...]) -> Callable[[], Any]:
+    """`read`, for which an entry that is no envelope of kombu's is no reason to end."""
+
+    def guarded() -> Any:
+        try:
+            return read()
+        except (*away, Empty):
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a stranger's bytes cause
+            log.warning("An entry of the queue is no message: dropped (%s)", type(exc).__name__)
+            return True
+
+    return guarded
+
+
+def _taking(
+    take: Callable[[Any], Any], gate: Gate, away: tuple[type[Exception], ...]
+) -> Callable[[Any], Any]:
+    """`take`, for messages of Celery's form; others are dropped."""
+
+    def guarded(message: Any) -> Any:
+        try:
+            if _is_a_tasks(message):
+                return take(message)
+            reason = "not of Celery's form"
+        except away:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
+            reason = type(exc).__name__
+        log.warning("A message is dropped: %s", reason)
+        gate.release(message.delivery_tag)
+        if not message.acknowledged:
+            message.reject()
+        return None
+
+    return guarded
+
+
+def _is_a_tasks(message: Any) -> bool:
+    """Whether it says a task and its id, and has a body of args, kwargs and nothing unknown."""
+    match message.headers, message.payload:
+        case [{"task": str(), "id": str()}, [list(), dict(), embedded]]:
+            return embedded is None or (isinstance(embedded, dict) and embedded.keys() <= _EMBEDDED)
+    return False
