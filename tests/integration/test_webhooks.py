@@ -251,7 +251,7 @@ def test_a_spoilt_record_neither_keeps_its_job_open_nor_stops_the_others(
     for _ in range(3):
         webhooks.send_one()
     assert len(receiver.calls) == 1
-    assert "spoilt" in server.hget(f"{PREFIX}job:{later.job_id}", "webhook_error")
+    assert "damaged" in server.hget(f"{PREFIX}job:{later.job_id}", "webhook_error")
 
 
 def test_without_a_secret_nothing_is_sent_and_it_is_said_once(

@@ -86,8 +86,6 @@ class Webhooks:
             self._send(self._ledger.get(delivery.job_id))
         except (NotSent, LtxqError) as exc:
             self._note_failure(delivery, str(exc))
-        except (ValueError, KeyError) as exc:
-            self._note_failure(delivery, f"The job's record is spoilt ({type(exc).__name__}).")
         else:
             self._ledger.webhook_delivered(delivery)
         return True
