@@ -77,6 +77,18 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     assert told == [(good.job_id, "succeeded")]
 
 
+def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticket, ledger = submit(runner), runner.ledger
+    runner.ledger = Ledger.from_settings(Settings(url="redis://127.0.0.1:1/0"))
+    assert runner.run(ticket, "delivery") is None
+    assert "will be sent again" in caplog.text
+    runner.ledger.close()
+    runner.ledger = ledger
+    assert ledger.get(ticket.job_id).state == "queued"
+
+
 def test_what_a_lost_claim_uploaded_is_removed(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

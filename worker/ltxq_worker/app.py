@@ -126,9 +126,8 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
 
     @signals.task_received.connect(weak=False)
     def on_received(request: Any, **_: Any) -> None:
-        if (
-            not request.eta
-        ):  # one for later, which ltxq never sends, must not shut the gate till then
+        # One for later, which ltxq never sends, must not shut the gate till then.
+        if not request.eta:
             gate.take(request.message.delivery_tag)
 
     return app
@@ -138,7 +137,8 @@ def _ticket(args: Any, kwargs: dict[str, Any], queue: str) -> Ticket | None:
     """The ticket a message holds, if it is ltxq's own: [id, lane, stamp]."""
     match args:
         case [str(job_id), int(lane), int(stamp)] if not kwargs and is_job_id(job_id):
-            if 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
+            numbers = not isinstance(lane, bool) and not isinstance(stamp, bool)
+            if numbers and 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
                 return Ticket(job_id=job_id, queue=queue, lane=lane, stamp=stamp)
     return None
 

@@ -57,7 +57,11 @@ class Runner:
         Returns:
             The outcome that stands; None if the job was not to be had or was lost on the way.
         """
-        claim = self.ledger.claim(ticket, self.worker)
+        try:
+            claim = self.ledger.claim(ticket, self.worker)
+        except LtxqError as exc:
+            log.warning("%s is not claimed, and will be sent again: %s", ticket.job_id, exc)
+            return None
         if claim is None:
             log.info("%s is not to be had: taken or ended already", ticket.job_id)
             return None
