@@ -7,14 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any, Self
 
 from ltxq.errors import InvalidRequest, QueueUnavailable, WaitTimeout
-from ltxq.job import MAX_SEED, Job, JobPage, JobState, VideoRequest, new_job_id
+from ltxq.job import Job, JobPage, JobState, VideoRequest, new_job_id
 from ltxq.settings import Settings
 from ltxq.transport import RedisTransport, Transport
 
@@ -200,17 +199,11 @@ class Client:
             raise InvalidRequest(
                 f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
             )
-        resolved = request.model_copy(
-            update={
-                "model": request.model or self._transport.default_model,
-                "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            }
-        )
         # Of what was asked for: a seed drawn anew must not make a repeated submission another.
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         return self._transport.submit(
             new_job_id(),
-            resolved,
+            request.settled(self._transport.default_model),
             digest=digest,
             idempotency_key=idempotency_key,
             retry_of=retry_of,

@@ -221,6 +221,15 @@ class VideoRequest(BaseModel):
         """Width and height of the MP4 in pixels, after cropping."""
         return self.crop_width or self.width, self.crop_height or self.height
 
+    def settled(self, default_model: str) -> VideoRequest:
+        """This request with nothing left open: its model named, its seed drawn."""
+        return self.model_copy(
+            update={
+                "model": self.model or default_model,
+                "seed": secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed,
+            }
+        )
+
     @classmethod
     def parse(cls, fields: Any) -> VideoRequest:
         """Build a request from anything a stranger sent.

@@ -473,7 +473,7 @@ def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
     with RedisServer.start(tmp_path, password="right") as server:
         ledger = make_ledger(f"redis://:wr0ng@127.0.0.1:{server.port}/0")
         with pytest.raises(ConfigurationError, match="refuses this user or password") as caught:
-            ledger.ping()
+            submit(ledger)
         assert "wr0ng" not in str(caught.value)
 
 

@@ -108,6 +108,15 @@ def test_limits_themselves_are_allowed() -> None:
     assert request.duration <= 20
 
 
+def test_a_settled_request_has_a_model_and_a_seed_and_keeps_its_own() -> None:
+    settled = VideoRequest(prompt="a fox", seed=None).settled("instant")
+    assert settled.model == "instant"
+    assert settled.seed is not None
+    assert 0 <= settled.seed <= MAX_SEED
+    own = VideoRequest(prompt="a fox", seed=0, model="mine")
+    assert own.settled("instant") == own
+
+
 def test_a_size_that_is_no_multiple_of_32_is_cropped_from_one_that_is() -> None:
     request = VideoRequest(prompt="a fox", width=1280, height=736, crop_height=720)
     assert request.output_size == (1280, 720)

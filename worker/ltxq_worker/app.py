@@ -24,7 +24,7 @@ from celery.worker.control import Panel
 
 from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
 from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, OutOfMemory, QueueUnavailable
-from ltxq.job import MAX_SEED, VideoRequest, is_job_id
+from ltxq.job import VideoRequest, is_job_id
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -161,16 +161,7 @@ def admit(
                 hint="Leave it to Celery.",
             )
         request = VideoRequest.parse(kwargs["request"])
-        drawn = int.from_bytes(os.urandom(8)) & MAX_SEED
-        _, ticket = ledger.submit(
-            task_id,
-            request.model_copy(
-                update={
-                    "model": request.model or model,
-                    "seed": drawn if request.seed is None else request.seed,
-                }
-            ),
-        )
+        _, ticket = ledger.submit(task_id, request.settled(model))
         if ticket:
             announce(app, ticket)
     except QueueUnavailable as exc:

@@ -5,7 +5,6 @@ The CLI loads this by name. torch is imported inside the commands that run a mod
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from ltxq.cli import screen
 from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
-from ltxq.job import MAX_SEED, VideoRequest
+from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.pipeline import INSTANT
 
@@ -33,9 +32,7 @@ def generate(
     from ltxq_worker.encode import encode
     from ltxq_worker.pipeline import Clip
 
-    request = VideoRequest.parse(fields)
-    if request.seed is None:
-        request = request.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})
+    request = VideoRequest.parse(fields).settled(Path(model).name)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
     began = time.monotonic()

@@ -85,9 +85,13 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
     """Take a place for this supervisor and its workers, until the last of them has ended.
 
     Raises:
-        ConfigurationError: another supervisor has it.
+        ConfigurationError: another supervisor has it, or the folder is another user's.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():  # made by another before us, in a common temp folder
+        raise ConfigurationError(
+            f"{folder} belongs to another user.", hint="Set LTXQ_SPOOL_DIR to a folder of your own."
+        )
     lock = (folder / f"{place.file_name}.lock").open("w")
     end = time.monotonic() + ORPHAN_SECONDS
     while True:

@@ -432,14 +432,6 @@ class Ledger:
         """How many are due now or later."""
         return patiently(self._redis, lambda: int(self._redis.zcard(self._key("webhooks"))))
 
-    def ping(self) -> None:
-        """Whether Redis answers and takes writes.
-
-        Raises:
-            QueueUnavailable, ConfigurationError.
-        """
-        self._run("reported", "")
-
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
