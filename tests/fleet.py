@@ -11,13 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
+import urllib3
 
+from ltxq import Client
+from ltxq.job import Job
 from ltxq_worker.local import S3Server
 
 PATIENCE = 60.0  # seconds any one thing may take on a busy machine
+SLOW = {"LTXQ_INSTANT_SECONDS": "60", "LTXQ_LEASE": "5"}
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
 
 
 class Fleet:
@@ -120,3 +125,19 @@ def worker_environment(url: str, s3: S3Server, spool: Path) -> dict[str, str]:
         "LTXQ_S3_BUCKET": s3.bucket,
         **s3.credentials,
     }
+
+
+def fetch(url: str) -> bytes:
+    """What is at a URL."""
+    answer = urllib3.request("GET", url, timeout=PATIENCE)
+    assert answer.status == 200, answer.data
+    return answer.data
+
+
+def wait_until_running(client: Client, job: Job) -> Job:
+    """Until the job denoises."""
+    for now in client.watch(job.id, timeout=PATIENCE):
+        if now.progress is not None and now.progress.stage == "denoise":
+            return now
+        assert not now.finished
+    raise AssertionError

@@ -24,19 +24,24 @@ import urllib3
 from celery import Celery
 from celery.result import AsyncResult
 
-from fleet import PATIENCE, Fleet, eventually, worker_environment
+from fleet import (
+    PATIENCE,
+    SLOW,
+    SMALL,
+    Fleet,
+    eventually,
+    fetch,
+    wait_until_running,
+    worker_environment,
+)
 from ltxq import Client
 from ltxq.celery import announce, make_app
-from ltxq.job import Job
 from ltxq.ledger import PREFIX, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import RedisServer, S3Server
 from ltxq_worker.pipeline.instant import read_mark, request_tag
 from servers import S3, start_or_skip
-
-SLOW = {"LTXQ_INSTANT_SECONDS": "60", "LTXQ_LEASE": "5"}
-SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
 
 
 @pytest.fixture(scope="module")
@@ -111,20 +116,6 @@ def plain(client: Client) -> Iterator[Celery]:
     app = Celery(broker=url, backend=url, set_as_current=False)
     yield app
     app.close()
-
-
-def fetch(url: str) -> bytes:
-    answer = urllib3.request("GET", url, timeout=PATIENCE)
-    assert answer.status == 200, answer.data
-    return answer.data
-
-
-def wait_until_running(client: Client, job: Job) -> Job:
-    for now in client.watch(job.id, timeout=PATIENCE):
-        if now.progress is not None and now.progress.stage == "denoise":
-            return now
-        assert not now.finished
-    raise AssertionError
 
 
 def test_a_prompt_goes_in_and_an_mp4_comes_out(fleet: Fleet, client: Client) -> None:
