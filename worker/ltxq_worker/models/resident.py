@@ -38,7 +38,7 @@ class Resident:
     """What stays on the device between jobs."""
 
     text: TextEncoder
-    transformer: torch.nn.Module  # X0Model
+    transformer: X0Model
     video_decoder: torch.nn.Module
     audio_decoder: torch.nn.Module
     vocoder: torch.nn.Module
@@ -89,7 +89,7 @@ def load(
     return resident
 
 
-def _transformer(file: _Checkpoint, quantization: Quantization, until: float) -> torch.nn.Module:
+def _transformer(file: _Checkpoint, quantization: Quantization, until: float) -> X0Model:
     """The transformer, predicting clean latents. fp8: each layer upcast as it runs."""
     keys = LTXV_MODEL_COMFY_RENAMING_MAP
     if quantization == "bf16":

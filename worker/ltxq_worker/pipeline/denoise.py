@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from ltx_core.components.diffusion_steps import EulerDiffusionStep
@@ -31,8 +32,44 @@ class Latents:
     audio: torch.Tensor  # bf16 [1, 8, T, 16], 25 a second
 
 
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Noisy picture and sound, patchified [1, tokens, 128], and the noise level, a scalar on the
+device, to clean picture and sound of the same shapes."""
+
+
+class Transformer(Protocol):
+    """What predicts clean latents."""
+
+    def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
+        """Prepare what stays the same in all steps of a clip: positions and text. The states'
+        masks are all ones: every token is as noisy as the noise level says.
+        """
+
+
+class LibraryTransformer:
+    """ltx-core's own way, step for step: the exact one."""
+
+    def __init__(self, model: X0Model) -> None:
+        self._model = model
+
+    def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
+        """As `Transformer.bind`; nothing is kept between steps."""
+
+        def predict(
+            noisy_video: torch.Tensor, noisy_audio: torch.Tensor, sigma: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            clean: tuple[torch.Tensor, torch.Tensor] = self._model(
+                video=_modality(video, noisy_video, context.video, sigma),
+                audio=_modality(audio, noisy_audio, context.audio, sigma),
+                perturbations=None,
+            )
+            return clean
+
+        return predict
+
+
 def denoise(
-    transformer: X0Model,
+    transformer: Transformer,
     context: TextContext,
     shape: VideoPixelShape,
     generator: torch.Generator,
@@ -53,12 +90,9 @@ def denoise(
     video = noiser(video_tools.create_initial_state(device, torch.bfloat16), 1.0)
     audio = noiser(audio_tools.create_initial_state(device, torch.bfloat16), 1.0)
 
+    predict = transformer.bind(video, audio, context)
     for step in range(STEPS):
-        clean_video, clean_audio = transformer(
-            video=_modality(video, context.video, sigmas[step]),
-            audio=_modality(audio, context.audio, sigmas[step]),
-            perturbations=None,
-        )
+        clean_video, clean_audio = predict(video.latent, audio.latent, sigmas[step])
         video = replace(video, latent=stepper.step(video.latent, clean_video, sigmas, step))
         audio = replace(audio, latent=stepper.step(audio.latent, clean_audio, sigmas, step))
         step_done(step + 1)
@@ -68,9 +102,11 @@ def denoise(
     )
 
 
-def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) -> Modality:
+def _modality(
+    state: LatentState, latent: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor
+) -> Modality:
     return Modality(
-        latent=state.latent,
+        latent=latent,
         sigma=sigma,
         timesteps=state.denoise_mask * sigma,
         positions=state.positions,

@@ -33,7 +33,7 @@ from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline import Clip, Report, Sound, memory
-from ltxq_worker.pipeline.denoise import STEPS, denoise
+from ltxq_worker.pipeline.denoise import STEPS, LibraryTransformer, denoise
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
 KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
@@ -53,6 +53,7 @@ class LtxPipeline:
         }
         self._config: dict[str, Any] = folder.config
         self._parts = parts
+        self._transformer = LibraryTransformer(parts.transformer)
         self._device = device
         self._contexts: OrderedDict[str, TextContext] = OrderedDict()
 
@@ -134,7 +135,7 @@ class LtxPipeline:
         report("denoise", 0, STEPS)
         generator = torch.Generator(self._device).manual_seed(seed)
         latents = denoise(
-            self._parts.transformer,
+            self._transformer,
             context,
             VideoPixelShape(
                 1, request.num_frames, request.height, request.width, request.frame_rate
