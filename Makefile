@@ -25,8 +25,8 @@ demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT=
 test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
 	@$(BIN)/pytest -n 2 $(ARGS)
 
-chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n
-	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED))
+chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n, PIPELINE=tiny
+	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED)) $(if $(PIPELINE),--pipeline $(PIPELINE)) $(ARGS)
 
 fuzz: export FUZZ ?= 100000
 fuzz: $(VENV)/.ready-dev ## Throw 100,000 inputs at every door; FUZZ=n makes n

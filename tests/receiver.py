@@ -17,6 +17,9 @@ SECRET = "whsec_" + "c2l4dGVlbiBieXRlcyBhbmQgdGhlbiBzb21l"
 LOOPBACK = "127.0.0.0/8"
 
 
+Answer = int | tuple[int, str] | Callable[["Handler"], None]
+
+
 class Handler(BaseHTTPRequestHandler):
     """Keeps what is posted, and answers as its receiver says."""
 
@@ -24,8 +27,13 @@ class Handler(BaseHTTPRequestHandler):
         receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with receiver.news:
-            answer = receiver.answers.pop(0) if receiver.answers else 204
-            receiver.calls.append(Call(self.path, dict(self.headers), body))
+            answer = (
+                receiver.answers.pop(0)
+                if receiver.answers
+                else receiver.otherwise(self.headers["webhook-id"])
+            )
+            taken = answer == 204
+            receiver.calls.append(Call(self.path, dict(self.headers), body, taken))
             receiver.news.notify_all()
         if callable(answer):
             answer(self)
@@ -47,6 +55,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: bytes
+    taken: bool  # answered with success
 
     @property
     def event(self) -> Any:
@@ -59,7 +68,8 @@ class Receiver:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.calls: list[Call] = []
-        self.answers: list[int | tuple[int, str] | Callable[[Handler], None]] = []  # then 204
+        self.answers: list[Answer] = []
+        self.otherwise: Callable[[str], Answer] = lambda _id: 204  # once those are used up
         self.news = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.receiver = self  # type: ignore[attr-defined]

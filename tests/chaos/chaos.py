@@ -1,12 +1,14 @@
 """`make chaos`: 200 jobs through a storm of kills, cuts and outages, and then the reckoning.
 
-`SEED=n make chaos` repeats a storm's faults (not its timing: processes race). Prints what was
-thrown, what became of the jobs, and the slowest return of a killed worker's job.
+`SEED=n make chaos` repeats a storm's faults (not its timing: processes race); with PIPELINE=tiny
+the workers run the tiny model. Prints what was thrown, what became of the jobs, and how long the
+slowest return of a job took after a kill.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
@@ -16,8 +18,8 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # fleet.py is there
 
-from checks import check_jobs, check_nothing_is_left, wait_until_calm
-from world import World
+from checks import check_jobs, check_nothing_is_left, check_webhooks, wait_until_calm
+from world import PAUSES, World
 
 from ltxq.errors import LtxqError
 
@@ -32,10 +34,11 @@ STORM = {
 }
 JOBS = 200
 BACKLOG = 8  # jobs kept waiting while there are any to submit
-SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
 
 
-def storm(folder: Path, seed: int, *, jobs: int = JOBS, share: float = 1.0) -> dict[str, Any]:
+def storm(
+    folder: Path, seed: int, *, jobs: int = JOBS, share: float = 1.0, pipeline: str = "instant"
+) -> dict[str, Any]:
     """Run one storm and check what is left of it.
 
     Args:
@@ -47,26 +50,34 @@ def storm(folder: Path, seed: int, *, jobs: int = JOBS, share: float = 1.0) -> d
     draw = random.Random(seed)
     counts = {name: max(1, round(count * share)) for name, count in STORM.items()}
     began = time.monotonic()
-    with World(folder, draw) as world:
+    with World(folder, draw, model=pipeline) as world:
         accepted: list[str] = []
         faults = world.faults(counts)
         while faults or len(accepted) < jobs:
             _keep_busy(world, accepted, jobs)
             if faults:
                 faults.pop()()
-            time.sleep(draw.uniform(0.2, 1.5) if faults else 0)
+            time.sleep(draw.uniform(*PAUSES[pipeline]) if faults else 0)
         finished = wait_until_calm(world, accepted, within=300)
         outcomes = check_jobs(world, finished)
+        webhooks = check_webhooks(world, finished)
         check_nothing_is_left(world)
         return {
             "seed": seed,
+            "pipeline": pipeline,
             "jobs accepted": len(accepted),
             "outcomes": dict(outcomes),
             "claims": sum(job.attempts for job in finished),
             "faults": dict(world.counts),
-            "slowest return of a killed worker's job (s)": round(max(world.recoveries or [0]), 2),
+            "webhooks": dict(webhooks),
+            "slowest return of a killed worker's job (s)": _slowest(world.worker_returns),
+            "slowest return of a killed host's job (s)": _slowest(world.host_returns),
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
+
+
+def _slowest(returns: list[float]) -> float:
+    return round(max(returns, default=0), 2)
 
 
 def _keep_busy(world: World, accepted: list[str], jobs: int) -> None:
@@ -74,7 +85,7 @@ def _keep_busy(world: World, accepted: list[str], jobs: int) -> None:
     try:
         waiting = len(world.client.list(state="queued", limit=100).jobs)
         for number in range(len(accepted), min(jobs, len(accepted) + BACKLOG - waiting)):
-            accepted.append(world.client.submit(f"job {number}", **SMALL).id)
+            accepted.append(world.submit(f"job {number}").id)
     except LtxqError:
         world.counts["calls refused while Redis was away"] += 1
 
@@ -83,14 +94,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--pipeline", choices=list(PAUSES), default="instant")
+    parser.add_argument("--append", type=Path, help="A file of results, one JSON object a line.")
     parser.add_argument("--share", type=float, default=1.0, help="of a whole storm's faults")
     options = parser.parse_args()
-    print(f"SEED={options.seed}", flush=True)
+    print(f"SEED={options.seed} PIPELINE={options.pipeline}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ltxq-chaos-") as folder:
-        for name, value in storm(
-            Path(folder), options.seed, jobs=options.jobs, share=options.share
-        ).items():
-            print(f"{name}: {value}")
+        figures = storm(
+            Path(folder),
+            options.seed,
+            jobs=options.jobs,
+            share=options.share,
+            pipeline=options.pipeline,
+        )
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    if options.append:
+        with options.append.open("a") as results:
+            results.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,16 +17,20 @@ from world import World
 from ltxq.celery import make_app
 from ltxq.job import Job
 from ltxq.ledger import PREFIX
+from ltxq.settings import Settings
 from ltxq_worker.pipeline.instant import read_mark, request_tag
+
+MAX_LOST = Settings.model_fields["max_lost"].default
 
 
 def wait_until_calm(world: World, jobs: list[str], *, within: float) -> list[Job]:
-    """Every job once it is final and Celery has been told."""
+    """Every job once it is final, and Celery and its webhook have been told."""
     end = time.monotonic() + within
     finished = [world.client.wait(job_id, max(1, end - time.monotonic())) for job_id in jobs]
     with redis.Redis.from_url(world.redis.url, socket_timeout=5) as server:
-        while server.zcard(f"{PREFIX}unreported") and time.monotonic() < end:
-            time.sleep(0.2)
+        for index in ("unreported", "webhooks"):
+            while server.zcard(f"{PREFIX}{index}") and time.monotonic() < end:
+                time.sleep(0.2)
     return finished
 
 
@@ -36,6 +40,7 @@ def check_jobs(world: World, jobs: list[Job]) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     for job in jobs:
         outcomes[job.error.code if job.error else job.state] += 1
+        _check_that_it_may_end_so(world, job)
         celery = AsyncResult(job.id, app=app)
         expected = {"succeeded": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
         assert celery.state == expected[job.state], (job.id, job.state, celery.state)
@@ -55,11 +60,46 @@ def check_jobs(world: World, jobs: list[Job]) -> Counter[str]:
     return outcomes
 
 
+def _check_that_it_may_end_so(world: World, job: Job) -> None:
+    """A storm of this kind gives a job three ways to end, two of them for a reason."""
+    code = job.error.code if job.error else None
+    assert job.finished
+    assert code in (None, "cancelled", "worker_lost"), (job.id, job.error)
+    if code == "cancelled":
+        assert job.id in world.cancelled, job.id
+    if code == "worker_lost":
+        assert job.attempts >= MAX_LOST, job
+
+
+def check_webhooks(world: World, jobs: list[Job]) -> Counter[str]:
+    """Each job's event arrived, under one id that is no other's, and says what the ledger says."""
+    counts: Counter[str] = Counter()
+    ids: dict[str, set[str]] = {}
+    taken: set[str] = set()
+    by_id = {job.id: job for job in jobs}
+    for call in world.receiver.calls:
+        event = call.event  # its signature is checked
+        told, job = event["data"], by_id[event["data"]["id"]]
+        ids.setdefault(job.id, set()).add(call.headers["webhook-id"])
+        assert told["state"] == job.state, (job.id, told["state"], job.state)
+        if job.result:
+            assert told["result"]["sha256"] == job.result.sha256, job.id
+        counts["deliveries"] += 1
+        counts["repeated"] += job.id in taken
+        if call.taken:
+            taken.add(job.id)
+    assert taken == by_id.keys(), by_id.keys() - taken
+    assert all(len(of_job) == 1 for of_job in ids.values()), ids
+    assert len({event_id for of_job in ids.values() for event_id in of_job}) == len(jobs)
+    return counts
+
+
 def check_nothing_is_left(world: World) -> None:
     """No lease, no queued job, no spool file, and after SIGTERM no process."""
     with redis.Redis.from_url(world.redis.url, socket_timeout=5) as server:
         assert server.zcard(f"{PREFIX}running") == 0
         assert server.zcard(f"{PREFIX}unreported") == 0
+        assert server.zcard(f"{PREFIX}webhooks") == 0
         assert not list(server.scan_iter(f"{PREFIX}waiting:*"))
     for name, host in world.hosts.items():
         assert host.stop() == 0, f"{name} did not end well:\n{host.log[-3000:]}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,15 +21,20 @@ from typing import Self
 import psutil
 import redis
 
-from fleet import Fleet, eventually, worker_environment
+from fleet import SMALL, Fleet, eventually, worker_environment
 from ltxq import Client, LtxqError
-from ltxq.ledger import Ledger
+from ltxq.job import Job
+from ltxq.ledger import Held, Ledger
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer, S3Server
+from receiver import LOOPBACK, SECRET, Answer, Handler, Receiver
 
 LEASE = 5.0  # seconds: short, so that a lost lease is part of the storm
 DENOISE = 3.5  # seconds a clip takes on the instant pipeline: 200 jobs outlast the storm
 HOSTS = ("red", "blue")
+PAUSES = {"instant": (0.2, 1.5), "tiny": (1.0, 6.0)}  # seconds from a fault to the next: a worker
+# with the tiny model needs ten to start, and most kills should hit one at work
+AT_WORK = 0.8  # share of the kills that do so for certain
 
 
 @dataclass
@@ -38,18 +45,29 @@ class World:
     random: random.Random
     model: str = "instant"
     counts: Counter[str] = field(default_factory=Counter)
-    recoveries: list[float] = field(default_factory=list)  # seconds from a kill to the job's return
+    cancelled: set[str] = field(default_factory=set)  # jobs somebody asked to cancel
+    # Seconds from a kill to the return of the job it hit.
+    worker_returns: list[float] = field(default_factory=list)
+    host_returns: list[float] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.redis = RedisServer.start(self.folder / "redis")
         self.s3 = S3Server.start(self.folder / "s3")
         os.environ.update(self.s3.credentials)
+        self.receiver = Receiver()
+        self.receiver.otherwise = _moody(random.Random(self.random.random()))
         self.environment = {
             **worker_environment(self.redis.url, self.s3, self.folder / "spool"),
             "LTXQ_LEASE": str(LEASE),
             "LTXQ_INSTANT_SECONDS": str(DENOISE),
             "LTXQ_DEFAULT_MODEL": self.model,
+            "LTXQ_MODEL_DIR": str(self.folder / "models"),
+            "LTXQ_WEBHOOK_SECRET": SECRET,
+            "LTXQ_WEBHOOK_ALLOW": LOOPBACK,
+            "OMP_NUM_THREADS": "1",  # four workers share few cores
         }
+        if self.model != "instant":
+            _make_model(self.folder / "models" / self.model)
         self.settings = Settings(
             url=self.redis.url,
             default_model=self.model,
@@ -71,8 +89,13 @@ class World:
             host.__exit__(*exc)
         self.client.close()
         self.ledger.close()
+        self.receiver.stop()
         self.s3.stop()
         self.redis.stop()
+
+    def submit(self, prompt: str) -> Job:
+        """A small clip, with a webhook."""
+        return self.client.submit(prompt, webhook_url=self.receiver.url, **SMALL)
 
     def faults(self, counts: dict[str, int]) -> list[Callable[[], None]]:
         """The storm: each fault so often, in an order drawn by the seed."""
@@ -81,17 +104,24 @@ class World:
         return drawn
 
     def kill_worker(self) -> None:
-        """kill -9 of a worker process, whatever it does just then."""
-        self._kill_and_watch(self._a_worker())
+        """kill -9 of a worker process, mostly of one with a job, whatever it does just then."""
+        worker = self._a_worker(at_work=self.random.random() < AT_WORK)
+        held = self._held(_name_of(worker))
+        _signal(worker, signal.SIGKILL)
+        self.counts["worker kills"] += 1
+        self.counts["of those, of a worker with a job"] += bool(held)
+        self._watch_return(held, self.worker_returns)
 
     def kill_host(self) -> None:
         """kill -9 of a supervisor and its workers at once; the host comes back."""
         name = self.random.choice(HOSTS)
         host = self.hosts[name]
         workers = host.workers()
+        held = [job for worker in workers for job in self._held(_name_of(worker))]
         host.supervisor.kill()
         for worker in workers:
             _signal(worker, signal.SIGKILL)
+        self._watch_return(held, self.host_returns)
         host.__exit__(None, None, None)
         self.counts["host kills"] += 1
         self.hosts[name] = self._start_host(name)
@@ -139,7 +169,9 @@ class World:
         try:
             jobs = [*self.client.list(state="running").jobs, *self.client.list(state="queued").jobs]
             if jobs:
-                self.client.cancel(self.random.choice(jobs).id)
+                job_id = self.random.choice(jobs).id
+                self.cancelled.add(job_id)
+                self.client.cancel(job_id)
                 self.counts["cancels"] += 1
         except LtxqError:
             self.counts["calls refused while Redis was away"] += 1
@@ -147,8 +179,12 @@ class World:
     def _start_host(self, name: str) -> Fleet:
         return Fleet(self.environment, model=self.model, gpus="cpu,cpu", name=name)
 
-    def _a_worker(self) -> psutil.Process:
-        """A worker process that lives, of any host; waits for one where all were just killed."""
+    def _a_worker(self, *, at_work: bool = False) -> psutil.Process:
+        """A worker process that lives, of any host; waits for one where all were just killed.
+
+        Args:
+            at_work: one that has a job, if any has.
+        """
         found: list[psutil.Process] = []
 
         def look() -> bool:
@@ -156,29 +192,62 @@ class World:
             return bool(found)
 
         eventually(look)
-        return self.random.choice(found)
+        busy = [worker for worker in found if at_work and self._held(_name_of(worker))]
+        return self.random.choice(busy or found)
 
-    def _kill_and_watch(self, worker: psutil.Process) -> None:
-        held = self.ledger.held(_name_of(worker))
+    def _held(self, name: str) -> list[Held]:
+        """What a worker has; nothing while Redis is away."""
+        try:
+            return list(self.ledger.held(name))
+        except LtxqError:
+            return []
+
+    def _watch_return(self, held: list[Held], returns: list[float]) -> None:
+        """Note how long it takes until what was `held` is queued, final or another's."""
         killed = time.monotonic()
-        _signal(worker, signal.SIGKILL)
-        self.counts["worker kills"] += 1
 
-        def watch() -> None:
-            for job in held:
-                while time.monotonic() - killed < 60:
-                    try:
-                        now = self.client.get(job.job_id)
-                    except LtxqError:
-                        continue
-                    if now.state != "running" or now.attempts > job.token:
-                        self.recoveries.append(time.monotonic() - killed)
-                        break
-                    time.sleep(0.05)
+        def watch(job: Held) -> None:
+            while time.monotonic() - killed < 60:
+                try:
+                    now = self.client.get(job.job_id)
+                except LtxqError:
+                    continue
+                if now.state != "running" or now.attempts > job.token:
+                    returns.append(time.monotonic() - killed)
+                    return
+                time.sleep(0.05)
+            returns.append(float("inf"))
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        self._watches.append(thread)
+        for job in held:
+            thread = threading.Thread(target=watch, args=(job,))
+            thread.start()
+            self._watches.append(thread)
+
+
+def _make_model(folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def _moody(draw: random.Random) -> Callable[[str], Answer]:
+    """Answers of a receiver that fails every tenth event once, half of these without a word."""
+    failed: set[str] = set()
+
+    def hang_up(handler: Handler) -> None:
+        handler.close_connection = True
+
+    def answer(event_id: str) -> Answer:
+        mood = draw.random()
+        if mood > 0.1 or event_id in failed:
+            return 204
+        failed.add(event_id)
+        return hang_up if mood < 0.05 else 500
+
+    return answer
 
 
 def _signal(process: psutil.Process, number: int) -> None:
