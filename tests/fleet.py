@@ -77,6 +77,10 @@ class Fleet:
             return []
         return [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
 
+    def worker(self, name: str) -> psutil.Process:
+        """The process of the worker of that name, as the ledger knows it."""
+        return next(worker for worker in self.workers() if name_of(worker) == name)
+
     def wait_for(self, pattern: str, *, times: int = 1) -> re.Match[str]:
         """Until the log has `pattern` that often; the last match."""
 
@@ -104,6 +108,15 @@ class Fleet:
             with self._news:
                 self.log += line
                 self._news.notify_all()
+
+
+def name_of(worker: psutil.Process) -> str:
+    """A worker's name in the ledger, from its command line; '' when it has just gone."""
+    try:
+        words = worker.cmdline()
+    except psutil.NoSuchProcess:
+        return ""
+    return words[words.index("--name") + 1] if "--name" in words else ""
 
 
 def eventually(check: Callable[[], object], *, within: float = PATIENCE) -> None:

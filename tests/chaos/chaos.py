@@ -53,8 +53,10 @@ def storm(
     with World(folder, draw, model=pipeline) as world:
         accepted: list[str] = []
         faults = world.faults(counts)
+        all_faults = len(faults)
         while faults or len(accepted) < jobs:
-            _keep_busy(world, accepted, jobs)
+            due = jobs * (1 - len(faults) / all_faults)  # as many as make them last to the end
+            _keep_busy(world, accepted, min(jobs, round(due) + BACKLOG))
             if faults:
                 faults.pop()()
             time.sleep(draw.uniform(*PAUSES[pipeline]) if faults else 0)
@@ -80,11 +82,11 @@ def _slowest(returns: list[float]) -> float:
     return round(max(returns, default=0), 2)
 
 
-def _keep_busy(world: World, accepted: list[str], jobs: int) -> None:
+def _keep_busy(world: World, accepted: list[str], due: int) -> None:
     """Submit until a backlog waits, so that every fault finds the workers at work."""
     try:
         waiting = len(world.client.list(state="queued", limit=100).jobs)
-        for number in range(len(accepted), min(jobs, len(accepted) + BACKLOG - waiting)):
+        for number in range(len(accepted), min(due, len(accepted) + BACKLOG - waiting)):
             accepted.append(world.submit(f"job {number}").id)
     except LtxqError:
         world.counts["calls refused while Redis was away"] += 1

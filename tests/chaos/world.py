@@ -21,7 +21,7 @@ from typing import Self
 import psutil
 import redis
 
-from fleet import SMALL, Fleet, eventually, worker_environment
+from fleet import SMALL, Fleet, eventually, name_of, worker_environment
 from ltxq import Client, LtxqError
 from ltxq.job import Job
 from ltxq.ledger import Held, Ledger
@@ -34,7 +34,7 @@ DENOISE = 3.5  # seconds a clip takes on the instant pipeline: 200 jobs outlast 
 HOSTS = ("red", "blue")
 PAUSES = {"instant": (0.2, 1.5), "tiny": (1.0, 6.0)}  # seconds from a fault to the next: a worker
 # with the tiny model needs ten to start, and most kills should hit one at work
-AT_WORK = 0.8  # share of the kills that do so for certain
+AT_WORK, AT_WORK_SECONDS = 0.8, 3.0  # share of the kills that wait for one, and how long
 
 
 @dataclass
@@ -106,7 +106,7 @@ class World:
     def kill_worker(self) -> None:
         """kill -9 of a worker process, mostly of one with a job, whatever it does just then."""
         worker = self._a_worker(at_work=self.random.random() < AT_WORK)
-        held = self._held(_name_of(worker))
+        held = self._held(name_of(worker))
         _signal(worker, signal.SIGKILL)
         self.counts["worker kills"] += 1
         self.counts["of those, of a worker with a job"] += bool(held)
@@ -117,7 +117,7 @@ class World:
         name = self.random.choice(HOSTS)
         host = self.hosts[name]
         workers = host.workers()
-        held = [job for worker in workers for job in self._held(_name_of(worker))]
+        held = [job for worker in workers for job in self._held(name_of(worker))]
         host.supervisor.kill()
         for worker in workers:
             _signal(worker, signal.SIGKILL)
@@ -183,16 +183,18 @@ class World:
         """A worker process that lives, of any host; waits for one where all were just killed.
 
         Args:
-            at_work: one that has a job, if any has.
+            at_work: one that has a job, if any gets one soon.
         """
         found: list[psutil.Process] = []
+        busy: list[psutil.Process] = []
+        soon = time.monotonic() + AT_WORK_SECONDS
 
         def look() -> bool:
             found[:] = [worker for host in self.hosts.values() for worker in host.workers()]
-            return bool(found)
+            busy[:] = [worker for worker in found if at_work and self._held(name_of(worker))]
+            return bool(busy) or (bool(found) and (not at_work or time.monotonic() > soon))
 
         eventually(look)
-        busy = [worker for worker in found if at_work and self._held(_name_of(worker))]
         return self.random.choice(busy or found)
 
     def _held(self, name: str) -> list[Held]:
@@ -255,12 +257,3 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return  # gone by itself, or by another fault
-
-
-def _name_of(worker: psutil.Process) -> str:
-    """The worker's name in the ledger, from its command line; '' when it has just gone."""
-    try:
-        words = worker.cmdline()
-    except psutil.NoSuchProcess:
-        return ""
-    return words[words.index("--name") + 1] if "--name" in words else ""

@@ -32,6 +32,7 @@ def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
         worker="w",
         spool=tmp_path,
         report_outcome=lambda job_id: None,
+        announce=lambda ticket: None,
     )
     ledger.close()
 

@@ -36,7 +36,7 @@ from fleet import (
 )
 from ltxq import Client
 from ltxq.celery import announce, make_app
-from ltxq.ledger import PREFIX, Ledger, Ticket, queue_name
+from ltxq.ledger import PREFIX, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import RedisServer, S3Server
@@ -251,49 +251,6 @@ def _the_other_takes_the_next(own: dict[str, str], client: Client) -> None:
     client.cancel(long.id)
 
 
-def test_a_killed_workers_job_is_given_back_and_done(own: dict[str, str], client: Client) -> None:
-    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
-        fleet.wait_until_ready()
-        job = wait_until_running(client, client.submit("a fox", **SMALL))
-        (worker,) = fleet.workers()
-        worker.kill()
-        fleet.wait_for(f"{job.id} is queued again")
-        done = client.wait(job.id, PATIENCE)
-        assert (done.state, done.attempts) == ("succeeded", 2)
-        assert done.result_or_raise().key == f"{job.id}/2/clip.mp4"
-
-
-def test_a_dead_supervisors_workers_give_back_and_end(own: dict[str, str], client: Client) -> None:
-    with Fleet({**own, **SLOW}) as fleet:
-        fleet.wait_until_ready()
-        job = wait_until_running(client, client.submit("a fox", **SMALL))
-        (worker,) = fleet.workers()
-        fleet.supervisor.kill()
-        worker.wait(PATIENCE)
-        assert client.get(job.id).state == "queued"
-
-
-def test_sigterm_lets_the_running_job_finish(own: dict[str, str], client: Client) -> None:
-    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
-        fleet.wait_until_ready()
-        running = wait_until_running(client, client.submit("a fox", **SMALL))
-        waiting = client.submit("a bear", **SMALL)
-        assert fleet.stop() == 0
-        assert client.get(running.id).state == "succeeded"
-        assert client.get(waiting.id).state == "queued"
-
-
-def test_a_second_sigterm_gives_the_running_job_back(own: dict[str, str], client: Client) -> None:
-    with Fleet({**own, **SLOW}) as fleet:
-        fleet.wait_until_ready()
-        job = wait_until_running(client, client.submit("a fox", **SMALL))
-        fleet.supervisor.terminate()
-        fleet.wait_for("draining")
-        assert fleet.stop() == 0
-        again = client.get(job.id)
-        assert (again.state, again.attempts) == ("queued", 1)
-
-
 def test_the_spool_is_empty_when_work_is_done(own: dict[str, str], client: Client) -> None:
     spool = Path(own["LTXQ_SPOOL_DIR"])
     (spool / "cpu0_host" / "clip-of-a-dead-process").mkdir(parents=True)
@@ -322,14 +279,6 @@ def test_a_worker_that_can_never_start_says_why_and_ends(own: dict[str, str]) ->
         assert "Traceback" not in fleet.log
 
 
-def test_a_lost_message_is_found_by_the_sweep(fleet: Fleet, client: Client) -> None:
-    ledger = Ledger.from_settings(Settings(url=url_of(client)))
-    job_id = "video_without_a_message"
-    ledger.submit(job_id, client.submit("a fox", **SMALL).request)
-    assert client.wait(job_id, PATIENCE).state == "succeeded"
-    ledger.close()
-
-
 def test_a_result_celery_was_not_told_of_is_stored_by_the_sweep(
     fleet: Fleet, client: Client, plain: Celery
 ) -> None:
@@ -340,22 +289,6 @@ def test_a_result_celery_was_not_told_of_is_stored_by_the_sweep(
     server.delete(f"celery-task-meta-{job.id}")
     server.zadd(f"{PREFIX}unreported", {job.id: 0})
     eventually(lambda: AsyncResult(job.id, app=plain).state == "SUCCESS")
-
-
-def test_work_goes_on_after_a_restart_of_redis(s3_server: S3Server, tmp_path: Path) -> None:
-    server = RedisServer.start(tmp_path / "redis")
-    environment = worker_environment(server.url, s3_server, tmp_path / "spool")
-    with Fleet({**environment, "LTXQ_INSTANT_SECONDS": "3"}) as fleet:
-        fleet.wait_until_ready()
-        with Client(server.url) as client:
-            job = wait_until_running(client, client.submit("a fox", model="instant", **SMALL))
-            server.stop()
-            server = RedisServer.start(tmp_path / "redis", port=server.port)
-            done = client.wait(job.id, PATIENCE)
-            assert (done.state, done.attempts) == ("succeeded", 1)
-            next_job = client.submit("a bear", model="instant", **SMALL)
-            assert client.wait(next_job.id, PATIENCE).state == "succeeded"
-    server.stop()
 
 
 def test_no_process_is_left_behind(own: dict[str, str]) -> None:
@@ -448,50 +381,3 @@ def test_the_clip_of_an_earlier_claim_is_removed_when_a_later_one_finishes(
         assert done.attempts == 2
         eventually(lambda: not list(storage.list(f"{job.id}/1/")))
         assert len(list(storage.list(f"{job.id}/2/"))) == 4
-
-
-def test_a_job_that_takes_its_workers_down_fails_as_worker_lost(
-    own: dict[str, str], client: Client
-) -> None:
-    with Fleet({**own, **SLOW, "LTXQ_MAX_LOST": "2"}) as fleet:
-        fleet.wait_until_ready()
-        job = client.submit("a fox", **SMALL)
-        for times in (1, 2):
-            wait_until_running(client, job)
-            fleet.workers()[0].kill()
-            fleet.wait_until_ready(times=times + 1)
-        error = client.wait(job.id, PATIENCE).error
-        assert error is not None
-        assert error.code == "worker_lost"
-
-
-HANGING = """
-import threading
-import ltxq_worker.supervisor
-from ltxq_worker.pipeline.instant import InstantPipeline
-
-ltxq_worker.supervisor.HUNG_SECONDS = 1.0
-generate = InstantPipeline.generate
-
-def hang(self, request, report):
-    if request.prompt == "hang":
-        threading.Event().wait()  # as a call that never comes back from the GPU
-    return generate(self, request, report)
-
-InstantPipeline.generate = hang
-"""
-
-
-def test_a_job_that_hangs_is_ended_and_its_worker_replaced(
-    own: dict[str, str], client: Client, tmp_path: Path
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(HANGING)  # Python loads it at every start
-    environment = {**own, "PYTHONPATH": str(tmp_path), "LTXQ_MAX_LOST": "2"}
-    with Fleet(environment) as fleet:
-        fleet.wait_until_ready()
-        hanging = client.submit("hang", timeout=1, **SMALL)
-        after = client.submit("a fox", **SMALL)
-        done = client.wait(hanging.id, PATIENCE)
-        assert done.error is not None
-        assert (done.error.code, done.attempts) == ("timed_out", 2)
-        assert client.wait(after.id, PATIENCE).state == "succeeded"

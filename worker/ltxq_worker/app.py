@@ -244,6 +244,7 @@ def _prepare(options: argparse.Namespace, supervisor: Supervisor) -> tuple[Runne
         worker=options.name,
         spool=options.spool,
         report_outcome=lambda job_id: report_outcome(app, ledger, job_id),
+        announce=lambda ticket: announce(app, ticket),
     )
     app = build_app(runner, settings)
     return runner, app

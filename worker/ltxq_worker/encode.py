@@ -55,11 +55,11 @@ def encode(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> E
 
     Raises:
         PermanentError: the frames or the sound are not what the request asks for.
-        StorageUnavailable: the disk is full.
+        DiskFull
         Whatever `clip.frames` or `report` raise. No file stays behind then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _full_disk_named(folder):
+    with full_disk_named(folder):
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
         try:
             _encode_while_decoding(clip, request, unfinished, report)
@@ -85,7 +85,7 @@ def write_sidecar(
     clip. `timings`: seconds by stage.
 
     Raises:
-        StorageUnavailable: the disk is full.
+        DiskFull
     """
     files = {"mp4", "poster", "spritesheet"}
     about = {
@@ -98,7 +98,7 @@ def write_sidecar(
         "clip": {name: value for name, value in asdict(encoded).items() if name not in files},
     }
     unfinished = path.with_name(f".unfinished-{path.name}")
-    with _full_disk_named(path.parent):
+    with full_disk_named(path.parent):
         try:
             text = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False)
             unfinished.write_text(text + "\n", encoding="utf-8")
@@ -198,14 +198,19 @@ def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> 
     )
 
 
+class DiskFull(StorageUnavailable):
+    """The disk that clips are written to before they are uploaded has no room."""
+
+
 @contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises DiskFull for what the system says when the disk of `folder` is full."""
     try:
         yield
     except OSError as exc:
         if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StorageUnavailable(
+        raise DiskFull(
             f"The disk that holds {folder} is full.",
             hint="Free space there, or set LTXQ_SPOOL_DIR to a folder on another disk.",
         ) from exc

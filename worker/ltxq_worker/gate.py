@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from types import MethodType
 from typing import Any
 
@@ -20,6 +21,7 @@ class Gate:
         self._threads = threads
         self._on_gpu: dict[str, bool] = {}
         self._closed = False
+        self._paused_until = 0.0
         self._lock = threading.Lock()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -29,9 +31,16 @@ class Gate:
         with self._lock:
             return (
                 not self._closed
+                and time.monotonic() >= self._paused_until
                 and len(self._on_gpu) < self._threads
                 and not any(self._on_gpu.values())
             )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no message is taken, though the GPU is free, until one in hand is done with."""
+        with self._lock:
+            return len(self._on_gpu) >= self._threads and not any(self._on_gpu.values())
 
     def __contains__(self, delivery: str) -> bool:
         """Whether the message was let in."""
@@ -55,6 +64,14 @@ class Gate:
         with self._lock:
             self._on_gpu.pop(delivery, None)
         self._wake()
+
+    def pause(self, seconds: float) -> None:
+        """Take no more messages for a while."""
+        with self._lock:
+            self._paused_until = time.monotonic() + seconds
+        wake = threading.Timer(seconds, self._wake)
+        wake.daemon = True
+        wake.start()
 
     def close(self) -> None:
         """Take no more messages, for good."""

@@ -5,6 +5,7 @@ soon as the frames are decoded; the rest goes on beside the next job.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
 from ltxq.settings import Settings
 from ltxq.storage import Storage, clip_keys
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
-from ltxq_worker.encode import Encoded, encode, write_sidecar
+from ltxq_worker.encode import DiskFull, Encoded, encode, full_disk_named, write_sidecar
 from ltxq_worker.gate import Gate
-from ltxq_worker.pipeline import Clip, Pipeline
+from ltxq_worker.pipeline import Clip, DeviceBroken, Pipeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ltxq.worker")
 
 LISTEN_SECONDS = 1.0  # between looks at whether to go on listening
+FULL_DISK_SECONDS = 30.0  # without new jobs after the spool's disk was full
 
 
 @dataclass(kw_only=True)
@@ -47,9 +49,12 @@ class Runner:
     worker: str  # this worker's stable name
     spool: Path  # this worker's own folder for clips on their way to storage
     report_outcome: Callable[[str], None]  # tells Celery of a job's final state
+    announce: Callable[[Ticket], None]  # wakes a worker for a job that is queued again
+    end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
 
     def __post_init__(self) -> None:
         self._attempts: dict[str, Attempt] = {}  # by delivery
+        self._said_full = False  # that no more jobs are taken, for storage does not answer
 
     def run(self, ticket: Ticket, delivery: str) -> VideoResult | JobError | None:
         """Claim the ticket's job and bring it to a final state.
@@ -73,6 +78,9 @@ class Runner:
         except ClaimLost:
             log.warning("%s was lost to another claim; dropped", ticket.job_id)
             self._remove_objects(claim)
+            return None
+        except DiskFull as exc:
+            self._postpone(claim, exc)
             return None
         finally:
             self._attempts.pop(delivery, None)
@@ -106,10 +114,13 @@ class Runner:
 
     def _outcome(self, attempt: Attempt, delivery: str) -> VideoResult | JobError:
         try:
-            with tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder:
+            with (
+                full_disk_named(self.spool),
+                tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder,
+            ):
                 encoded = self._make(attempt, delivery, Path(folder))
                 return self._upload(attempt, encoded, Path(folder))
-        except ClaimLost:
+        except (ClaimLost, DiskFull):
             raise
         except Cancelled:
             return CANCELLED
@@ -137,6 +148,11 @@ class Runner:
             clip = self.pipeline.generate(request, attempt.report)
             clip = Clip(frames=_then(clip.frames, free_gpu), sound=clip.sound)
             encoded = encode(clip, request, folder, attempt.report)
+        except DeviceBroken as exc:
+            # At once: the ledger must still know that it was this job that had the GPU.
+            log.error("%s: %s. This process is replaced.", attempt.claim.job_id, exc)
+            self.end_process()
+            raise
         finally:
             free_gpu()
         attempt.encoded()
@@ -183,20 +199,46 @@ class Runner:
             timings=attempt.end_timings(),
         )
 
+    def _postpone(self, claim: Claim, exc: DiskFull) -> None:
+        """Another worker may have room. It counts as a lost one: no job is made for ever."""
+        log.error(
+            "%s is given back, and no job taken for %g s: %s", claim.job_id, FULL_DISK_SECONDS, exc
+        )
+        self.gate.pause(FULL_DISK_SECONDS)
+        try:
+            returned = self.ledger.give_back(claim, charged=True, why=exc.as_job_error())
+            if returned.ticket:
+                self.announce(returned.ticket)
+            elif returned.state != "lost":
+                self.report_outcome(claim.job_id)
+        except LtxqError as unavailable:
+            log.warning("%s: %s The sweep does it.", claim.job_id, unavailable)
+
     def _put(self, attempt: Attempt, key: str, path: Path, content_type: str) -> None:
         def put() -> None:
             attempt.check()
             self.storage.put(key, path, content_type)
 
+        def wait(state: Any) -> None:
+            log.warning("%s waits for storage: %s", attempt.claim.job_id, _error(state))
+            if self.gate.is_full and not self._said_full:
+                self._said_full = True
+                log.error(
+                    "No more jobs are taken: the spool holds as many finished clips as "
+                    "LTXQ_SPOOL_JOBS=%d allows. They are kept, and uploaded when storage answers.",
+                    self.settings.spool_jobs,
+                )
+
         Retrying(
             retry=retry_if_exception_type(StorageUnavailable),
             stop=stop_after_delay(self.settings.upload_patience),
             wait=wait_exponential_jitter(multiplier=0.5, max=30),
-            before_sleep=lambda state: log.warning(
-                "%s waits for storage: %s", attempt.claim.job_id, _error(state)
-            ),
+            before_sleep=wait,
             reraise=True,
         )(put)
+        if self._said_full:
+            self._said_full = False
+            log.info("Storage answers: jobs are taken again.")
 
     def _finish(
         self, attempt: Attempt, outcome: VideoResult | JobError

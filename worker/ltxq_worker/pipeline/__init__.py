@@ -44,6 +44,10 @@ class Clip:
     sound: Sound | None
 
 
+class DeviceBroken(Exception):
+    """The GPU refuses all further work from this process: only a new one can use it again."""
+
+
 class Pipeline(Protocol):
     """A model, loaded and warm."""
 
@@ -56,4 +60,5 @@ class Pipeline(Protocol):
         Raises:
             InvalidRequest: the prompt has more than 1,024 tokens.
             OutOfMemory: the card cannot hold it; the message names the largest size that fits.
+            DeviceBroken: also from taking frames.
         """

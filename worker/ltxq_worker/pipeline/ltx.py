@@ -32,7 +32,7 @@ from ltxq_worker.models import resident
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
-from ltxq_worker.pipeline import Clip, Report, Sound, memory
+from ltxq_worker.pipeline import Clip, DeviceBroken, Report, Sound, memory
 from ltxq_worker.pipeline.denoise import STEPS, LibraryTransformer, denoise
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
@@ -111,8 +111,7 @@ class LtxPipeline:
         try:
             return self._generate(request, shape, request.seed, report)
         except (RuntimeError, MemoryError) as exc:
-            if not _is_out_of_memory(exc):
-                raise
+            _raise_unless_out_of_memory(exc)
         # Here the error and the tensors its traceback held are gone.
         raise self._out_of_memory(shape)
 
@@ -173,8 +172,7 @@ class LtxPipeline:
                 report("decode", done, shape.num_frames)
             return
         except (RuntimeError, MemoryError) as exc:
-            if not _is_out_of_memory(exc):
-                raise
+            _raise_unless_out_of_memory(exc)
         raise self._out_of_memory(shape)
 
     def _refuse_what_cannot_fit(self, shape: memory.Shape) -> None:
@@ -240,11 +238,29 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
+# How CUDA's libraries begin what they say; the first is torch's for CUDA itself.
+_BROKEN = ("CUDA error", "CUDA driver error", "CUBLAS_STATUS_", "cuDNN error", "CUFFT_")
+# Where memory ran out beside torch's allocator; on a CPU torch has no type for it.
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+
+
 def _is_out_of_memory(exc: BaseException) -> bool:
-    # On a CPU torch has no type for it.
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(exc)
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(exc) for sign in _OUT_OF_MEMORY
     )
+
+
+def _raise_unless_out_of_memory(exc: BaseException) -> None:
+    """Called in an `except`.
+
+    Raises:
+        DeviceBroken: after an error of CUDA's own no further call succeeds in this process.
+    """
+    if _is_out_of_memory(exc):
+        return
+    if isinstance(exc, torch.AcceleratorError) or any(sign in str(exc) for sign in _BROKEN):
+        raise DeviceBroken(str(exc).splitlines()[0]) from exc
+    raise exc
 
 
 def _free(device: torch.device) -> None:

@@ -1,0 +1,71 @@
+"""SIGTERM, once and twice, and rolling restarts under load."""
+
+from __future__ import annotations
+
+import threading
+
+from fleet import PATIENCE, SLOW, SMALL, Fleet, wait_until_running
+from ltxq import Client
+from ltxq.job import Job
+
+
+def test_the_first_lets_the_running_job_finish_and_takes_no_more(
+    own: dict[str, str], client: Client
+) -> None:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
+        fleet.wait_until_ready()
+        running = wait_until_running(client, client.submit("a fox", **SMALL))
+        waiting = client.submit("a bear", **SMALL)
+        assert fleet.stop() == 0
+        done = client.get(running.id)
+        assert (done.state, done.attempts) == ("succeeded", 1)
+        assert client.get(waiting.id).state == "queued"
+
+
+def test_an_idle_worker_ends_at_once(own: dict[str, str], client: Client) -> None:
+    with Fleet(own) as fleet:
+        fleet.wait_until_ready()
+        assert fleet.stop() == 0
+        assert fleet.workers() == []
+
+
+def test_a_second_one_gives_the_running_job_back(own: dict[str, str], client: Client) -> None:
+    with Fleet({**own, **SLOW}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        fleet.supervisor.terminate()
+        fleet.wait_for("draining")
+        assert fleet.stop() == 0
+        again = client.get(job.id)
+        assert (again.state, again.attempts) == ("queued", 1)
+
+
+def test_rolling_restarts_of_two_hosts_under_load_lose_nothing(
+    own: dict[str, str], client: Client
+) -> None:
+    environment = {**own, "LTXQ_INSTANT_SECONDS": "0.4"}
+    hosts = {name: Fleet(environment, name=name).wait_until_ready() for name in ("red", "blue")}
+    jobs: list[Job] = []
+    enough = threading.Event()
+
+    def load() -> None:
+        while not enough.wait(0.15):
+            jobs.append(client.submit(f"fox {len(jobs)}", **SMALL))
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    try:
+        for name in ("red", "blue", "red"):
+            assert hosts[name].stop() == 0
+            hosts[name].__exit__(None, None, None)
+            hosts[name] = Fleet(environment, name=name).wait_until_ready()
+    finally:
+        enough.set()
+        loader.join(PATIENCE)
+        try:
+            ends = [client.wait(job.id, PATIENCE) for job in jobs]
+        finally:
+            for host in hosts.values():
+                host.__exit__(None, None, None)
+    assert len(ends) > 10
+    assert {(job.state, job.attempts) for job in ends} == {("succeeded", 1)}
