@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,12 +30,13 @@ class Fleet:
 
     def __init__(
         self, environment: Mapping[str, str], *, model: str = "instant", gpus: str = "cpu",
-        name: str = "host",
+        name: str = "host", inside: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        """`inside`: a command that runs the supervisor, as `unshare …` does."""
         self.log = ""
         self._news = threading.Condition()
         self.supervisor = subprocess.Popen(
-            [sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus,
+            [*inside, sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus,
              "--name", name],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,

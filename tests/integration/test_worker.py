@@ -10,13 +10,11 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import av
-import boto3
 import psutil
 import pytest
 import redis
@@ -251,17 +249,6 @@ def _the_other_takes_the_next(own: dict[str, str], client: Client) -> None:
     client.cancel(long.id)
 
 
-def test_the_spool_is_empty_when_work_is_done(own: dict[str, str], client: Client) -> None:
-    spool = Path(own["LTXQ_SPOOL_DIR"])
-    (spool / "cpu0_host" / "clip-of-a-dead-process").mkdir(parents=True)
-    with Fleet(own) as fleet:
-        fleet.wait_until_ready()
-        client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
-        eventually(lambda: not list((spool / "cpu0_host").iterdir()))
-        assert fleet.stop() == 0
-    assert [p.name for p in spool.iterdir()] == ["cpu0_host.lock"]
-
-
 def test_two_supervisors_do_not_share_a_place(
     fleet: Fleet, fleet_environment: dict[str, str]
 ) -> None:
@@ -311,45 +298,6 @@ def test_many_clients_many_jobs_none_lost(fleet: Fleet, client: Client) -> None:
             picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
         tags[read_mark(picture).tag] = job.id
     assert len(tags) == 40
-
-
-def test_a_clip_waits_for_storage_that_went_away(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    s3 = S3Server.start(tmp_path / "s3")
-    environment = worker_environment(redis_url, s3, tmp_path / "spool")
-    for name, value in s3.credentials.items():
-        monkeypatch.setenv(name, value)
-    with Fleet({**environment, "LTXQ_INSTANT_SECONDS": "2"}) as fleet, Client(redis_url) as client:
-        fleet.wait_until_ready()
-        job = wait_until_running(client, client.submit("a fox", model="instant", **SMALL))
-        s3.stop()
-        fleet.wait_for(f"{job.id} waits for storage")
-        other = client.submit("a bear", model="instant", **SMALL)
-        wait_until_running(client, other)  # the GPU goes on
-        with S3Server.start(
-            tmp_path / "s3",
-            port=s3.port,
-            access_key=s3.credentials["AWS_ACCESS_KEY_ID"],
-            secret_key=s3.credentials["AWS_SECRET_ACCESS_KEY"],
-        ):
-            for made in (job, other):
-                done = client.wait(made.id, PATIENCE)
-                assert (done.state, done.attempts) == ("succeeded", 1)
-                assert fetch(done.result_or_raise().url)
-
-
-def test_storage_that_says_no_fails_the_job_with_its_reason(
-    own: dict[str, str], redis_url: str, moto: S3
-) -> None:
-    with Fleet({**own, **moto.worker_environment}) as fleet, Client(redis_url) as client:
-        fleet.wait_until_ready()
-        with closing(boto3.Session().client("s3", endpoint_url=moto.endpoint)) as s3:
-            s3.delete_bucket(Bucket=moto.bucket)
-        job = client.wait(client.submit("a fox", model="instant", **SMALL).id, PATIENCE)
-    assert job.error is not None
-    assert (job.error.code, job.error.retryable) == ("storage_unavailable", False)
-    assert "NoSuchBucket" in job.error.message
 
 
 def test_a_deleted_job_takes_its_clip_along(fleet: Fleet, client: Client) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import ltxq_worker.run
 import ltxq_worker.supervisor
 from ltxq.ledger import Ledger
 from ltxq.storage import Storage
@@ -21,6 +22,8 @@ from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.run import Runner
 
 ltxq_worker.supervisor.HUNG_SECONDS = 1.0
+if "LTXQ_TEST_FULL_DISK_SECONDS" in os.environ:
+    ltxq_worker.run.FULL_DISK_SECONDS = float(os.environ["LTXQ_TEST_FULL_DISK_SECONDS"])
 now = threading.local()  # .claim: what this thread works on
 
 
