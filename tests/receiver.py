@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from fleet import PATIENCE
 
@@ -33,7 +33,8 @@ class Handler(BaseHTTPRequestHandler):
                 else receiver.otherwise(self.headers["webhook-id"])
             )
             taken = answer == 204
-            receiver.calls.append(Call(self.path, dict(self.headers), body, taken))
+            call = Call(self.path, dict(self.headers), body, taken, verified(self.headers, body))
+            receiver.calls.append(call)
             receiver.news.notify_all()
         if callable(answer):
             answer(self)
@@ -56,11 +57,22 @@ class Call:
     headers: dict[str, str]
     body: bytes
     taken: bool  # answered with success
+    verified: Any  # what it says, or what was wrong with its signature or age when it came
 
     @property
     def event(self) -> Any:
         """What it says, if its signature is right."""
-        return Webhook(SECRET).verify(self.body, self.headers)
+        if isinstance(self.verified, WebhookVerificationError):
+            raise self.verified
+        return self.verified
+
+
+def verified(headers: Mapping[str, str], body: bytes) -> Any:
+    """The event, or the error."""
+    try:
+        return Webhook(SECRET).verify(body, dict(headers))
+    except WebhookVerificationError as error:
+        return error
 
 
 class Receiver:
