@@ -185,3 +185,22 @@ def test_figures_are_the_measured_ones() -> None:
     shown = {row[0]: row[1] for row in table("figure")}
     assert len(shown) == 8
     assert shown == {name: f"{figures[name]:,.0f}" for name in shown}
+
+
+def test_the_storms_are_those_that_were_run() -> None:
+    lines = (ROOT / "bench" / "results" / "chaos.jsonl").read_text().splitlines()
+    storms = [json.loads(line) for line in lines]
+    assert [storm["pipeline"] for storm in storms].count("tiny") == 1
+    outcomes = [storm["outcomes"] for storm in storms]
+    worker, host = (f"slowest return of a killed {who}'s job (s)" for who in ("worker", "host"))
+    seen = [
+        len(storms),
+        sum(storm["jobs accepted"] for storm in storms),
+        sum(of_one["succeeded"] for of_one in outcomes),
+        sum(of_one["cancelled"] for of_one in outcomes),
+        sum(of_one.get("worker_lost", 0) for of_one in outcomes),
+        sum(storm["claims"] for storm in storms),
+        max(storm[worker] for storm in storms),
+        max(storm[host] for storm in storms),
+    ]
+    assert [row[1] for row in table("in all storms")] == [f"{figure:,}" for figure in seen]
