@@ -9,11 +9,12 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Collection, Generator, Iterator
 from typing import Any, Self
 
 from ltxq.errors import InvalidRequest, QueueUnavailable, WaitTimeout
-from ltxq.job import Job, JobPage, JobState, VideoRequest, new_job_id
+from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
+from ltxq.ledger import not_found
 from ltxq.settings import Settings
 from ltxq.transport import RedisTransport, Transport
 
@@ -33,6 +34,7 @@ class Client:
         url: the queue, `redis://…` or `rediss://…`; default `LTXQ_URL`.
         settings: everything else; default the environment.
         transport: another way to the queue, e.g. `ltxq.testing.MemoryTransport()`.
+        owner: jobs are submitted for this owner, and only theirs are seen; None: everybody's.
 
     Every method may raise `QueueUnavailable`, within 5 seconds of a queue that is away.
     """
@@ -43,11 +45,13 @@ class Client:
         *,
         settings: Settings | None = None,
         transport: Transport | None = None,
+        owner: str | None = None,
     ) -> None:
         if transport is None:
             settings = settings or Settings.read()
             transport = RedisTransport(settings.with_url(url) if url else settings)
         self._transport = transport
+        self._owner = owner
 
     def submit(
         self,
@@ -55,6 +59,7 @@ class Client:
         /,
         *,
         idempotency_key: str | None = None,
+        resent: bool | None = None,
         **fields: Any,
     ) -> Job:
         """Queue a clip: `submit("a prompt", num_frames=121)` or `submit(VideoRequest(…))`.
@@ -62,17 +67,21 @@ class Client:
         Args:
             idempotency_key: 1 to 255 characters of the caller's; the same key with the same
                 request gives the same job back instead of a second one.
+            resent: for callers without such keys. True: the answer to the same submission was
+                lost; if that arrived with False or True in the last ten minutes, its job is given
+                back.
 
         Raises:
             InvalidRequest: with each field that is wrong, why, and the nearest right values.
             IdempotencyConflict: the key was used for another request.
-            QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting.
+            QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting, or `LTXQ_MAX_QUEUED_PER_KEY` of the
+                owner's.
         """
         if isinstance(request, str):
             request = VideoRequest.parse({"prompt": request, **fields})
         elif fields:
             raise TypeError("give a VideoRequest or a prompt with fields, not both")
-        return self._submit(request, idempotency_key=idempotency_key)
+        return self._submit(request, idempotency_key=idempotency_key, resent=resent)
 
     def get(self, job_id: str) -> Job:
         """The job as it is now, the URLs of its result signed afresh.
@@ -80,7 +89,12 @@ class Client:
         Raises:
             JobNotFound
         """
-        return self._transport.get(job_id)
+        return self._own(self._transport.get(job_id))
+
+    def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Those of the jobs that exist, by id; cheaper than asking for each."""
+        jobs = self._transport.get_many(job_ids)
+        return {job_id: job for job_id, job in jobs.items() if self._owner in (None, job.owner)}
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job once it has succeeded, failed or been cancelled.
@@ -111,7 +125,7 @@ class Client:
             away_since: float | None = None
             while True:
                 try:
-                    job = self._transport.get(job_id)
+                    job = self.get(job_id)
                 except QueueUnavailable:
                     away_since = away_since or time.monotonic()
                     if last is None or time.monotonic() - away_since > OUTAGE_PATIENCE:
@@ -119,7 +133,8 @@ class Client:
                     job = last
                 else:
                     away_since = None
-                if job != last:
+                # An estimate that moves with the clock is no change of the job.
+                if last is None or job != last.model_copy(update={"eta_seconds": job.eta_seconds}):
                     yield job
                     last = job
                 if job.finished:
@@ -145,6 +160,7 @@ class Client:
         Raises:
             JobNotFound
         """
+        self._check_own(job_id)
         self._transport.cancel(job_id)
         return self._transport.get(job_id)
 
@@ -154,20 +170,32 @@ class Client:
         Raises:
             JobNotFound, QueueFull
         """
-        return self._submit(self._transport.get(job_id).request, retry_of=job_id)
+        return self._submit(self.get(job_id).request, retry_of=job_id)
 
     def list(
-        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        order: Order = "desc",
     ) -> JobPage:
-        """Jobs, newest submission first.
+        """Jobs in the order of their submission.
 
         Args:
             limit: 1 to 100.
             after: the `after` of the page before.
+            order: desc: the newest first; asc: the oldest.
         """
         if not 1 <= limit <= 100:
             raise InvalidRequest("limit: must be from 1 to 100", problems=(("limit", "1 to 100"),))
-        return self._transport.list(state=state, limit=limit, after=after)
+        return self._transport.list(
+            state=state, limit=limit, after=after, order=order, owner=self._owner
+        )
+
+    def models(self) -> dict[str, int]:
+        """The models that have, or had within a week, a worker; and how many are ready now."""
+        return self._transport.models()
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its clip.
@@ -175,6 +203,7 @@ class Client:
         Raises:
             JobNotFound, JobNotFinished
         """
+        self._check_own(job_id)
         self._transport.delete(job_id)
 
     def close(self) -> None:
@@ -193,6 +222,7 @@ class Client:
         *,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
+        resent: bool | None = None,
     ) -> Job:
         if idempotency_key is not None and not _is_key(idempotency_key):
             reason = "must be text of 1 to 255 characters"
@@ -203,11 +233,23 @@ class Client:
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         return self._transport.submit(
             new_job_id(),
-            request.settled(self._transport.default_model),
+            request,
             digest=digest,
             idempotency_key=idempotency_key,
             retry_of=retry_of,
+            resent=resent,
+            owner=self._owner,
         )
+
+    def _own(self, job: Job) -> Job:
+        """The job, if its owner may see it; nobody else learns that it exists."""
+        if self._owner not in (None, job.owner):
+            raise not_found(job.id)
+        return job
+
+    def _check_own(self, job_id: str) -> None:
+        if self._owner is not None:
+            self.get(job_id)
 
 
 def _is_key(key: object) -> bool:
@@ -225,8 +267,9 @@ class AsyncClient:
         *,
         settings: Settings | None = None,
         transport: Transport | None = None,
+        owner: str | None = None,
     ) -> None:
-        self._client = Client(url, settings=settings, transport=transport)
+        self._client = Client(url, settings=settings, transport=transport, owner=owner)
 
     async def submit(
         self,
@@ -234,16 +277,21 @@ class AsyncClient:
         /,
         *,
         idempotency_key: str | None = None,
+        resent: bool | None = None,
         **fields: Any,
     ) -> Job:
         """As `Client.submit`."""
         return await asyncio.to_thread(
-            self._client.submit, request, idempotency_key=idempotency_key, **fields
+            self._client.submit, request, idempotency_key=idempotency_key, resent=resent, **fields
         )
 
     async def get(self, job_id: str) -> Job:
         """As `Client.get`."""
         return await asyncio.to_thread(self._client.get, job_id)
+
+    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """As `Client.get_many`."""
+        return await asyncio.to_thread(self._client.get_many, job_ids)
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """As `Client.wait`."""
@@ -270,10 +318,21 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.retry, job_id)
 
     async def list(
-        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        order: Order = "desc",
     ) -> JobPage:
         """As `Client.list`."""
-        return await asyncio.to_thread(self._client.list, state=state, limit=limit, after=after)
+        return await asyncio.to_thread(
+            self._client.list, state=state, limit=limit, after=after, order=order
+        )
+
+    async def models(self) -> dict[str, int]:
+        """As `Client.models`."""
+        return await asyncio.to_thread(self._client.models)
 
     async def delete(self, job_id: str) -> None:
         """As `Client.delete`."""

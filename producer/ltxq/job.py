@@ -30,6 +30,7 @@ CONTRACT = 1
 """Version of the job contract, in every record and in the queue's name."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Order = Literal["asc", "desc"]
 FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
 Priority = Literal["high", "normal", "low"]
@@ -328,6 +329,14 @@ class Job(BaseModel):
     error: JobError | None = Field(default=None, description="If it failed or was cancelled.")
     attempts: int = Field(default=0, description="Times a worker claimed it.")
     worker: str | None = Field(default=None, description="Who has it, or had it last.")
+    queue_position: int | None = Field(
+        default=None, description="While queued: how many jobs are taken before it."
+    )
+    eta_seconds: float | None = Field(
+        default=None,
+        description="About how long until it has its result, by what recent jobs took; None where "
+        "nothing is known, or no worker is there.",
+    )
     cancel_requested: bool = Field(default=False, description="Running, and asked to stop.")
     owner: str | None = Field(default=None, description="Whose it is, where there are API keys.")
     retry_of: str | None = Field(default=None, description="The job this one repeats.")

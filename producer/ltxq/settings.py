@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     max_queued: int = Field(
         default=100_000, ge=1, description="Queued jobs before submissions are refused."
     )
+    max_queued_per_key: int = Field(
+        default=1_000,
+        ge=1,
+        description="Queued jobs of one API key before its submissions are refused.",
+    )
     retention: int = Field(
         default=MAX_URL_SECONDS,
         ge=60,

@@ -13,25 +13,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
-from ltxq.job import Job, JobPage, JobState, Progress, Stage, VideoRequest, VideoResult
-from ltxq.ledger import CANCELLED
+from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
+from ltxq.ledger import CANCELLED, LANES
 from ltxq.settings import DEFAULT_MODEL
 
 
 class MemoryTransport:
     """Jobs in a dictionary. The test plays the worker: `start`, `report`, `succeed`, `fail`."""
 
-    def __init__(self, *, default_model: str = DEFAULT_MODEL, max_queued: int = 100_000) -> None:
-        self.default_model = default_model
+    def __init__(
+        self,
+        *,
+        default_model: str = DEFAULT_MODEL,
+        max_queued: int = 100_000,
+        max_queued_per_key: int = 1_000,
+    ) -> None:
+        self._default_model = default_model
         self._max_queued = max_queued
+        self._max_owned = max_queued_per_key
         self._jobs: dict[str, Job] = {}  # in the order of submission
-        self._keys: dict[str, tuple[str, str]] = {}  # idempotency key → id, digest
+        self._keys: dict[tuple[str | None, str], tuple[str, str]] = {}  # to id and digest
+        self._recent: dict[tuple[str | None, str], str] = {}  # owner and digest → id
         self._changed = threading.Condition()
 
     # --- the worker's part, played by the test ------------------------------------------------
@@ -67,47 +75,79 @@ class MemoryTransport:
         digest: str,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
+        resent: bool | None = None,
+        owner: str | None = None,
     ) -> Job:
         with self._changed:
-            if idempotency_key in self._keys:
-                other, other_digest = self._keys[idempotency_key]
+            key = (owner, idempotency_key) if idempotency_key is not None else None
+            if key in self._keys:
+                other, other_digest = self._keys[key]
                 if other_digest != digest:
                     raise IdempotencyConflict(
                         f"The idempotency key was used for another request ({other}).",
                         hint="Use a new key for a new request.",
                     )
-                return self._jobs[other]
-            queued = sum(job.state == "queued" for job in self._jobs.values())
-            if queued >= self._max_queued:
-                raise QueueFull(f"{queued} jobs are queued, and no more are taken.")
-            if idempotency_key is not None:
-                self._keys[idempotency_key] = job_id, digest
-            return self._put(
+                return self.get(other)
+            if resent and (last := self._recent.get((owner, digest))) in self._jobs:
+                return self.get(last)
+            queued = [job for job in self._jobs.values() if job.state == "queued"]
+            if len(queued) >= self._max_queued:
+                raise QueueFull(f"{len(queued)} jobs are queued, and no more are taken.")
+            owned = sum(job.owner == owner for job in queued)
+            if owner is not None and owned >= self._max_owned:
+                raise QueueFull(f"{owned} jobs of this API key are queued, and no more are taken.")
+            if key is not None:
+                self._keys[key] = job_id, digest
+            if resent is not None:
+                self._recent[owner, digest] = job_id
+            self._put(
                 Job(
                     id=job_id,
                     state="queued",
-                    request=request,
+                    request=request.settled(self._default_model),
+                    owner=owner,
                     submitted_at=_now(),
                     retry_of=retry_of,
                     idempotency_key=idempotency_key,
                 )
             )
+            return self.get(job_id)
 
     def get(self, job_id: str) -> Job:
         try:
-            return self._jobs[job_id]
+            job = self._jobs[job_id]
         except KeyError:
             raise JobNotFound(f"There is no job {job_id}.") from None
+        return job.model_copy(update={"queue_position": self._position(job)})
+
+    def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        return {job_id: self.get(job_id) for job_id in job_ids if job_id in self._jobs}
 
     def list(
-        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        order: Order = "desc",
+        owner: str | None = None,
     ) -> JobPage:
-        newest = list(reversed(self._jobs.values()))
+        ids = [job.id for job in self._jobs.values() if owner in (None, job.owner)]
+        if order == "desc":
+            ids.reverse()
         if after is not None:
-            newest = newest[newest.index(self.get(after)) + 1 :]
-        found = [job for job in newest if state in (None, job.state)]
+            if after not in ids:
+                raise JobNotFound(f"There is no job {after}.")
+            ids = ids[ids.index(after) + 1 :]
+        found = [job for job in map(self.get, ids) if state in (None, job.state)]
         more = len(found) > limit
         return JobPage(jobs=tuple(found[:limit]), after=found[limit - 1].id if more else None)
+
+    def models(self) -> dict[str, int]:
+        return {self._default_model: 0}
+
+    def check_storage(self) -> None:
+        """There is none."""
 
     def cancel(self, job_id: str) -> None:
         job = self.get(job_id)
@@ -123,7 +163,7 @@ class MemoryTransport:
         with self._changed:
             del self._jobs[job_id]
             if job.idempotency_key is not None:
-                del self._keys[job.idempotency_key]
+                del self._keys[job.owner, job.idempotency_key]
             self._changed.notify_all()
 
     @contextmanager
@@ -132,6 +172,13 @@ class MemoryTransport:
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _position(self, job: Job) -> int | None:
+        if job.state != "queued":
+            return None
+        queued = [other for other in self._jobs.values() if other.state == "queued"]
+        queued.sort(key=lambda other: LANES[other.request.priority])  # stable: then the oldest
+        return next(ahead for ahead, other in enumerate(queued) if other.id == job.id)
 
     def _put(self, job: Job, **changes: Any) -> Job:
         with self._changed:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from ltxq.celery import announce, forget_outcome, make_app, report_outcome
 from ltxq.errors import QueueUnavailable
-from ltxq.job import FINAL_STATES, Job, JobPage, JobState, VideoRequest
+from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -32,8 +32,6 @@ class Changes(Protocol):
 class Transport(Protocol):
     """What a `Client` needs of a queue. Errors are those of `ltxq.errors`."""
 
-    default_model: str
-
     def submit(
         self,
         job_id: str,
@@ -42,22 +40,41 @@ class Transport(Protocol):
         digest: str,
         idempotency_key: str | None,
         retry_of: str | None,
+        resent: bool | None,
+        owner: str | None,
     ) -> Job:
-        """Queue a job; `request.model` and `.seed` are set. Returns the job it is, which is an
-        earlier one where the idempotency key was used before.
+        """Queue a job, its model and seed settled here. Returns the job it is, which is an earlier
+        one where the idempotency key was used before, or the request was `resent`.
         """
 
     def get(self, job_id: str) -> Job:
         """The job now, its URLs signed afresh where that is possible."""
 
-    def list(self, *, state: JobState | None, limit: int, after: str | None) -> JobPage:
-        """Jobs, newest first."""
+    def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Those of the jobs that are there and can be read."""
+
+    def list(
+        self,
+        *,
+        state: JobState | None,
+        limit: int,
+        after: str | None,
+        order: Order,
+        owner: str | None,
+    ) -> JobPage:
+        """Jobs of an owner, or everybody's."""
 
     def cancel(self, job_id: str) -> None:
         """Cancel if queued, ask to stop if running, nothing if final."""
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job, record and objects."""
+
+    def models(self) -> dict[str, int]:
+        """The models served, and how many workers each has now."""
+
+    def check_storage(self) -> None:
+        """Raise what is wrong with the storage, if there is one here."""
 
     def changes(self, job_id: str) -> AbstractContextManager[Changes]:
         """Hear of the job's changes."""
@@ -71,7 +88,6 @@ class RedisTransport:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.default_model = settings.default_model
         self._ledger = Ledger.from_settings(settings)
         self._app = make_app(settings)
         # Without a bucket the URLs stay as the worker signed them.
@@ -85,9 +101,17 @@ class RedisTransport:
         digest: str,
         idempotency_key: str | None = None,
         retry_of: str | None = None,
+        resent: bool | None = None,
+        owner: str | None = None,
     ) -> Job:
         job, ticket = self._ledger.submit(
-            job_id, request, digest=digest, idempotency_key=idempotency_key, retry_of=retry_of
+            job_id,
+            request.settled(self.settings.default_model),
+            digest=digest,
+            idempotency_key=idempotency_key,
+            retry_of=retry_of,
+            resent=resent,
+            owner=owner,
         )
         if ticket is None:
             return self._signed(job)
@@ -100,10 +124,20 @@ class RedisTransport:
     def get(self, job_id: str) -> Job:
         return self._signed(self._ledger.get(job_id))
 
+    def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        jobs = self._ledger.get_many(job_ids)
+        return {job_id: self._signed(job) for job_id, job in jobs.items()}
+
     def list(
-        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        order: Order = "desc",
+        owner: str | None = None,
     ) -> JobPage:
-        page = self._ledger.list(state=state, limit=limit, after=after)
+        page = self._ledger.list(state=state, limit=limit, after=after, order=order, owner=owner)
         return page.model_copy(update={"jobs": tuple(self._signed(job) for job in page.jobs)})
 
     def cancel(self, job_id: str) -> None:
@@ -115,6 +149,13 @@ class RedisTransport:
         forget_outcome(self._app, job_id)
         if self._storage:
             self._storage.delete(self._storage.list(f"{job_id}/"))
+
+    def models(self) -> dict[str, int]:
+        return {self.settings.default_model: 0, **self._ledger.served()}
+
+    def check_storage(self) -> None:
+        if self._storage:
+            self._storage.check()
 
     @contextmanager
     def changes(self, job_id: str) -> Iterator[Changes]:

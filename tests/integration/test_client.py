@@ -32,6 +32,7 @@ from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from ltxq_worker.local import RedisServer
 
+LIMITS = {"max_queued": 3, "max_queued_per_key": 2}
 FAILED = JobError(code="out_of_memory", message="too large", hint="make it smaller")
 
 
@@ -74,17 +75,28 @@ class LedgerWorker:
 
 @pytest.fixture(params=["memory", "redis"])
 def queue(request: pytest.FixtureRequest) -> Iterator[tuple[Client, Worker]]:
-    """A client of an empty queue for at most 3 jobs, and who plays its worker."""
+    """A client of an empty queue for at most 3 jobs, 2 of one owner; and who plays its worker."""
     if request.param == "memory":
-        memory = MemoryTransport(default_model="instant", max_queued=3)
+        memory = MemoryTransport(default_model="instant", **LIMITS)
         yield Client(transport=memory), memory
         return
     url = request.getfixturevalue("redis_url")
-    settings = Settings(url=url, default_model="instant", max_queued=3)
+    settings = Settings(url=url, default_model="instant", **LIMITS)
     worker = LedgerWorker(settings)
     with Client(settings=settings) as client:
         yield client, worker
     worker.ledger.close()
+
+
+class Owned(Protocol):
+    """Clients of the same queue, each for one owner."""
+
+    def __call__(self, owner: str) -> Client: ...
+
+
+@pytest.fixture
+def owned(client: Client) -> Owned:
+    return lambda owner: Client(transport=client._transport, owner=owner)
 
 
 @pytest.fixture
@@ -239,6 +251,73 @@ def test_a_full_queue_refuses(client: Client) -> None:
     with pytest.raises(QueueFull):
         client.submit("a fox")
     assert len(client.list().jobs) == 3
+
+
+def test_an_owner_sees_and_changes_only_their_own_jobs(owned: Owned) -> None:
+    alice, bob = owned("alice"), owned("bob")
+    job, other = alice.submit("a fox"), bob.submit("a bear")
+    assert (job.owner, other.owner) == ("alice", "bob")
+    for ask in (bob.get, bob.wait, bob.cancel, bob.retry, bob.delete):
+        with pytest.raises(JobNotFound, match=f"no job {job.id}"):
+            ask(job.id)
+    with pytest.raises(JobNotFound):
+        bob.list(after=job.id)
+    assert [found.id for found in bob.list().jobs] == [other.id]
+    assert bob.get_many([job.id, other.id]) == {other.id: other}
+    assert alice.get(job.id).state == "queued"
+
+
+def test_an_owners_keys_and_lost_answers_are_their_own(owned: Owned) -> None:
+    alice, bob = owned("alice"), owned("bob")
+    first = alice.submit("a fox", idempotency_key="order-7", resent=False)
+    assert bob.submit("a fox", idempotency_key="order-7").id != first.id
+    assert bob.submit("a fox", resent=True).id != first.id
+
+
+def test_one_owner_cannot_fill_the_queue(owned: Owned) -> None:
+    alice, bob = owned("alice"), owned("bob")
+    first, _ = alice.submit("a fox"), alice.submit("a fox")
+    with pytest.raises(QueueFull, match="API key"):
+        alice.submit("a fox")
+    bob.submit("a fox")
+    alice.cancel(first.id)
+    alice.submit("a fox")
+
+
+def test_a_submission_sent_again_is_the_same_job(client: Client) -> None:
+    first = client.submit("a fox", seed=None, resent=False)
+    assert client.submit("a fox", seed=None, resent=True).id == first.id
+    second = client.submit("a fox", seed=None, resent=False)
+    assert second.id != first.id  # another click
+    assert client.submit("a fox", seed=None, resent=True).id == second.id
+    client.cancel(second.id)
+    client.delete(second.id)
+    assert client.submit("a fox", seed=None, resent=True).id not in (first.id, second.id)
+
+
+def test_a_queued_job_knows_its_place(client: Client, worker: Worker) -> None:
+    first, second = client.submit("a fox"), client.submit("a fox")
+    urgent = client.submit("a fox", priority="high")
+    assert [job.queue_position for job in (first, second, urgent)] == [0, 1, 0]
+    places = client.get_many([first.id, second.id, urgent.id, "video_unknown"])
+    assert [job.queue_position for job in places.values()] == [1, 2, 0]
+    assert [job.queue_position for job in client.list().jobs] == [0, 2, 1]
+    worker.start(first.id)
+    assert client.get(first.id).queue_position is None
+    assert client.get(second.id).queue_position == 1
+
+
+def test_a_list_can_begin_with_the_oldest(client: Client) -> None:
+    jobs = [client.submit(f"fox {i}").id for i in range(3)]
+    page = client.list(order="asc", limit=2)
+    assert [job.id for job in page.jobs] == jobs[:2]
+    page = client.list(order="asc", limit=2, after=page.after)
+    assert [job.id for job in page.jobs] == jobs[2:]
+    assert page.after is None
+
+
+def test_the_models_served_are_told(client: Client) -> None:
+    assert client.models() == {"instant": 0}
 
 
 def test_the_async_client_is_the_same_without_blocking(client: Client, worker: Worker) -> None:

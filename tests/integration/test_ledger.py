@@ -25,7 +25,7 @@ from ltxq.errors import (
     QueueFull,
     QueueUnavailable,
 )
-from ltxq.job import Progress, VideoRequest, VideoResult, WebhookState, new_job_id
+from ltxq.job import JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
 from ltxq.ledger import PREFIX, Claim, Ledger, Ticket
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
@@ -326,7 +326,8 @@ def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: r
     with pytest.raises(JobNotFound):
         ledger.get(claimed.job_id)
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
-    assert left <= {"counter", "queues", "swept", f"watermark:{ticket.queue}"}
+    of_queue = {f"watermark:{ticket.queue}", f"pace:{ticket.queue}"}
+    assert left <= {"counter", "queues", "swept", *of_queue}
     ledger.close()
 
 
@@ -410,6 +411,104 @@ def test_deleting_is_for_finished_jobs(ledger: Ledger) -> None:
     for ask in (ledger.get, ledger.cancel, ledger.delete):
         with pytest.raises(JobNotFound):
             ask(ticket.job_id)
+
+
+def test_a_position_counts_every_job_that_is_taken_before(ledger: Ledger) -> None:
+    low, first, second, high = (
+        submit(ledger, priority=priority) for priority in ("low", "normal", "normal", "high")
+    )
+    submit(ledger, model="another")
+
+    def position(ticket: Ticket) -> int | None:
+        return ledger.get(ticket.job_id).queue_position
+
+    assert [position(ticket) for ticket in (high, first, second, low)] == [0, 1, 2, 3]
+    claimed = claim(ledger, high)
+    assert [position(ticket) for ticket in (high, first, second, low)] == [None, 0, 1, 2]
+    ledger.give_back(claimed, charged=False)
+    assert [position(ticket) for ticket in (high, first)] == [0, 1]
+
+
+def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    waiting = [submit(ledger) for _ in range(5)]
+    assert ledger.get(waiting[4].job_id).eta_seconds is None
+    claimed = claim(ledger, waiting[0])
+    long_ago(server, claimed, 4)
+    ledger.report(claimed, HALF, on_gpu=True)
+    assert ledger.get(claimed.job_id).eta_seconds == pytest.approx(4 * 0.65 / 0.35, abs=0.5)
+    ledger.report(claimed, HALF, on_gpu=False)
+    long_ago(server, claimed, 6)
+    ledger.finish(claimed, result(claimed))
+    assert ledger.get(waiting[4].job_id).eta_seconds is None  # nobody is there to make it
+    ledger.present("w1", "instant")
+    assert ledger.get(waiting[1].job_id).eta_seconds == pytest.approx(6, abs=0.5)
+    assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
+    ledger.present("w2", "instant")
+    assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
+    running = claim(ledger, waiting[1])
+    assert ledger.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
+    long_ago(server, running, 60)  # longer than the others took
+    assert ledger.get(running.job_id).eta_seconds == 0
+    ledger.finish(running, result(running))
+    assert ledger.get(running.job_id).eta_seconds is None
+
+
+def long_ago(server: redis.Redis, claimed: Claim, seconds: float) -> None:
+    """As if the claim had been made so many seconds ago."""
+    key = f"{PREFIX}job:{claimed.job_id}"
+    now, micros = server.time()
+    server.hset(key, "started", int(now * 1000 + micros / 1000 - seconds * 1000))
+
+
+def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.Redis) -> None:
+    for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
+        server.delete(f"{PREFIX}pace:ltxq.1.instant")
+        spoilt(f"{PREFIX}pace:ltxq.1.instant")
+        ledger.present("w", "instant")
+        ticket = submit(ledger)
+        assert ledger.get(ticket.job_id).eta_seconds is None
+        claimed = claim(ledger, ticket)
+        assert ledger.finish(claimed, result(claimed))
+        assert ledger.get(ticket.job_id).state == "succeeded"
+
+
+def test_a_model_is_served_while_its_workers_are_heard_of(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    submit(ledger)
+    assert ledger.served() == {}  # a name in a request is no worker
+    ledger.present("w1", "instant")
+    ledger.present("w2", "instant")
+    ledger.present("w1", "other")
+    assert ledger.served() == {"instant": 2, "other": 1}
+    seconds, _ = server.time()
+    server.zadd(f"{PREFIX}workers:ltxq.1.instant", {"w1": (seconds - 60) * 1000})
+    server.zadd(f"{PREFIX}workers:ltxq.1.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
+    assert ledger.served() == {"instant": 1}
+
+
+def test_an_owners_index_follows_the_job(ledger: Ledger, server: redis.Redis) -> None:
+    request = VideoRequest(prompt="a fox", model="instant")
+    tickets = [ledger.submit(new_job_id(), request, owner=o)[1] for o in ("alice", "alice", "bob")]
+    first, second, other = (ticket for ticket in tickets if ticket)
+    claimed = claim(ledger, first)
+    server.set(f"{PREFIX}job:{second.job_id}", "spoilt")
+
+    def owned(owner: str, state: JobState | None = None) -> list[str]:
+        return [job.id for job in ledger.list(owner=owner, state=state).jobs]
+
+    assert owned("alice") == [first.job_id]
+    assert owned("alice", "running") == [first.job_id]
+    assert owned("bob") == [other.job_id]
+    ledger.finish(claimed, result(claimed))
+    assert owned("alice", "succeeded") == [first.job_id]
+    ledger.delete(first.job_id)
+    ledger.delete(second.job_id)
+    ledger.cancel(other.job_id)
+    ledger.delete(other.job_id)
+    assert not list(server.scan_iter(f"{PREFIX}owned:*"))
 
 
 def test_a_list_is_newest_first_by_state_and_paged(ledger: Ledger) -> None:

@@ -69,10 +69,10 @@ class Ledgers(RuleBasedStateMachine):
         fields = {"webhook_url": "https://example.com/"} if webhook else {}
         request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority, **fields})
         job_id = new_job_id()
-        job, ticket = self.ledger.submit(job_id, request)
+        job, ticket = self.ledger.submit(job_id, request, owner="alice")
         assert ticket
         assert job == self.ledger.get(job_id)
-        assert self.ledger.submit(job_id, request) == (job, ticket)
+        assert self.ledger.submit(job_id, request, owner="alice") == (job, ticket)
         self.jobs[job_id] = Model(webhook=webhook)
         return ticket
 
@@ -228,6 +228,7 @@ class Ledgers(RuleBasedStateMachine):
 
         for state in ("queued", "running", *FINAL_STATES):
             assert members(f"state:{state}") == jobs(state)
+            assert members(f"owned:*:{state}") == jobs(state)
         assert members("waiting:*") == jobs("queued")
         assert members("running") == jobs("running")
         due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)

@@ -153,6 +153,7 @@ class Supervisor:
         away = False
         while not self._ended.wait(SWEEP_SECONDS):
             try:
+                self._say_who_is_there()
                 self._sweep()
                 self._kill_hung()
                 away = False
@@ -160,6 +161,12 @@ class Supervisor:
                 if not away:
                     log.warning("No sweep: %s", exc)
                 away = True
+
+    def _say_who_is_there(self) -> None:
+        """Tell the ledger of workers that are ready: what estimates and readiness go by."""
+        for post in self._posts:
+            if post.worker and post.worker.ready and not self._stops:
+                self._ledger.present(post.place.name, self._model)
 
     def _sweep(self) -> None:
         swept = self._ledger.sweep(interval=SWEEP_SECONDS)

@@ -1,5 +1,6 @@
 """The ledger: the job records in Redis, the truth about every job.
 
+reader.py       what can be asked about jobs
 ledger.py       what can be done with a job, and what each step promises
 ledger.lua      the same steps, each atomic in Redis, and the map of its keys
 records.py      what the steps hand out: tickets, claims, jobs
@@ -7,7 +8,8 @@ connection.py   Redis with patience, and its errors as ltxq's
 """
 
 from ltxq.ledger.connection import PATIENCE, Subscription
-from ltxq.ledger.ledger import CANCELLED, PREFIX, TIMED_OUT, WORKER_LOST, Ledger
+from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
+from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
     LANE_COUNT,
     LANES,
@@ -38,5 +40,6 @@ __all__ = [
     "Subscription",
     "Swept",
     "Ticket",
+    "not_found",
     "queue_name",
 ]

@@ -7,6 +7,11 @@
 --
 --   job:<id>                hash: the record (fields: see `submit`, `claim`, `close`)
 --   state:<state>           zset id → seq: every job is in exactly one, newest has the highest seq
+--   owned:<owner>:<state>   the same of one owner's jobs, for those that have one
+--   owners                  set of owners
+--   recent:<owner>:<digest> id of the last job of this request, for some minutes (see `submit`)
+--   workers:<queue>         zset worker → when it was last known to be ready
+--   pace:<queue>            hash: what recent jobs took, in ms; `gpu` on the GPU, `whole` in all
 --   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
 --   running                 zset id → the lease's deadline
 --   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
@@ -30,11 +35,52 @@ local function set(id, ...) redis.call('HSET', key('job', id), ...) end
 local function changed(id) redis.call('PUBLISH', key('changed', id), '') end
 local function final(state) return state == 'succeeded' or state == 'failed' or state == 'cancelled' end
 
+local RECENT = 600           -- seconds within which a client may still send a submission again
+local ALIVE = 10000          -- ms since a worker was known to be ready, to count as alive
+local REMEMBERED = 604800000 -- ms a model counts as served after its last worker
+local NEWEST = 0.2           -- weight of the newest job in the pace
+
+-- The indexes by state a job is in: everybody's, and its owner's.
+local function indexes(owner, state)
+  if not owner or owner == '' then return {key('state', state)} end
+  return {key('state', state), key('owned', owner, state)}
+end
+
 local function move(id, from, to)
-  local seq = redis.call('HGET', key('job', id), 'seq')
-  redis.call('ZREM', key('state', from), id)
-  redis.call('ZADD', key('state', to), seq, id)
+  local seq, owner = unpack(get(id, 'seq', 'owner'))
+  for _, index in ipairs(indexes(owner, from)) do redis.call('ZREM', index, id) end
+  for _, index in ipairs(indexes(owner, to)) do redis.call('ZADD', index, seq, id) end
   set(id, 'state', to)
+end
+
+-- What a job took goes into the moving average of its queue. An estimate: it must never be the
+-- reason that a job cannot end.
+local function note_pace(id, field)
+  local queue, started = unpack(get(id, 'queue', 'started'))
+  local took, name = now - (tonumber(started) or now), key('pace', queue or '')
+  local before = redis.pcall('HGET', name, field)
+  before = type(before) == 'string' and tonumber(before) or took
+  redis.pcall('HSET', name, field, math.floor(before + (took - before) * NEWEST))
+end
+
+-- Of a queued job: how many are taken before it. Of any: how many workers there are for it, and
+-- the pace of its queue.
+local function find_place(id)
+  local state, queue, lane = unpack(get(id, 'state', 'queue', 'lane'))
+  if state ~= 'queued' and state ~= 'running' then return {} end
+  local ahead = -1
+  if state == 'queued' then
+    ahead = redis.call('ZRANK', key('waiting', queue, lane), id) or 0
+    for l = 0, lane - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
+  end
+  local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
+  local gpu, whole = unpack(redis.call('HMGET', key('pace', queue), 'gpu', 'whole'))
+  return {ahead, alive, gpu or '', whole or ''}
+end
+
+local function place(id)
+  local readable, found = pcall(find_place, id)
+  return readable and found or {}
 end
 
 -- A record spoilt by hand is no reason that its job cannot end.
@@ -49,6 +95,7 @@ local function close(id, from, to, field, value, retention)
   redis.call('ZREM', key('waiting', queue, lane), id)
   redis.call('ZREM', key('running'), id)
   move(id, from, to)
+  if to == 'succeeded' then note_pace(id, 'whole') end
   set(id, field, value, 'finished', now)
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
   redis.call('ZADD', key('expiry'), now + retention, id)
@@ -104,7 +151,7 @@ local function remove(id)
     if idempotency then
       redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
     end
-    redis.call('ZREM', key('state', state or ''), id)
+    for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
   end
   redis.call('ZREM', key('expiry'), id)
   redis.call('ZREM', key('unreported'), id)
@@ -120,6 +167,9 @@ local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is dam
 local function forget(id)
   for _, state in ipairs({'queued', 'running', 'succeeded', 'failed', 'cancelled'}) do
     redis.call('ZREM', key('state', state), id)
+    for _, owner in ipairs(redis.call('SMEMBERS', key('owners'))) do
+      redis.call('ZREM', key('owned', owner, state), id)
+    end
   end
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
@@ -133,7 +183,9 @@ local function bury(id, retention)
     local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
     redis.call('HDEL', key('job', id), 'progress', 'gpu', 'result')
     set(id, 'state', 'failed', 'error', DAMAGED, 'finished', now)
-    redis.call('ZADD', key('state', 'failed'), seq, id)
+    for _, index in ipairs(indexes(redis.call('HGET', key('job', id), 'owner'), 'failed')) do
+      redis.call('ZADD', index, seq, id)
+    end
     redis.call('ZADD', key('expiry'), now + retention, id)
     redis.call('ZADD', key('unreported'), now, id)
     changed(id)
@@ -157,9 +209,11 @@ end
 
 local operation = {}
 
-function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, max_queued)
+-- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
+-- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
+function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, resent, max_queued, max_owned)
   local known = get(id, 'queue', 'lane', 'stamp', 'submitted')
-  if known[1] then return {'accepted', id, unpack(known)} end
+  if known[1] then return {'accepted', {id, known[1], known[2], known[3]}, known[4], place(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
     if other then
@@ -167,22 +221,65 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
       return {same and 'repeated' or 'conflict', other}
     end
   end
+  if resent == '1' then
+    local other = redis.call('GET', key('recent', owner, digest))
+    if other and redis.call('EXISTS', key('job', other)) == 1 then return {'repeated', other} end
+  end
   local queued = redis.call('ZCARD', key('state', 'queued'))
-  if queued >= tonumber(max_queued) then return {'full', queued} end
+  if queued >= tonumber(max_queued) then return {'full', queued, ''} end
+  local owned = owner ~= '' and redis.call('ZCARD', key('owned', owner, 'queued')) or 0
+  if owned >= tonumber(max_owned) then return {'full', owned, owner} end
 
   local stamp = redis.call('INCR', key('counter'))
   set(id, 'contract', contract, 'state', 'queued', 'request', request, 'queue', queue,
       'lane', lane, 'stamp', stamp, 'seq', stamp, 'submitted', now, 'sent', now)
-  if owner ~= '' then set(id, 'owner', owner) end
+  if owner ~= '' then
+    set(id, 'owner', owner)
+    redis.call('SADD', key('owners'), owner)
+  end
+  if resent ~= '' then redis.call('SET', key('recent', owner, digest), id, 'EX', RECENT) end
   if retry_of ~= '' then set(id, 'retry_of', retry_of) end
   if idempotency ~= '' then
     set(id, 'idempotency', idempotency, 'digest', digest)
     redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
   end
-  redis.call('ZADD', key('state', 'queued'), stamp, id)
+  for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
   redis.call('ZADD', key('waiting', queue, lane), stamp, id)
   redis.call('SADD', key('queues'), queue)
-  return {'accepted', id, queue, lane, stamp, now}
+  return {'accepted', {id, queue, lane, stamp}, now, place(id)}
+end
+
+-- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.
+function operation.read(...)
+  local rows = {}
+  for _, id in ipairs({...}) do
+    local record = redis.pcall('HGETALL', key('job', id))
+    if record.err then
+      rows[#rows + 1] = {'damaged'}
+    else
+      rows[#rows + 1] = {record, place(id)}
+    end
+  end
+  return {now, rows}
+end
+
+-- A worker is ready to take jobs of this queue.
+function operation.present(queue, worker)
+  redis.call('SADD', key('queues'), queue)
+  redis.call('ZREMRANGEBYSCORE', key('workers', queue), '-inf', now - REMEMBERED)
+  redis.call('ZADD', key('workers', queue), now, worker)
+  return 'ok'
+end
+
+-- Queues that had a worker lately, and how many each has now.
+function operation.served()
+  local rows = {}
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    if redis.call('ZCOUNT', key('workers', queue), now - REMEMBERED, '+inf') > 0 then
+      rows[#rows + 1] = {queue, redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')}
+    end
+  end
+  return rows
 end
 
 local function claim(id, queue, nonce, worker, lease)
@@ -229,6 +326,7 @@ end
 function operation.report(id, token, progress, gpu)
   local answer = standing(id, token)
   if answer ~= 'lost' then
+    if gpu == '0' and redis.call('HGET', key('job', id), 'gpu') == '1' then note_pace(id, 'gpu') end
     set(id, 'progress', progress, 'gpu', gpu)
     changed(id)
   end

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from importlib.resources import files
-from typing import Any, get_args
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import redis
 from pydantic import BaseModel, ValidationError
@@ -18,21 +16,18 @@ from ltxq.errors import (
     IdempotencyConflict,
     JobError,
     JobNotFinished,
-    JobNotFound,
-    JobUnreadable,
     QueueFull,
 )
 from ltxq.job import (
     CONTRACT,
     Job,
-    JobPage,
     JobState,
     Progress,
     VideoRequest,
     VideoResult,
-    is_job_id,
 )
 from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
+from ltxq.ledger.reader import JobReader, not_found
 from ltxq.ledger.records import (
     LANES,
     Claim,
@@ -43,7 +38,7 @@ from ltxq.ledger.records import (
     Swept,
     Ticket,
     queue_name,
-    read_job,
+    read_place,
     read_returned,
     read_ticket,
     read_time,
@@ -54,7 +49,6 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
-PREFIX = f"ltxq:{CONTRACT}:"
 GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
 
@@ -70,10 +64,8 @@ TIMED_OUT = JobError(
     hint="Allow more with `timeout`, or ask for fewer frames or a smaller size.",
 )
 
-ALL_STATES: tuple[JobState, ...] = get_args(JobState)
 
-
-class Ledger:
+class Ledger(JobReader):
     """The job records. Thread-safe; every call ends within about `patience` + 2 seconds.
 
     Raises (every method): QueueUnavailable if Redis is away, loading, full or read-only for
@@ -88,15 +80,14 @@ class Ledger:
         lease: float = Settings.model_fields["lease"].default,
         max_lost: int = Settings.model_fields["max_lost"].default,
         max_queued: int = Settings.model_fields["max_queued"].default,
+        max_queued_per_key: int = Settings.model_fields["max_queued_per_key"].default,
     ) -> None:
-        self._redis = connection
-        self._script = connection.register_script(
-            files("ltxq.ledger").joinpath("ledger.lua").read_text("utf-8")
-        )
+        super().__init__(connection)
         self._retention = int(retention * 1000)
         self._lease = int(lease * 1000)
         self._max_lost = max_lost
         self._max_queued = max_queued
+        self._max_owned = max_queued_per_key
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Ledger:
@@ -107,6 +98,7 @@ class Ledger:
             lease=settings.lease,
             max_lost=settings.max_lost,
             max_queued=settings.max_queued,
+            max_queued_per_key=settings.max_queued_per_key,
         )
 
     # --- what a client asks ---------------------------------------------------------------
@@ -120,16 +112,20 @@ class Ledger:
         retry_of: str | None = None,
         idempotency_key: str | None = None,
         digest: str = "",
+        resent: bool | None = None,
     ) -> tuple[Job, Ticket | None]:
         """Record a queued job. Repeating it with the same id changes nothing.
 
         Args:
             request: with `model` and `seed` resolved.
             digest: of what the caller asked for; the same key must come with the same digest.
+            resent: True if the caller lost the answer to the same submission: the owner's last
+                job of this digest is it, if that was submitted with False or True within ten
+                minutes.
 
         Returns:
-            The job and the ticket to send; or, where the idempotency key was used before for the
-            same request, the job of that time and no ticket.
+            The job and the ticket to send; or, where the request was submitted before (by its
+            idempotency key, or `resent`), the job of that time and no ticket.
 
         Raises:
             IdempotencyConflict, QueueFull.
@@ -139,10 +135,11 @@ class Ledger:
         answer = self._run(
             "submit", job_id, CONTRACT, request.model_dump_json(), digest,
             queue_name(request.model), LANES[request.priority], owner or "", retry_of or "",
-            idempotency_key or "", self._max_queued,
+            idempotency_key or "", "" if resent is None else int(resent),
+            self._max_queued, self._max_owned,
         )  # fmt: skip
         match answer:
-            case ["accepted", *ticket, submitted]:
+            case ["accepted", ticket, submitted, place]:
                 job = Job(
                     id=job_id,
                     state="queued",
@@ -152,7 +149,7 @@ class Ledger:
                     idempotency_key=idempotency_key,
                     submitted_at=read_time(submitted),
                 )
-                return job, read_ticket(ticket)
+                return read_place(job, place, int(submitted)), read_ticket(ticket)
             case ["repeated", other]:
                 return self.get(other), None
             case ["conflict", other]:
@@ -160,77 +157,16 @@ class Ledger:
                     f"The idempotency key was used for another request ({other}).",
                     hint="Use a new key for a new request.",
                 )
-            case _:
+            case [_, queued, ""]:
                 raise QueueFull(
-                    f"{answer[1]} jobs are queued, and no more are taken.",
+                    f"{queued} jobs are queued, and no more are taken.",
                     hint="Try again later, or raise LTXQ_MAX_QUEUED.",
                 )
-
-    def get(self, job_id: str) -> Job:
-        """The job as it is now.
-
-        Raises:
-            JobNotFound, JobUnreadable.
-        """
-        ((_, record),) = patiently(self._redis, lambda: self._records([job_id]))
-        if record is None:
-            raise unreadable(job_id)
-        if not record:
-            raise _not_found(job_id)
-        return read_job(job_id, record)
-
-    def list(
-        self, *, state: JobState | None = None, limit: int = 20, after: str | None = None
-    ) -> JobPage:
-        """Jobs, newest submission first; `after` is the id of the last one already seen.
-
-        Those that cannot be read are left out.
-
-        Raises:
-            JobNotFound: `after` is no job.
-        """
-        states = (state,) if state else ALL_STATES
-        rows = patiently(self._redis, lambda: self._newest(states, limit, after))
-        jobs = []
-        for job_id, record in rows[:limit]:
-            if record:
-                with suppress(JobUnreadable):
-                    jobs.append(read_job(job_id, record))
-        return JobPage(jobs=tuple(jobs), after=rows[limit - 1][0] if len(rows) > limit else None)
-
-    def _newest(
-        self, states: tuple[JobState, ...], limit: int, after: str | None
-    ) -> Sequence[tuple[str, dict[str, str] | None]]:
-        """Ids and records of the newest jobs below `after`, one more than `limit` if there is."""
-        below = "+inf"
-        if after is not None:
-            pipe = self._redis.pipeline(transaction=True)
-            for name in ALL_STATES:
-                pipe.zscore(self._key("state", name), after)
-            places = [seq for seq in pipe.execute() if seq is not None]
-            if not places:
-                raise _not_found(after)
-            below = f"({places[0]:.0f}"
-        pipe = self._redis.pipeline(transaction=True)
-        for name in states:
-            pipe.zrevrangebyscore(
-                self._key("state", name), below, "-inf", 0, limit + 1, withscores=True
-            )
-        found = sorted((row for rows in pipe.execute() for row in rows), key=lambda row: -row[1])
-        return self._records([job_id for job_id, _seq in found[: limit + 1]])
-
-    def _records(self, ids: Sequence[str]) -> Sequence[tuple[str, dict[str, str] | None]]:
-        """The hash of each job: empty where there is none, None where it is of another type."""
-        pipe = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hgetall(self._key("job", job_id))
-        records = pipe.execute(raise_on_error=False)
-        for at, record in enumerate(records):
-            if isinstance(record, Exception):
-                if "WRONGTYPE" not in str(record):
-                    raise record
-                records[at] = None
-        return list(zip(ids, records, strict=True))
+            case _:
+                raise QueueFull(
+                    f"{answer[1]} jobs of this API key are queued, and no more are taken.",
+                    hint="Try again when some are done, or raise LTXQ_MAX_QUEUED_PER_KEY.",
+                )
 
     def cancel(self, job_id: str) -> JobState:
         """Cancel a queued job at once; ask a running one to stop. A final state stays.
@@ -243,7 +179,7 @@ class Ledger:
         """
         state = self._run("cancel", job_id, self._retention, CANCELLED.model_dump_json())
         if state == "gone":
-            raise _not_found(job_id)
+            raise not_found(job_id)
         return state  # type: ignore[no-any-return]
 
     def delete(self, job_id: str) -> None:
@@ -254,7 +190,7 @@ class Ledger:
         """
         answer = self._run("delete", job_id)
         if answer == "gone":
-            raise _not_found(job_id)
+            raise not_found(job_id)
         if answer != "deleted":
             raise JobNotFinished(f"{job_id} is {answer}.", hint="Cancel it first.")
 
@@ -348,6 +284,10 @@ class Ledger:
             )
         )  # fmt: skip
 
+    def present(self, worker: str, model: str) -> None:
+        """A worker is ready to take jobs of this model; said again within 10 s, it is alive."""
+        self._run("present", queue_name(model), worker)
+
     def reported(self, job_id: str) -> None:
         """Celery's result of this job is stored; the sweep need not."""
         self._run("reported", job_id)
@@ -431,24 +371,3 @@ class Ledger:
     def webhooks_waiting(self) -> int:
         """How many are due now or later."""
         return patiently(self._redis, lambda: int(self._redis.zcard(self._key("webhooks"))))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
-
-    def _key(self, *parts: str) -> str:
-        return PREFIX + ":".join(parts)
-
-    def _run(self, operation: str, *arguments: str | int, patience: float = PATIENCE) -> Any:
-        """One operation of ledger.lua, repeated while Redis is away."""
-        return patiently(
-            self._redis, lambda: self._script(keys=[PREFIX], args=[operation, *arguments]), patience
-        )
-
-
-def _not_found(job_id: str) -> JobNotFound:
-    if not is_job_id(job_id):
-        return JobNotFound(f"{job_id[:80]!r} is no job id.", hint="Ids look like video_0123….")
-    return JobNotFound(
-        f"There is no job {job_id}.", hint="It was never submitted, or is past its retention."
-    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,14 +16,18 @@ from ltxq.job import CONTRACT, Job, Priority, VideoRequest
 LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
 """The lane of a first try, by priority; the even one before it is for jobs sent again."""
 LANE_COUNT = 6
+TELLING = 0.1  # share of a job after which its own progress says when it ends
 
 Standing = Literal["held", "cancel", "lost"]
 """What a worker learns of its claim: still its own; asked to stop; no longer its own."""
 
 
+QUEUE_PREFIX = f"ltxq.{CONTRACT}."
+
+
 def queue_name(model: str) -> str:
     """The Celery queue of one contract version and model: 'ltxq.1.<model>'."""
-    return f"ltxq.{CONTRACT}.{model}"
+    return QUEUE_PREFIX + model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,40 @@ def read_job(job_id: str, record: Mapping[str, str]) -> Job:
         f"{CONTRACT}.",
         hint="Use the version of ltxq that made it.",
     )
+
+
+def read_place(job: Job, place: Sequence[Any], now: int) -> Job:
+    """The job with its position and about how long it will take, from the ledger's `place`.
+
+    Args:
+        now: milliseconds of Redis's clock.
+    """
+    if not place:
+        return job
+    ahead, workers, gpu, whole = place
+    eta = None
+    with suppress(ValueError, OverflowError):  # the pace may have been written over
+        if job.state == "running":
+            eta = _seconds_left(job, float(whole or "nan"), now)
+        elif workers:
+            eta = (ahead / workers * float(gpu or whole or "nan") + float(whole or "nan")) / 1000
+    known = eta is not None and math.isfinite(eta)
+    return job.model_copy(
+        update={
+            "queue_position": ahead if job.state == "queued" else None,
+            "eta_seconds": round(eta, 1) if known and eta is not None else None,
+        }
+    )
+
+
+def _seconds_left(job: Job, whole: float, now: int) -> float | None:
+    """Of a running job: by its own progress once that says something, else by the others' pace."""
+    if job.started_at is None:
+        return None
+    elapsed = now / 1000 - job.started_at.timestamp()
+    done = job.progress.fraction if job.progress else 0.0
+    left = elapsed * (1 - done) / done if done >= TELLING else whole / 1000 - elapsed
+    return max(left, 0.0)
 
 
 def unreadable(job_id: str) -> JobUnreadable:
