@@ -26,7 +26,7 @@ TASK = "ltxq.generate"
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for the Redis of `settings`; connects on first use."""
-    url = settings.url.get_secret_value()
+    url, tls = settings.url.get_secret_value(), settings.redis_tls or None
     app = Celery("ltxq", broker=url, backend=url, set_as_current=False)
     # One message is a wake-up of a few hundred bytes; a lost one is found by the sweep. So
     # nothing here waits long or tries hard.
@@ -52,6 +52,8 @@ def make_app(settings: Settings) -> Celery:
             "socket_connect_timeout": 2.0,
         },
         task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_max": 0.2},
+        broker_use_ssl=tls,
+        redis_backend_use_ssl=tls,
         redis_socket_timeout=2.0,
         redis_socket_connect_timeout=2.0,
         result_backend_transport_options={"retry_policy": {"timeout": 2.0}},

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import re
+import ssl
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -29,6 +30,11 @@ class Settings(BaseSettings):
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
         description="The queue: redis:// or rediss://, with a password if it has one.",
+    )
+    redis_ca: Path | None = Field(
+        default=None,
+        description="PEM file of who signed the certificate of a rediss:// server; unset: the "
+        "system's authorities.",
     )
     default_model: ModelName = Field(
         default=DEFAULT_MODEL, description="The model of a request that names none."
@@ -115,6 +121,24 @@ class Settings(BaseSettings):
         if scheme not in ("redis", "rediss"):
             raise ValueError("must start with redis:// or rediss://")
         return url
+
+    @field_validator("redis_ca")
+    @classmethod
+    def _redis_ca_is_a_certificate(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            try:
+                ssl.create_default_context(cafile=file)
+            except (OSError, ssl.SSLError) as exc:
+                raise ValueError(f"cannot be read as certificates: {exc.strerror or exc}") from None
+        return file
+
+    @property
+    def redis_tls(self) -> dict[str, Any]:
+        """Options for redis-py, kombu and Celery's backend alike; empty without rediss://."""
+        if not self.url.get_secret_value().startswith("rediss:"):
+            return {}
+        ca = {"ssl_ca_certs": str(self.redis_ca)} if self.redis_ca else {}
+        return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **ca}
 
     @field_validator("webhook_secret")
     @classmethod

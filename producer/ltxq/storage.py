@@ -233,7 +233,7 @@ def _status(exc: Any) -> int:
 
 def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
     """A botocore error as ours."""
-    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, SSLError
 
     where = f"bucket {bucket!r} at {server}"
     if isinstance(exc, ClientError):
@@ -246,6 +246,11 @@ def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
             )
         hint = _HINTS.get(code) or (_CREDENTIALS if status in (401, 403) else "")
         return StorageRefused(f"The storage said no ({said}), {where}.", hint=hint)
+    if isinstance(exc, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return StorageRefused(
+            f"The storage shows a certificate that is not trusted, {where}.",
+            hint="Set AWS_CA_BUNDLE to the file of who signed it.",
+        )
     if isinstance(exc, (HTTPClientError, ConnectionError)):
         return StorageUnavailable(
             f"The storage cannot be reached, {where}: {type(exc).__name__}.",

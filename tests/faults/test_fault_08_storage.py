@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +24,7 @@ from ltxq import Client
 from ltxq.job import Job
 from ltxq.settings import Settings
 from ltxq_worker.local import S3Server
+from proxy import Proxy
 from servers import S3, moto_server, start_or_skip
 
 SPOOL_JOBS = 2
@@ -153,44 +153,10 @@ def test_spool_files_of_a_dead_process_are_removed_and_their_job_runs_again(
         assert not left.exists()
 
 
-class Dripping:
-    """A proxy in front of a server, which lets a few bytes at a time through."""
-
-    def __init__(self, port: int, pause: float) -> None:
-        self._target, self._pause = port, pause
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._ended = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while not self._ended.is_set():
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink, pause in ((near, far, self._pause), (far, near, 0.0)):
-                threading.Thread(target=self._pump, args=(source, sink, pause), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, pause: float) -> None:
-        with sink:
-            try:
-                while data := source.recv(2048):
-                    self._ended.wait(pause)
-                    sink.sendall(data)
-            except OSError:
-                return
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._listener.close()
-
-
 def test_slow_storage_does_not_hold_up_the_gpu(
     environment: dict[str, str], client: Client, storage: Storage
 ) -> None:
-    slow = Dripping(storage.server.port, pause=0.3)
+    slow = Proxy(storage.server.port, pause=0.3)
     try:
         with Fleet({**environment, "LTXQ_S3_ENDPOINT": f"http://127.0.0.1:{slow.port}"}) as fleet:
             fleet.wait_until_ready()

@@ -9,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from fleet import PATIENCE
 from ltxq_worker.outbound import NotSent, Outbound
 from receiver import LOOPBACK, Handler, Receiver
+from tls import certificate_for, serving
 
 
 @pytest.fixture
@@ -142,8 +142,9 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(
 def test_tls_is_for_the_name_though_the_address_is_connected_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serving, trusting = certificate_for("hooks.example", tmp_path)
-    secure = Receiver(serving)
+    certificate = certificate_for("hooks.example", tmp_path)
+    trusting = ssl.create_default_context(cafile=certificate)
+    secure = Receiver(serving(certificate))
     try:
         answers(monkeypatch, *[["127.0.0.1"]] * 3)
         post(f"https://hooks.example:{secure.port}/", tls=trusting)
@@ -172,32 +173,3 @@ def answers(monkeypatch: pytest.MonkeyPatch, *in_turn: list[str]) -> list[str]:
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
-
-
-def certificate_for(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate of its own for `name`, and one that trusts it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    file = folder / "server.pem"
-    file.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, *plain))
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(file)
-    return serving, ssl.create_default_context(cadata=made.public_bytes(pem).decode())

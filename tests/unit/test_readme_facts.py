@@ -22,7 +22,7 @@ from ltxq.settings import Settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 FOREIGN = {  # read by the libraries that ltxq stands on, or by the CLI before any setting
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
     *("HF_TOKEN", "HF_ENDPOINT", "PYTORCH_CUDA_ALLOC_CONF", "LTXQ_DEBUG"),
 }
 

@@ -32,6 +32,7 @@ def connect(settings: Settings) -> redis.Redis:
     try:
         connection = redis.Redis.from_url(
             settings.url.get_secret_value(),
+            **settings.redis_tls,
             decode_responses=True,
             # Bytes that are no UTF-8 spoil the record they are in, not the connection.
             encoding_errors="surrogateescape",
@@ -104,17 +105,22 @@ def _translated(connection: redis.Redis, exc: redis_errors.RedisError) -> LtxqEr
         return QueueUnavailable(
             f"Redis at {where} is a read-only replica.", hint="Point LTXQ_URL at the primary."
         )
+    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return ConfigurationError(
+            f"Redis at {where} shows a certificate that is not trusted.",
+            hint="Set LTXQ_REDIS_CA to the file of who signed it, and name the host as it does.",
+        )
     if _passes(exc):
         return QueueUnavailable(
             f"Redis at {where} does not answer ({type(exc).__name__}).",
-            hint="Is it running, and is LTXQ_URL right?",
+            hint="Is it running, and is LTXQ_URL right? (rediss:// with TLS, redis:// without.)",
         )
     return LtxqError(f"Redis at {where} answered: {exc}")
 
 
 def _passes(exc: BaseException) -> bool:
     """Whether Redis may answer otherwise in a moment."""
-    if isinstance(exc, redis_errors.AuthenticationError):
+    if isinstance(exc, redis_errors.AuthenticationError) or "[SSL: " in str(exc):
         return False
     return isinstance(
         exc,

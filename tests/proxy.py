@@ -1,0 +1,85 @@
+"""A proxy in front of a real server, which may be slow, speak TLS, or lose an answer."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from typing import Self
+
+CHUNK = 2048  # bytes
+
+
+class Proxy:
+    """Passes on what comes to `port` of loopback, and the answers."""
+
+    def __init__(self, target: int, *, pause: float = 0, tls: ssl.SSLContext | None = None) -> None:
+        """
+        Args:
+            target: the server's port on loopback.
+            pause: seconds before each chunk to the server.
+            tls: what a client must speak; None: as the server.
+        """
+        self.lost = 0  # answers
+        self._target, self._pause, self._tls = target, pause, tls
+        self._needle: bytes | None = None
+        self._ended = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def lose_the_answer_to(self, needle: bytes) -> None:
+        """Cut the connection instead of answering the next request that has `needle` in it."""
+        self._needle = needle
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        try:
+            if self._tls:
+                near = self._tls.wrap_socket(near, server_side=True)
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:  # ssl's errors too: a client that does not trust us
+            near.close()
+            return
+        cut = threading.Event()
+        answers = threading.Thread(target=self._answer, args=(far, near, cut), daemon=True)
+        answers.start()
+        with far:
+            try:
+                while data := near.recv(CHUNK):
+                    self._ended.wait(self._pause)
+                    if self._needle is not None and self._needle in data:
+                        self._needle = None
+                        cut.set()
+                    far.sendall(data)
+            except OSError:
+                pass
+
+    def _answer(self, far: socket.socket, near: socket.socket, cut: threading.Event) -> None:
+        with near:
+            try:
+                while data := far.recv(CHUNK):
+                    if cut.is_set():  # the server has done it, and nobody will hear of it
+                        self.lost += 1
+                        near.shutdown(socket.SHUT_RDWR)
+                        return
+                    near.sendall(data)
+            except OSError:
+                return
