@@ -36,7 +36,7 @@ FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled
 Priority = Literal["high", "normal", "low"]
 Stage = Literal["encode_text", "denoise", "decode", "encode", "upload"]
 
-SIDE_STEP = 32  # pixels: the video VAE's stride in space
+SIDE_STEP = 32  # pixels: the video VAE's stride in space; twice that for two stages
 MIN_SIDE, MAX_SIDE = 64, 2048  # pixels
 FRAME_STEP = 8  # frames: the video VAE's stride in time; the first frame stands alone
 MAX_SECONDS = 20.0
@@ -72,8 +72,17 @@ class VideoRequest(BaseModel):
         description="What the clip shows, 1 to 5,000 characters. More than 1,024 of the model's "
         "tokens fail as invalid_request on the worker, with their count.",
     )
-    height: Whole = Field(default=512, description="Pixels; a multiple of 32 from 64 to 2048.")
-    width: Whole = Field(default=768, description="Pixels; a multiple of 32 from 64 to 2048.")
+    stages: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="1: made at full size. 2: made at half size, doubled and refined, for large "
+        "clips; sides are multiples of 64 then.",
+    )
+    height: Whole = Field(
+        default=512, description="Pixels; a multiple of 32 (64 for two stages) from 64 to 2048."
+    )
+    width: Whole = Field(default=768, description="As height.")
     frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
     num_frames: Whole = Field(
         default=33,
@@ -112,8 +121,8 @@ class VideoRequest(BaseModel):
     )
     crop_width: Whole | None = Field(
         default=None,
-        description="Pixels; the MP4's width where it is no multiple of 32: even, and less than "
-        "32 below `width`. Cropped evenly on both sides.",
+        description="Pixels; the MP4's width where it is no multiple of 32 (64): even, and less "
+        "than 32 (64) below `width`. Cropped evenly on both sides.",
     )
     crop_height: Whole | None = Field(default=None, description="As crop_width, for the height.")
 
@@ -130,12 +139,14 @@ class VideoRequest(BaseModel):
 
     @field_validator("height", "width")
     @classmethod
-    def _side_is_allowed(cls, side: int) -> int:
-        if side % SIDE_STEP or not MIN_SIDE <= side <= MAX_SIDE:
-            near = nearest(side, step=SIDE_STEP, low=MIN_SIDE, high=MAX_SIDE)
+    def _side_is_allowed(cls, side: int, earlier: ValidationInfo) -> int:
+        stages = earlier.data.get("stages", 1)  # missing where it is wrong itself
+        step = stages * SIDE_STEP
+        if side % step or not MIN_SIDE <= side <= MAX_SIDE:
+            near = nearest(side, step=step, low=MIN_SIDE, high=MAX_SIDE)
             raise ValueError(
-                f"must be a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}, not {side}; "
-                f"nearest: {either(near)}"
+                f"must be a multiple of {step}{' for two stages' if stages == 2 else ''} "
+                f"from {MIN_SIDE} to {MAX_SIDE}, not {side}; nearest: {either(near)}"
             )
         return side
 
@@ -200,14 +211,15 @@ class VideoRequest(BaseModel):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> VideoRequest:
+        step = self.stages * SIDE_STEP
         for field, side in (("crop_width", self.width), ("crop_height", self.height)):
             crop = getattr(self, field)
             if crop is None:
                 continue
-            if crop % 2 or not side - SIDE_STEP < crop <= side:
-                near = nearest(crop, step=2, low=side - SIDE_STEP + 2, high=side)
+            if crop % 2 or not side - step < crop <= side:
+                near = nearest(crop, step=2, low=side - step + 2, high=side)
                 raise ValueError(
-                    f"{field}: must be even, from {side - SIDE_STEP + 2} to {side}, not {crop}; "
+                    f"{field}: must be even, from {side - step + 2} to {side}, not {crop}; "
                     f"nearest: {either(near)}"
                 )
         return self

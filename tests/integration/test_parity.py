@@ -16,21 +16,32 @@ import torch
 from ltx_core.components.diffusion_steps import EulerDiffusionStep
 from ltx_core.components.noisers import GaussianNoiser
 from ltx_core.model.audio_vae import decode_audio
-from ltx_core.model.video_vae import TemporalTilingConfig, TilingConfig, decode_video
+from ltx_core.model.video_vae import (
+    SpatialTilingConfig,
+    TemporalTilingConfig,
+    TilingConfig,
+    decode_video,
+)
 from ltx_core.text_encoders.gemma.embeddings_processor import EmbeddingsProcessorOutput
 from ltx_core.text_encoders.gemma.encoders import encoder_configurator
 from ltx_core.text_encoders.gemma.tokenizer import LTXVGemmaTokenizer
-from ltx_core.types import VideoPixelShape
+from ltx_core.types import LatentState, VideoPixelShape
+from ltx_pipelines import distilled
 from ltx_pipelines.utils import ModelLedger, euler_denoising_loop
-from ltx_pipelines.utils.constants import DISTILLED_SIGMA_VALUES
+from ltx_pipelines.utils.constants import (
+    DISTILLED_SIGMA_VALUES,
+    STAGE_2_DISTILLED_SIGMA_VALUES,
+)
 from ltx_pipelines.utils.helpers import denoise_audio_video, simple_denoising_func
 from ltx_pipelines.utils.types import PipelineComponents
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForConditionalGeneration
 
 from ltxq.job import VideoRequest
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.tiny import HIDDEN, LAYERS, make_tiny
-from ltxq_worker.pipeline import denoise, memory
+from ltxq_worker.pipeline import memory, schedule
 from ltxq_worker.pipeline.ltx import LtxPipeline
 
 CPU = torch.device("cpu")
@@ -52,6 +63,7 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("models") / request.param
     make_tiny(path, request.param)
     folder = ModelFolder.open(path)
+    give_statistics(folder.checkpoint)
     return Sides(
         ours=LtxPipeline.load(folder, model=request.param, device="cpu"),
         library=ModelLedger(torch.bfloat16, CPU, checkpoint_path=str(folder.checkpoint)),
@@ -102,8 +114,91 @@ def test_one_changed_sigma_changes_the_clip(sides: Sides) -> None:
     assert not np.array_equal(sound, their_sound)
 
 
+TWO_STAGES = [
+    {"height": 64, "width": 64, "num_frames": 1},
+    {"height": 128, "width": 192, "num_frames": 9, "seed": 7, "frame_rate": 25.0},
+    {"height": 192, "width": 64, "num_frames": 17, "seed": 2**53 - 1, "audio": False},
+]
+
+
+@pytest.mark.parametrize(
+    "size", TWO_STAGES, ids=lambda size: f"{size['width']}x{size['height']}x{size['num_frames']}"
+)
+def test_two_stages_equal_the_librarys_pipeline_bit_for_bit(
+    sides: Sides, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = VideoRequest(prompt=PROMPT, stages=2, **size)
+    frames, sound = ours(sides.ours, request)
+    their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch)
+    assert frames.shape == (request.num_frames, request.height, request.width, 3)
+    assert np.array_equal(frames, their_frames)
+    assert np.array_equal(sound, their_sound) if request.audio else sound is None
+    assert frames.std() > 5
+    in_one, _ = ours(sides.ours, request.model_copy(update={"stages": 1}))
+    assert not np.array_equal(frames, in_one)
+
+
+@pytest.mark.parametrize(
+    ("size", "tiling"),
+    [
+        ((64, 64, 73), TilingConfig(temporal_config=TemporalTilingConfig(64, 24))),
+        ((192, 64, 33), TilingConfig(spatial_config=SpatialTilingConfig(128, 64))),
+    ],
+    ids=["in time", "in space"],
+)
+def test_two_stages_decoded_in_tiles_equal_the_librarys(
+    sides: Sides,
+    size: tuple[int, int, int],
+    tiling: TilingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    height, width, num_frames = size
+    request = VideoRequest(
+        prompt=PROMPT, stages=2, height=height, width=width, num_frames=num_frames
+    )
+    monkeypatch.setattr(memory, "TILE_SIDE", 128)
+    # Little enough that tiles are used: in time from 65 frames on, in space for twice the pixels.
+    pixels = height * width * num_frames
+    monkeypatch.setattr(
+        memory, "PIXELS_UNTILED", pixels // 2 if tiling.spatial_config else pixels - 1
+    )
+    frames, sound = ours(sides.ours, request)
+    their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch, tiling)
+    assert np.array_equal(frames, their_frames)
+    assert np.array_equal(sound, their_sound)
+
+
+class OtherNoise(GaussianNoiser):
+    """A little less noise than the second stage's first level asks for."""
+
+    def __call__(self, latent_state: LatentState, noise_scale: float = 1.0) -> LatentState:
+        return super().__call__(latent_state, noise_scale if noise_scale == 1 else 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STAGE_2_DISTILLED_SIGMA_VALUES", [0.909375, 0.725, 0.42, 0.0]),
+        ("DISTILLED_SIGMA_VALUES", [*DISTILLED_SIGMA_VALUES[:7], 0.42, 0.0]),
+        ("GaussianNoiser", OtherNoise),
+        ("upsample_video", lambda latent, video_encoder, upsampler: upsampler(latent)),
+    ],
+)
+def test_anything_else_in_two_stages_makes_another_clip(
+    sides: Sides, name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the comparisons above can fail."""
+    request = VideoRequest(prompt=PROMPT, stages=2, height=64, width=64, num_frames=9)
+    frames, sound = ours(sides.ours, request)
+    monkeypatch.setattr(distilled, name, value)
+    their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch)
+    assert not np.array_equal(frames, their_frames)
+    assert not np.array_equal(sound, their_sound)
+
+
 def test_the_schedule_is_the_librarys() -> None:
-    assert list(denoise.SIGMAS) == DISTILLED_SIGMA_VALUES
+    assert list(schedule.FIRST_STAGE) == DISTILLED_SIGMA_VALUES
+    assert list(schedule.SECOND_STAGE) == STAGE_2_DISTILLED_SIGMA_VALUES
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "  a cat  ", "a long prompt " * 60])
@@ -118,10 +213,21 @@ def test_contexts_equal_the_librarys_on_transformers_hidden_states(
     assert torch.equal(context.audio, reference.audio_encoding)
 
 
-def ours(pipeline: LtxPipeline, request: VideoRequest) -> tuple[np.ndarray, np.ndarray]:
+def give_statistics(checkpoint: Path) -> None:
+    """Give the tiny model's latents means and deviations, which are 0 and 1 as it is made."""
+    weights = load_file(checkpoint)
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
+    generator = torch.Generator().manual_seed(0)
+    for name, offset in (("mean-of-means", -0.5), ("std-of-means", 0.5)):
+        values = torch.rand(128, generator=generator) + offset
+        weights[f"vae.per_channel_statistics.{name}"] = values.bfloat16()
+    save_file(weights, checkpoint, metadata)
+
+
+def ours(pipeline: LtxPipeline, request: VideoRequest) -> tuple[np.ndarray, np.ndarray | None]:
     clip = pipeline.generate(request, lambda stage, step, steps: None)
-    assert clip.sound is not None
-    return np.concatenate(list(clip.frames)), clip.sound.samples
+    return np.concatenate(list(clip.frames)), clip.sound and clip.sound.samples
 
 
 @torch.inference_mode()
@@ -152,6 +258,38 @@ def theirs(
     frames = np.concatenate([chunk.numpy() for chunk in chunks])
     sound = decode_audio(audio.latent, sides.library.audio_decoder(), sides.library.vocoder())
     return frames, sound.waveform.numpy()
+
+
+@torch.inference_mode()
+def theirs_in_two_stages(
+    sides: Sides,
+    request: VideoRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tiling: TilingConfig | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The library's own pipeline, given the context."""
+    context = sides.ours._context(request.prompt)
+    encoded = SimpleNamespace(video_encoding=context.video, audio_encoding=context.audio)
+    monkeypatch.setattr(distilled, "encode_prompts", lambda *args, **kwargs: [encoded])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    pipeline = distilled.DistilledPipeline(
+        distilled_checkpoint_path=str(sides.folder.checkpoint),
+        gemma_root=None,
+        spatial_upsampler_path=str(sides.folder.upscaler),
+        loras=[],
+        device=CPU,
+    )
+    chunks, sound = pipeline(
+        prompt=request.prompt,
+        seed=request.seed,
+        height=request.height,
+        width=request.width,
+        num_frames=request.num_frames,
+        frame_rate=request.frame_rate,
+        images=[],
+        tiling_config=tiling,
+    )
+    return np.concatenate([chunk.numpy() for chunk in chunks]), sound.waveform.numpy()
 
 
 @torch.inference_mode()

@@ -163,6 +163,7 @@ def job_lines(job: Job) -> Iterable[str]:
     yield (
         f"  clip       {width}×{height}, {request.num_frames} frames at {request.frame_rate:g}/s "
         f"({request.duration:.1f} s), {'with' if request.audio else 'no'} sound"
+        f"{', in two stages' if request.stages == 2 else ''}"
     )
     yield f"  model      {request.model}, seed {request.seed}, priority {request.priority}"
     yield f"  submitted  {ago(job.submitted_at)}"

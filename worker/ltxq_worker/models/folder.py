@@ -72,7 +72,8 @@ class ModelFolder:
     path: Path
     name: str  # the folder's, which is how requests name the model
     checkpoint: Path
-    upscaler: Path | None  # for two stages; not needed for one
+    upscaler: Path | None  # doubles latents' sides, for two stages; not needed for one
+    upscaler_config: dict[str, Any]  # its own; empty where there is none
     text_encoder: Path
     config: dict[str, Any]  # the checkpoint's own: transformer, vae, audio_vae, vocoder
     version: str  # its model_version; '' where an LTX-2 file has none
@@ -92,15 +93,18 @@ class ModelFolder:
         if not path.is_dir():
             raise ModelUnusable(f"There is no model folder {path}.", hint=again)
         headers = {file: SafetensorsHeader.read(file, again) for file in _weights(path)}
-        checkpoint, config = _only_checkpoint(path, headers, again)
+        configs = {file: _config(header) for file, header in headers.items()}
+        checkpoint, config = _only_checkpoint(path, configs, again)
         version = headers[checkpoint].metadata.get("model_version", "")
         _check_kind(checkpoint, config, version)
         _check_not_fp8(checkpoint, headers[checkpoint])
+        upscaler = _upscaler(headers, configs)
         return cls(
             path=path,
             name=path.name,
             checkpoint=checkpoint,
-            upscaler=next((file for file in headers if file != checkpoint), None),
+            upscaler=upscaler,
+            upscaler_config=configs[upscaler] if upscaler else {},
             text_encoder=_text_encoder(path, again),
             config=config,
             version=version,
@@ -112,18 +116,41 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
 
 
+def _config(header: SafetensorsHeader) -> dict[str, Any]:
+    """The configuration a file carries; empty where it has none that can be read."""
+    try:
+        config = json.loads(header.metadata.get("config", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _upscaler(
+    headers: dict[Path, SafetensorsHeader], configs: dict[Path, dict[str, Any]]
+) -> Path | None:
+    """The file that doubles both sides of latents; of several, the last by name, as the newest.
+
+    Those that add frames, or scale by another factor, are published beside it.
+    """
+    for file, config in sorted(configs.items(), reverse=True):
+        if "post_upsample_res_blocks.0.conv1.weight" in headers[file].tensors and (
+            config.get("spatial_upsample", True) is True
+            and config.get("temporal_upsample", False) is False
+            and config.get("spatial_scale", 2.0) == 2.0
+        ):
+            return file
+    return None
+
+
 def _only_checkpoint(
-    path: Path, headers: dict[Path, SafetensorsHeader], again: str
+    path: Path, configs: dict[Path, dict[str, Any]], again: str
 ) -> tuple[Path, dict[str, Any]]:
     """The one file whose `config` describes a transformer, and that configuration."""
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for file, header in headers.items():
-        try:
-            config = json.loads(header.metadata.get("config", "{}"))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(config, dict) and isinstance(config.get("transformer"), dict):
-            found.append((file, config))
+    found = [
+        (file, config)
+        for file, config in configs.items()
+        if isinstance(config.get("transformer"), dict)
+    ]
     if len(found) == 1:
         return found[0]
     if found:
@@ -131,8 +158,8 @@ def _only_checkpoint(
             f"{path} has {len(found)} checkpoints: {', '.join(file.name for file, _ in found)}.",
             hint="Keep one in the folder.",
         )
-    if headers:
-        names = ", ".join(file.name for file in headers)
+    if configs:
+        names = ", ".join(file.name for file in configs)
         raise ModelUnusable(
             f"{path} has no LTX-2 checkpoint: {names} carries no configuration of one.", hint=again
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from ltx_core.model.audio_vae import (
     VocoderConfigurator,
 )
 from ltx_core.model.transformer import LTXV_MODEL_COMFY_RENAMING_MAP, LTXModelConfigurator, X0Model
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from ltx_core.model.video_vae import VAE_DECODER_COMFY_KEYS_FILTER, VideoDecoderConfigurator
 from ltx_core.quantization import QuantizationPolicy
 from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
@@ -42,6 +44,7 @@ class Resident:
     video_decoder: torch.nn.Module
     audio_decoder: torch.nn.Module
     vocoder: torch.nn.Module
+    upsampler: torch.nn.Module | None  # for two stages, where the folder has one
 
 
 def load(
@@ -57,7 +60,7 @@ def load(
     tokenizer = load_tokenizer(folder.text_encoder)
     gemma = load_gemma(folder.text_encoder, device)
     # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
-    file = _Checkpoint(folder, device, report, done=0.35)
+    file = _Checkpoint(folder.checkpoint, folder.config, device, report, done=0.35)
     embeddings = file.part(
         "text connectors",
         lambda config: build_embeddings(
@@ -82,8 +85,9 @@ def load(
             until=0.995,
         ),
         vocoder=file.part(
-            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=1.0
+            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=0.996
         ),
+        upsampler=_upsampler(folder, device, report, done=0.996),
     )
     report("model", 1.0)
     return resident
@@ -104,14 +108,29 @@ def _transformer(file: _Checkpoint, quantization: Quantization, until: float) ->
     return X0Model(velocity).eval()
 
 
+def _upsampler(
+    folder: ModelFolder, device: torch.device, report: LoadReport, done: float
+) -> torch.nn.Module | None:
+    if folder.upscaler is None:
+        return None
+    file = _Checkpoint(folder.upscaler, folder.upscaler_config, device, report, done)
+    every = SDOps("upsampler").with_matching()
+    return file.part("upsampler", LatentUpsamplerConfigurator.from_config, every, until=1.0)
+
+
 class _Checkpoint:
     """One checkpoint file being read onto a device, part by part, told to `report`."""
 
     def __init__(
-        self, folder: ModelFolder, device: torch.device, report: LoadReport, done: float
+        self,
+        path: Path,
+        config: dict[str, Any],
+        device: torch.device,
+        report: LoadReport,
+        done: float,
     ) -> None:
-        self._path = folder.checkpoint
-        self._config = folder.config
+        self._path = path
+        self._config = config
         self._device = device
         self._report = report
         self._done = done

@@ -64,7 +64,7 @@ def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
             _write_text_encoder(partial / "gemma", seed)
             _write_checkpoint(partial / CHECKPOINT, base, seed)
-            _write_upsampler(partial / UPSAMPLER, seed)
+            _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
         partial.rename(folder)
     except BaseException:
@@ -123,9 +123,13 @@ def _write_checkpoint(path: Path, base: Base, seed: int) -> None:
     _write_safetensors(path, tensors, metadata)
 
 
-def _write_upsampler(path: Path, seed: int) -> None:
-    """The second stage's: twice the size, in latents. 32: the fewest channels its norms take."""
-    config = {"mid_channels": 32, "num_blocks_per_stage": 1}
+def _write_upsampler(path: Path, base: Base, seed: int) -> None:
+    """The second stage's: twice the size, in latents. 32: the fewest channels its norms take.
+
+    LTX-2's published one has a resampler for any ratio, LTX-2.3's has not.
+    """
+    rational = base == "ltx-2-19b"
+    config = {"mid_channels": 32, "num_blocks_per_stage": 1, "rational_resampler": rational}
     generator = torch.Generator().manual_seed(seed)
     weights = LatentUpsamplerConfigurator.from_config(config).state_dict()
     tensors = {
@@ -163,7 +167,7 @@ def _named(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random values for the weight `name`, sized to keep a signal about as large as it came."""
     part, kind = name.partition(".")[0], name.rpartition(".")[2]
-    if kind == "filter":  # resampling, not learned
+    if kind in ("filter", "kernel"):  # resampling, not learned
         return like
     if name.endswith((".q_norm.weight", ".k_norm.weight")):
         return torch.full(like.shape, SHARPNESS)

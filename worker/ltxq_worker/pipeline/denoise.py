@@ -1,11 +1,12 @@
-"""From noise to latents: the distilled model's eight Euler steps over picture and sound together.
+"""From noise to latents: the distilled model's Euler steps over picture and sound together.
 
-Equal bit for bit to ltx-pipelines' functions for one stage. Decoding is left to `ltx.py`.
+Eight at full size; or eight at half size, and three more on what was doubled. Equal bit for bit
+to ltx-pipelines' functions. Decoding is left to `ltx.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,15 +19,12 @@ from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape, VideoPixelShape
 
 from ltxq_worker.models.text import TextContext
-
-# The noise levels the distilled checkpoints were trained for, as ltx-pipelines 1.0.0 has them.
-SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
-STEPS = len(SIGMAS) - 1
+from ltxq_worker.pipeline import schedule
 
 
 @dataclass(frozen=True)
 class Latents:
-    """A denoised clip before decoding."""
+    """A clip before decoding."""
 
     video: torch.Tensor  # bf16 [1, 128, F', H/32, W/32], F' = (F − 1) / 8 + 1
     audio: torch.Tensor  # bf16 [1, 8, T, 16], 25 a second
@@ -41,7 +39,7 @@ class Transformer(Protocol):
     """What predicts clean latents."""
 
     def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
-        """Prepare what stays the same in all steps of a clip: positions and text. The states'
+        """Prepare what stays the same in all steps of a stage: positions and text. The states'
         masks are all ones: every token is as noisy as the noise level says.
         """
 
@@ -68,17 +66,56 @@ class LibraryTransformer:
         return predict
 
 
-def denoise(
+StepDone = Callable[[int], None]
+"""Told how many steps of the clip are done; what it raises ends the run."""
+
+
+def in_one_stage(
     transformer: Transformer,
     context: TextContext,
     shape: VideoPixelShape,
     generator: torch.Generator,
-    step_done: Callable[[int], None],
+    step_done: StepDone,
 ) -> Latents:
-    """Run the schedule. `step_done` is told after each step; what it raises ends the run."""
+    """A clip from noise."""
+    return _denoise(transformer, context, shape, schedule.FIRST_STAGE, generator, step_done)
+
+
+def in_two_stages(
+    transformer: Transformer,
+    upsample: Callable[[torch.Tensor], torch.Tensor],
+    context: TextContext,
+    shape: VideoPixelShape,
+    generator: torch.Generator,
+    step_done: StepDone,
+) -> Latents:
+    """A clip of half the size from noise, and that one, doubled and noised again, in full size.
+
+    `upsample` doubles the sides of a picture's latent. Sound is refined beside the picture.
+    """
+    half = shape._replace(height=shape.height // 2, width=shape.width // 2)
+    small = in_one_stage(transformer, context, half, generator, step_done)
+    doubled = Latents(video=upsample(small.video), audio=small.audio)
+    done = schedule.steps(1)
+    return _denoise(
+        transformer, context, shape, schedule.SECOND_STAGE, generator,
+        lambda step: step_done(done + step), doubled,
+    )  # fmt: skip
+
+
+def _denoise(
+    transformer: Transformer,
+    context: TextContext,
+    shape: VideoPixelShape,
+    levels: Sequence[float],
+    generator: torch.Generator,
+    step_done: StepDone,
+    start: Latents | None = None,
+) -> Latents:
+    """One stage: `start`, or nothing, noised to the first of `levels` and cleaned to the last."""
     device = generator.device
     noiser, stepper = GaussianNoiser(generator), EulerDiffusionStep()
-    sigmas = torch.tensor(SIGMAS, device=device)
+    sigmas = torch.tensor(levels, device=device)
     video_tools = VideoLatentTools(
         VideoLatentPatchifier(patch_size=1), VideoLatentShape.from_pixel_shape(shape), shape.fps
     )
@@ -86,12 +123,13 @@ def denoise(
     if audio_shape.frames == 0:  # one frame at 50 a second or more: ltx-core rounds its sound away
         audio_shape = audio_shape._replace(frames=1)
     audio_tools = AudioLatentTools(AudioPatchifier(patch_size=1), audio_shape)
+    video = video_tools.create_initial_state(device, torch.bfloat16, start and start.video)
+    audio = audio_tools.create_initial_state(device, torch.bfloat16, start and start.audio)
     # One generator serves both, picture first: the order is part of what a seed means.
-    video = noiser(video_tools.create_initial_state(device, torch.bfloat16), 1.0)
-    audio = noiser(audio_tools.create_initial_state(device, torch.bfloat16), 1.0)
+    video, audio = noiser(video, levels[0]), noiser(audio, levels[0])
 
     predict = transformer.bind(video, audio, context)
-    for step in range(STEPS):
+    for step in range(len(levels) - 1):
         clean_video, clean_audio = predict(video.latent, audio.latent, sigmas[step])
         video = replace(video, latent=stepper.step(video.latent, clean_video, sigmas, step))
         audio = replace(audio, latent=stepper.step(audio.latent, clean_audio, sigmas, step))

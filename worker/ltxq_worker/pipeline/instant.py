@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltxq.job import VideoRequest
-from ltxq_worker.pipeline import INSTANT, Clip, Report, Sound
+from ltxq_worker.pipeline import INSTANT, Clip, Report, Sound, schedule
 
 CHUNK = 8  # frames decoded at once
 SLICE = 0.05  # seconds between two looks at whether the job goes on
@@ -32,8 +32,10 @@ class InstantPipeline:
 
     model = INSTANT
 
-    def __init__(self, denoise_seconds: float = 0.0, steps: int = 8) -> None:
-        """`denoise_seconds`: how long a clip's `steps` take together; a report may end it."""
+    def __init__(self, denoise_seconds: float = 0.0, steps: int | None = None) -> None:
+        """`denoise_seconds`: how long a clip's steps take together; a report may end it.
+        `steps`: None: as many as the real pipeline's.
+        """
         self.versions = {"instant": "1"}
         self._denoise_seconds = denoise_seconds
         self._steps = steps
@@ -43,20 +45,20 @@ class InstantPipeline:
         report("encode_text", 0, 1)
         tag = request_tag(request)
         report("encode_text", 1, 1)
-        self._denoise(report)
+        self._denoise(self._steps or schedule.steps(request.stages), report)
         return Clip(
             frames=_decode(request, tag, report),
             sound=_tone(request, tag) if request.audio else None,
         )
 
-    def _denoise(self, report: Report) -> None:
-        report("denoise", 0, self._steps)
-        for step in range(self._steps):
-            ends = time.monotonic() + self._denoise_seconds / self._steps
+    def _denoise(self, steps: int, report: Report) -> None:
+        report("denoise", 0, steps)
+        for step in range(steps):
+            ends = time.monotonic() + self._denoise_seconds / steps
             while (left := ends - time.monotonic()) > 0:
                 time.sleep(min(left, SLICE))
-                report("denoise", step, self._steps)
-            report("denoise", step + 1, self._steps)
+                report("denoise", step, steps)
+            report("denoise", step + 1, steps)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from ltx_core.model.audio_vae import decode_audio
+from ltx_core.model.upsampler import upsample_video
 from ltx_core.model.video_vae import (
     SpatialTilingConfig,
     TemporalTilingConfig,
@@ -29,11 +30,12 @@ from numpy.typing import NDArray
 from ltxq.errors import ConfigurationError, InvalidRequest, OutOfMemory
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.models import resident
+from ltxq_worker.models.catalog import CATALOG
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
-from ltxq_worker.pipeline import Clip, DeviceBroken, Report, Sound, memory
-from ltxq_worker.pipeline.denoise import STEPS, LibraryTransformer, denoise
+from ltxq_worker.pipeline import Clip, DeviceBroken, Report, Sound, memory, schedule
+from ltxq_worker.pipeline.denoise import LibraryTransformer, in_one_stage, in_two_stages
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
 KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
@@ -106,7 +108,9 @@ class LtxPipeline:
         """Make a clip; `Pipeline.generate` says how. What `report` raises ends it at once."""
         if request.seed is None:
             raise InvalidRequest("The request has no seed.", hint="Draw one before generating.")
-        shape = memory.Shape(request.height, request.width, request.num_frames)
+        if request.stages == 2 and self._parts.upsampler is None:
+            raise _no_upsampler(self.model)
+        shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
         self._refuse_what_cannot_fit(shape)
         try:
             return self._generate(request, shape, request.seed, report)
@@ -131,17 +135,22 @@ class LtxPipeline:
         report("encode_text", 0, 1)
         context = self._context(request.prompt)
         report("encode_text", 1, 1)
-        report("denoise", 0, STEPS)
+        steps = schedule.steps(request.stages)
+        report("denoise", 0, steps)
+
+        def step_done(step: int) -> None:
+            report("denoise", step, steps)
+
         generator = torch.Generator(self._device).manual_seed(seed)
-        latents = denoise(
-            self._transformer,
-            context,
-            VideoPixelShape(
-                1, request.num_frames, request.height, request.width, request.frame_rate
-            ),
-            generator,
-            lambda step: report("denoise", step, STEPS),
+        size = VideoPixelShape(
+            1, request.num_frames, request.height, request.width, request.frame_rate
         )
+        if request.stages == 1:
+            latents = in_one_stage(self._transformer, context, size, generator, step_done)
+        else:
+            latents = in_two_stages(
+                self._transformer, self._upsample, context, size, generator, step_done
+            )
         sound = self._sound(latents.audio) if request.audio else None
         return Clip(frames=self._frames(latents.video, shape, generator, report), sound=sound)
 
@@ -151,6 +160,10 @@ class LtxPipeline:
         if len(self._contexts) > PROMPTS_KEPT:
             self._contexts.popitem(last=False)
         return context
+
+    def _upsample(self, latent: torch.Tensor) -> torch.Tensor:
+        # The library hands over the encoder, for its statistics: the decoder has the same ones.
+        return upsample_video(latent, self._parts.video_decoder, self._parts.upsampler)
 
     def _sound(self, latent: torch.Tensor) -> Sound:
         audio = decode_audio(latent, self._parts.audio_decoder, self._parts.vocoder)
@@ -211,6 +224,20 @@ def _decode(
 ) -> Iterator[NDArray[np.uint8]]:
     for chunk in decode_video(latent, decoder, tiling, generator):
         yield chunk.contiguous().cpu().numpy()
+
+
+def _no_upsampler(model: str) -> InvalidRequest:
+    """The error for two stages where the model's folder has none."""
+    reason = f"must be 1: the worker's {model} has no spatial upscaler, which two stages need"
+    where = "the x2 spatial upscaler that is published with its checkpoint"
+    if model in CATALOG:
+        _, file = (weights := CATALOG[model].weights).files
+        where = f"{file} from {weights.page}/tree/main"
+    return InvalidRequest(
+        f"stages: {reason}.",
+        hint=f"Put {where} into the model's folder and start the worker again.",
+        problems=(("stages", reason),),
+    )
 
 
 def _tiling(shape: memory.Shape) -> TilingConfig | None:

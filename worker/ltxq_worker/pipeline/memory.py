@@ -38,6 +38,7 @@ class Shape:
     height: int  # pixels
     width: int  # pixels
     num_frames: int
+    stages: int = 1
 
     @property
     def pixels(self) -> int:
@@ -91,12 +92,13 @@ def _smaller(shape: Shape) -> Iterator[Shape]:
     while frames > FEW_FRAMES:
         frames -= FRAME_STEP
         yield replace(shape, num_frames=frames)
+    step = shape.stages * SIDE_STEP
     for percent in range(95, 0, -5):
         height, width = (
-            max(MIN_SIDE, side * percent // 100 // SIDE_STEP * SIDE_STEP)
+            max(MIN_SIDE, side * percent // 100 // step * step)
             for side in (shape.height, shape.width)
         )
-        yield Shape(height, width, frames)
+        yield replace(shape, height=height, width=width, num_frames=frames)
 
 
 def available_ram() -> int:

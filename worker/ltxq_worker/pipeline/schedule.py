@@ -1,0 +1,14 @@
+"""The noise levels the distilled checkpoints were trained for, as ltx-pipelines 1.0.0 has them.
+
+Without torch: the test pipeline counts the same steps.
+"""
+
+from __future__ import annotations
+
+FIRST_STAGE = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
+SECOND_STAGE = (0.909375, 0.725, 0.421875, 0.0)
+
+
+def steps(stages: int) -> int:
+    """Denoising steps of a clip made in that many stages: 8, or 8 and 3."""
+    return sum(len(sigmas) - 1 for sigmas in (FIRST_STAGE, SECOND_STAGE)[:stages])
