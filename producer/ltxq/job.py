@@ -26,7 +26,7 @@ from pydantic import (
 
 from ltxq.errors import InvalidRequest, JobError, JobFailed
 
-CONTRACT = 1
+CONTRACT = 2
 """Version of the job contract, in every record and in the queue's name."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]

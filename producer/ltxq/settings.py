@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     instant_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="How long the instant test pipeline takes to denoise, in 8 steps.",
+        description="How long the instant test pipeline takes to denoise.",
     )
     spool_dir: Path | None = Field(
         default=None, description="Where clips are written before uploading; unset: a temp folder."

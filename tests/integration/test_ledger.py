@@ -116,7 +116,7 @@ def test_a_claim_whose_reply_was_lost_is_repeated_by_its_nonce(ledger: Ledger) -
 
 def test_a_worker_of_another_model_gets_no_claim(ledger: Ledger) -> None:
     ticket = submit(ledger)
-    forged = Ticket(job_id=ticket.job_id, queue="ltxq.1.other", lane=3, stamp=ticket.stamp)
+    forged = Ticket(job_id=ticket.job_id, queue="ltxq.2.other", lane=3, stamp=ticket.stamp)
     assert ledger.claim(forged, "w") is None
 
 

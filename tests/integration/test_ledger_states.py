@@ -110,7 +110,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(target=claims, worker=WORKERS)
     def claim_resent(self, worker: str) -> Claim:
         ticket = self.resent.pop() if self.resent else Ticket(
-            job_id="video_none", queue="ltxq.1.m", lane=0, stamp=0
+            job_id="video_none", queue="ltxq.2.m", lane=0, stamp=0
         )  # fmt: skip
         return self._claim(ticket, worker)
 

@@ -94,6 +94,25 @@ def test_progress_is_told_for_every_step_in_order(pipeline: LtxPipeline) -> None
     assert told == [("decode", 0, 17), ("decode", 17, 17)]
 
 
+def test_progress_of_two_stages_is_one_count(pipeline: LtxPipeline) -> None:
+    told: list[tuple[Stage, int, int]] = []
+    request = SMALL.model_copy(update={"stages": 2})
+    pipeline.generate(request, lambda *step: told.append(step))
+    assert told[2:] == [("denoise", step, 11) for step in range(12)]
+
+
+def test_two_stages_without_the_upscaler_are_refused_with_what_to_do(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = copied(folder, tmp_path)
+    (copy / "spatial_upsampler.safetensors").unlink()
+    pipeline = LtxPipeline.load(copy, model="ltx-2-19b-distilled", device="cpu")
+    with pytest.raises(InvalidRequest, match="no spatial upscaler") as caught:
+        pipeline.generate(SMALL.model_copy(update={"stages": 2}), ignore)
+    assert "ltx-2-spatial-upscaler-x2-1.0.safetensors" in caught.value.hint
+    assert len(frames(pipeline, SMALL)) == 17
+
+
 class Stop(Exception):
     """What a report raises to stop a job."""
 

@@ -123,7 +123,7 @@ def test_a_shell_block_does_what_it_says(shell: Shell, block: str) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1][:40])
 def test_a_python_block_does_what_it_says(shell: Shell, block: str) -> None:
-    program = block.replace("ltxq.1.ltx-2-19b-distilled", "ltxq.1.instant")
+    program = block.replace("ltxq.2.ltx-2-19b-distilled", "ltxq.2.instant")
     if "Flask(" in block:
         program += BACKEND_IS_USED
     (shell.folder / "program.py").write_text(program)

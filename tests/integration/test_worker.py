@@ -145,7 +145,7 @@ def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain
     sent = plain.send_task(
         "ltxq.generate",
         kwargs={"request": {"prompt": "a fox", "seed": None, **SMALL}},
-        queue="ltxq.1.instant",
+        queue="ltxq.2.instant",
     )
     assert sent.get(timeout=PATIENCE)["num_frames"] == 9
     job = client.get(sent.id)
@@ -169,7 +169,7 @@ def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain
 def test_a_wrong_job_of_a_plain_producer_fails_as_invalid_request(
     fleet: Fleet, client: Client, plain: Celery, arguments: dict[str, Any], says: str
 ) -> None:
-    sent = plain.send_task("ltxq.generate", queue="ltxq.1.instant", **arguments)
+    sent = plain.send_task("ltxq.generate", queue="ltxq.2.instant", **arguments)
     with pytest.raises(Exception, match=says) as caught:
         sent.get(timeout=PATIENCE)
     assert type(caught.value).__name__ == "invalid_request"

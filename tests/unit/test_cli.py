@@ -62,6 +62,7 @@ def test_every_field_of_a_request_is_an_option(
     queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: dict[str, Any] = {
+        "stages": 2,
         "height": 256,
         "width": 320,
         "num_frames": 9,

@@ -69,6 +69,14 @@ def test_stages_are_reported_in_order() -> None:
     assert told[5:] == [("decode", done, 3) for done in range(4)]
 
 
+@pytest.mark.parametrize(("stages", "steps"), [(1, 8), (2, 11)])
+def test_it_takes_as_many_steps_as_the_real_one(stages: int, steps: int) -> None:
+    told: list[tuple[str, int, int]] = []
+    request = REQUEST.model_copy(update={"stages": stages})
+    InstantPipeline().generate(request, lambda *step: told.append(step))
+    assert told[-1] == ("denoise", steps, steps)
+
+
 def test_report_that_raises_ends_a_long_wait() -> None:
     class Stop(Exception):
         pass

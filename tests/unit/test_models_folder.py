@@ -13,6 +13,7 @@ import pytest
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.folder import ModelFolder
 
+UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
 CONFIG = {"transformer": {"_class_name": "AVTransformer3DModel"}, "vae": {}}
 
 
@@ -61,10 +62,23 @@ def test_a_whole_folder_says_what_it_holds(folder: Path) -> None:
 
 
 def test_the_upscaler_is_told_from_the_checkpoint(folder: Path) -> None:
-    upscaler = safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3})
+    upscaler = safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
     model = ModelFolder.open(folder)
     assert model.checkpoint == folder / "weights.safetensors"
-    assert model.upscaler == upscaler
+    assert (model.upscaler, model.upscaler_config) == (upscaler, {"dims": 3})
+
+
+def test_of_many_files_the_newest_that_doubles_both_sides_is_the_upscaler(folder: Path) -> None:
+    for name, config in {
+        "upscaler-x2-1.0": {},
+        "upscaler-x2-1.1": {"spatial_scale": 2.0},
+        "upscaler-x3-1.1": {"spatial_scale": 1.5},
+        "upscaler-y-temporal": {"temporal_upsample": True, "spatial_upsample": False},
+        "upscaler-z-both": {"temporal_upsample": True},
+    }.items():
+        safetensors(folder / f"{name}.safetensors", config, tensor=UPSCALES)
+    safetensors(folder / "zz-lora.safetensors")
+    assert ModelFolder.open(folder).upscaler == folder / "upscaler-x2-1.1.safetensors"
 
 
 def test_models_may_share_a_text_encoder_beside_them(folder: Path) -> None:

@@ -26,7 +26,7 @@ def test_defaults_are_the_first_users() -> None:
     request = VideoRequest(prompt="a fox")
     assert (request.height, request.width, request.num_frames) == (512, 768, 33)
     assert (request.frame_rate, request.seed, request.audio) == (24.0, 42, True)
-    assert (request.priority, request.model) == ("normal", None)
+    assert (request.priority, request.model, request.stages) == ("normal", None, 1)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,9 @@ def test_defaults_are_the_first_users() -> None:
         ({"seed": MAX_SEED + 1}, "seed", str(MAX_SEED)),
         ({"crop_width": 767}, "crop_width", "766 or 768"),
         ({"crop_height": 400}, "crop_height", "482"),
+        ({"stages": 2, "height": 480}, "height", "448 or 512"),
+        ({"stages": 2, "width": 2016}, "width", "1984 or 2048"),
+        ({"stages": 2, "crop_width": 704}, "crop_width", "706"),
     ],
 )
 def test_what_cannot_be_made_is_refused_with_the_nearest_that_can(
@@ -72,6 +75,8 @@ def test_what_cannot_be_made_is_refused_with_the_nearest_that_can(
         ({"priority": "urgent"}, "priority"),
         ({"expires_in": 7 * 24 * 3600 + 1}, "expires_in"),
         ({"timeout": 0}, "timeout"),
+        ({"stages": 0}, "stages"),
+        ({"stages": 3}, "stages"),
         ({"frame_rate": float("nan")}, "frame_rate"),
         ({"frame_rate": float("inf")}, "frame_rate"),
         ({"webhook_url": "file:///etc/passwd"}, "webhook_url"),
@@ -120,6 +125,8 @@ def test_a_settled_request_has_a_model_and_a_seed_and_keeps_its_own() -> None:
 def test_a_size_that_is_no_multiple_of_32_is_cropped_from_one_that_is() -> None:
     request = VideoRequest(prompt="a fox", width=1280, height=736, crop_height=720)
     assert request.output_size == (1280, 720)
+    in_two = VideoRequest(prompt="a fox", stages=2, width=1920, height=1088, crop_height=1026)
+    assert in_two.output_size == (1920, 1026)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

@@ -26,7 +26,7 @@ QUEUE_PREFIX = f"ltxq.{CONTRACT}."
 
 
 def queue_name(model: str) -> str:
-    """The Celery queue of one contract version and model: 'ltxq.1.<model>'."""
+    """The Celery queue of one contract version and model: 'ltxq.2.<model>'."""
     return QUEUE_PREFIX + model
 
 

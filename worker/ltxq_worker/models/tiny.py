@@ -124,12 +124,13 @@ def _write_checkpoint(path: Path, base: Base, seed: int) -> None:
 
 
 def _write_upsampler(path: Path, base: Base, seed: int) -> None:
-    """The second stage's: twice the size, in latents. 32: the fewest channels its norms take.
+    """The second stage's: twice the size, in latents. 64: the fewest channels its norms take, whose
+    32 groups want two values each, also of a latent of one place.
 
     LTX-2's published one has a resampler for any ratio, LTX-2.3's has not.
     """
     rational = base == "ltx-2-19b"
-    config = {"mid_channels": 32, "num_blocks_per_stage": 1, "rational_resampler": rational}
+    config = {"mid_channels": 64, "num_blocks_per_stage": 1, "rational_resampler": rational}
     generator = torch.Generator().manual_seed(seed)
     weights = LatentUpsamplerConfigurator.from_config(config).state_dict()
     tensors = {

@@ -246,9 +246,8 @@ def _tiling(shape: memory.Shape) -> TilingConfig | None:
     if not in_time and not in_space:
         return None
     return TilingConfig(
-        temporal_config=TemporalTilingConfig(memory.TILE_FRAMES, memory.TILE_FRAMES_OVERLAP)
-        if in_time
-        else None,
+        # Also for tiles in space alone, which ltx-core cannot decode; all frames are one run then.
+        temporal_config=TemporalTilingConfig(memory.TILE_FRAMES, memory.TILE_FRAMES_OVERLAP),
         spatial_config=SpatialTilingConfig(memory.TILE_SIDE, memory.TILE_SIDE_OVERLAP)
         if in_space
         else None,
