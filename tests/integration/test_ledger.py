@@ -464,8 +464,8 @@ def long_ago(server: redis.Redis, claimed: Claim, seconds: float) -> None:
 
 def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.Redis) -> None:
     for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
-        server.delete(f"{PREFIX}pace:ltxq.1.instant")
-        spoilt(f"{PREFIX}pace:ltxq.1.instant")
+        server.delete(f"{PREFIX}pace:ltxq.2.instant")
+        spoilt(f"{PREFIX}pace:ltxq.2.instant")
         ledger.present("w", "instant")
         ticket = submit(ledger)
         assert ledger.get(ticket.job_id).eta_seconds is None
@@ -484,8 +484,8 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
     ledger.present("w1", "other")
     assert ledger.served() == {"instant": 2, "other": 1}
     seconds, _ = server.time()
-    server.zadd(f"{PREFIX}workers:ltxq.1.instant", {"w1": (seconds - 60) * 1000})
-    server.zadd(f"{PREFIX}workers:ltxq.1.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
+    server.zadd(f"{PREFIX}workers:ltxq.2.instant", {"w1": (seconds - 60) * 1000})
+    server.zadd(f"{PREFIX}workers:ltxq.2.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
     assert ledger.served() == {"instant": 1}
 
 
