@@ -1,7 +1,7 @@
 -- The job's life in Redis: every step that must be atomic, on Redis's own clock.
 --
 -- One script, one operation a call: KEYS[1] is the key prefix, ARGV[1] names the operation, the
--- rest are its arguments. Each may be repeated after a lost reply: submit by id, claim by nonce,
+-- rest are its arguments. Each may be repeated after a lost reply: submit by id, claim and delete by nonce,
 -- everything a worker writes by its token. Times are milliseconds since 1970. ledger.py documents
 -- the operations; this is the map of the keys:
 --
@@ -18,6 +18,7 @@
 --   expiry                  zset id → when a finished job's record is removed
 --   unreported              zset id → when it finished, until Celery's result is stored as well
 --   webhooks                zset id → when its webhook is due, until it is delivered or given up
+--   deleted:<id>            the nonce of who deleted it, for seconds
 --   idempotency             hash "<owner>:<key>" → id
 --   queues                  set of queue names
 --   counter                 source of seq and stamp
@@ -402,12 +403,15 @@ function operation.cancel(id, retention, cancelled)
   return guarded(retention, cancel, id, retention, cancelled) or (is_record(id) and 'failed' or 'gone')
 end
 
-function operation.delete(id)
-  if redis.call('EXISTS', key('job', id)) == 0 then return 'gone' end
+function operation.delete(id, nonce)
+  if redis.call('EXISTS', key('job', id)) == 0 then
+    return redis.call('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'
+  end
   local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
   if state == 'queued' or state == 'running' then return state end
   if not (state and final(state)) then forget(id) end
   remove(id)
+  redis.call('SET', key('deleted', id), nonce, 'EX', 10)
   return 'deleted'
 end
 

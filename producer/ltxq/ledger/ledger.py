@@ -188,7 +188,7 @@ class Ledger(JobReader):
         Raises:
             JobNotFound, JobNotFinished.
         """
-        answer = self._run("delete", job_id)
+        answer = self._run("delete", job_id, secrets.token_hex(8))
         if answer == "gone":
             raise not_found(job_id)
         if answer != "deleted":
