@@ -60,6 +60,15 @@ class Settings(BaseSettings):
         description="fp8 keeps the transformer's large layers in 8 bits: 22 GB for 38. Unset: "
         "fp8 on a GPU, bf16 on a CPU.",
     )
+    optimize: str = Field(
+        default="auto",
+        description="What makes clips faster: auto, all, none, or names with commas between.",
+    )
+    shapes: str | None = Field(
+        default=None,
+        description="Sizes made once before a worker is ready, as 768x512x33,512x768x121@30: "
+        "the first clip of a size is slow. Unset: the default one; on a CPU a small one.",
+    )
     lease: float = Field(
         default=30.0,
         ge=1,

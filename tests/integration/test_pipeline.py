@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import Clip, memory
 from ltxq_worker.pipeline.ltx import PROMPTS_KEPT, LtxPipeline
+from ltxq_worker.pipeline.optimize import parse_shapes
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 SMALL = VideoRequest(prompt="a cat walks on the beach", height=64, width=64, num_frames=17)
@@ -143,7 +145,11 @@ def test_no_autograd_graph_is_kept(pipeline: LtxPipeline, monkeypatch: pytest.Mo
         outputs.extend(part for part in torch.utils._pytree.tree_leaves(output))
 
     parts = pipeline._parts
-    watched = (parts.transformer, parts.video_decoder, parts.audio_decoder, parts.vocoder)
+    model = parts.transformer.velocity_model
+    watched = (
+        *(model.proj_out, model.audio_proj_out),
+        *(parts.video_decoder, parts.audio_decoder, parts.vocoder),
+    )
     hooks = [part.register_forward_hook(watch) for part in watched]
     try:
         clip = pipeline.generate(SMALL, ignore)
@@ -164,7 +170,9 @@ def test_a_prompt_is_encoded_once_while_it_is_among_the_last(
     encoded: list[str] = []
     encode = pipeline._parts.text.encode
     monkeypatch.setattr(
-        pipeline._parts.text, "encode", lambda prompt: encoded.append(prompt) or encode(prompt)
+        pipeline._parts.text,
+        "encode",
+        lambda prompt, padded: encoded.append(prompt) or encode(prompt, padded=padded),
     )
     for _ in range(2):
         pipeline._context("first")
@@ -199,14 +207,14 @@ def test_a_clip_the_memory_cannot_hold_is_refused_with_the_largest_that_fits(
     assert memory.bytes_needed(pipeline._config, shape) > room
 
 
-@pytest.mark.parametrize("part", ["transformer", "video_decoder"])
+@pytest.mark.parametrize("part", ["transformer.velocity_model.proj_out", "video_decoder"])
 def test_running_out_of_memory_is_told_with_what_fits_and_leaves_the_pipeline_usable(
     pipeline: LtxPipeline, part: str
 ) -> None:
     def run_out(module: torch.nn.Module, args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    hook = getattr(pipeline._parts, part).register_forward_pre_hook(run_out)
+    hook = attrgetter(part)(pipeline._parts).register_forward_pre_hook(run_out)
     try:
         with pytest.raises(OutOfMemory, match="64×64 with 17 frames") as caught:
             list(pipeline.generate(SMALL, ignore).frames)
@@ -260,7 +268,7 @@ def test_warming_up_makes_clips_of_the_shapes_given(pipeline: LtxPipeline) -> No
         lambda module, args: seen.append(args[0].shape)
     )
     try:
-        pipeline.warm_up([(64, 96, 9), (64, 64, 1)])
+        pipeline.warm_up(parse_shapes("96x64x9, 64x64x1"))
     finally:
         hook.remove()
     assert [tuple(shape[2:]) for shape in seen] == [(2, 2, 3), (1, 2, 2)]

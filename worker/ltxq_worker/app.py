@@ -31,12 +31,13 @@ from ltxq.storage import Storage
 from ltxq_worker.gate import Gate, gate_step
 from ltxq_worker.inbox import inbox_step
 from ltxq_worker.pipeline import INSTANT, Pipeline
+from ltxq_worker.pipeline.optimize import parse_shapes
 from ltxq_worker.run import Runner
 
 log = logging.getLogger("ltxq.worker")
 
-# Height, width, frames made before a worker is ready: the default clip; on a CPU the smallest.
-WARM_UP = {"cuda": (512, 768, 33), "cpu": (64, 64, 9)}
+# Made before a worker is ready unless LTXQ_SHAPES says otherwise: the default clip, or a small one.
+WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
 
 
 class Supervisor:
@@ -67,11 +68,13 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
 
     Raises:
         ModelUnusable
+        ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
     """
     if model == INSTANT:
         from ltxq_worker.pipeline.instant import InstantPipeline
 
         return InstantPipeline(denoise_seconds=settings.instant_seconds)
+    shapes = parse_shapes(settings.shapes or WARM_UP[device])
     from ltxq_worker.pipeline.ltx import LtxPipeline
 
     pipeline = LtxPipeline.load(
@@ -79,10 +82,12 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
         model=model,
         device=device,
         quantization=settings.quantization,
+        optimize=settings.optimize,
         report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
     )
+    log.info("optimizations: %s", pipeline.optimizations)
     supervisor.tell(loading="warm-up clip", fraction=1.0)
-    pipeline.warm_up([WARM_UP[device]])
+    pipeline.warm_up(shapes)
     return pipeline
 
 

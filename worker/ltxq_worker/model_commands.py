@@ -94,6 +94,7 @@ def _loaded(model: str, device: str | None, bar: screen.Bar) -> Any:
         model=folder.absolute().name,
         device=device,
         quantization=settings.quantization,
+        optimize=settings.optimize,
         report=lambda what, fraction: bar.at("loading the model", fraction, what),
     )
 

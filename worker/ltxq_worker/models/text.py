@@ -6,6 +6,7 @@ ltx-core's feature extractor and connectors. Caching and memory are the pipeline
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,52 @@ class TextEncoder:
         )
 
     @torch.inference_mode()
-    def encode(self, prompt: str) -> TextContext:
-        """The contexts of one prompt, on Gemma's device. Raises InvalidRequest as `tokenize`."""
+    def encode(self, prompt: str, *, padded: bool = True) -> TextContext:
+        """The contexts of one prompt, on Gemma's device. Raises InvalidRequest as `tokenize`.
+
+        `padded`: run Gemma over all 1,024 positions, as the model was trained. Else over those of
+        the prompt alone: since Gemma looks only back, and its padding is masked, the same but for
+        rounding.
+        """
         device = next(self._gemma.parameters()).device
         ids, mask = (tensor.to(device) for tensor in self.tokenize(prompt))
+        if not padded:
+            return self._encode_without_padding(ids, int(mask.sum()))
         hidden = self._gemma(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
         encoded = self._embeddings.process_hidden_states(hidden, mask)
         return TextContext(video=encoded.video_encoding, audio=encoded.audio_encoding)
+
+    def _encode_without_padding(self, ids: torch.Tensor, count: int) -> TextContext:
+        ids = ids[:, -count:]
+        hidden = self._gemma(
+            input_ids=ids,
+            position_ids=torch.arange(MAX_TOKENS - count, MAX_TOKENS, device=ids.device)[None],
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+        processor = self._embeddings
+        video, audio = processor.feature_extractor(hidden, torch.ones_like(ids), "left")
+        return TextContext(
+            video=_connected(processor.video_connector, video),
+            audio=_connected(processor.audio_connector, audio),
+        )
+
+
+def _connected(connector: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """A connector's outcome for a prompt's features [1, tokens, D], registers after them.
+
+    The library's own way puts the registers where the padding was, and hands on a mask of zeros:
+    it masks nothing, but keeps the fast attention kernels away.
+    """
+    registers = connector.learnable_registers
+    after = registers.tile(MAX_TOKENS // len(registers), 1)[None, features.shape[1] :]
+    without_registers = copy.copy(connector)
+    without_registers.num_learnable_registers = None
+    encoded: torch.Tensor
+    encoded, _ = without_registers(torch.cat((features, after), dim=1), None)
+    return encoded
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -115,7 +115,8 @@ def _denoise(
     """One stage: `start`, or nothing, noised to the first of `levels` and cleaned to the last."""
     device = generator.device
     noiser, stepper = GaussianNoiser(generator), EulerDiffusionStep()
-    sigmas = torch.tensor(levels, device=device)
+    on_cpu = torch.tensor(levels)  # for the stepper, which asks for their values
+    sigmas = on_cpu.to(device)
     video_tools = VideoLatentTools(
         VideoLatentPatchifier(patch_size=1), VideoLatentShape.from_pixel_shape(shape), shape.fps
     )
@@ -129,15 +130,37 @@ def _denoise(
     video, audio = noiser(video, levels[0]), noiser(audio, levels[0])
 
     predict = transformer.bind(video, audio, context)
+    pace = _Pace(device)
     for step in range(len(levels) - 1):
         clean_video, clean_audio = predict(video.latent, audio.latent, sigmas[step])
-        video = replace(video, latent=stepper.step(video.latent, clean_video, sigmas, step))
-        audio = replace(audio, latent=stepper.step(audio.latent, clean_audio, sigmas, step))
+        video = replace(video, latent=stepper.step(video.latent, clean_video, on_cpu, step))
+        audio = replace(audio, latent=stepper.step(audio.latent, clean_audio, on_cpu, step))
+        pace.keep()
         step_done(step + 1)
 
     return Latents(
         video=video_tools.unpatchify(video).latent, audio=audio_tools.unpatchify(audio).latent
     )
+
+
+class _Pace:
+    """Lets the CPU be one step ahead of a GPU and no more, so that the GPU never waits, and what
+    is reported, and a cancelling that is heard then, is a step late at most.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: torch.cuda.Event | None = None
+
+    def keep(self) -> None:
+        """Called when a step is queued: waits for the one before it."""
+        if self._device.type != "cuda":
+            return
+        queued = torch.cuda.Event()
+        queued.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = queued
 
 
 def _modality(

@@ -35,7 +35,14 @@ from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline import Clip, DeviceBroken, Report, Sound, memory, schedule
-from ltxq_worker.pipeline.denoise import LibraryTransformer, in_one_stage, in_two_stages
+from ltxq_worker.pipeline.denoise import (
+    LibraryTransformer,
+    Transformer,
+    in_one_stage,
+    in_two_stages,
+)
+from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.pipeline.transformer import FastTransformer
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
 KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
@@ -45,7 +52,13 @@ class LtxPipeline:
     """LTX-2 on one device. Satisfies `Pipeline`; one generation at a time."""
 
     def __init__(
-        self, *, model: str, folder: ModelFolder, parts: Resident, device: torch.device
+        self,
+        *,
+        model: str,
+        folder: ModelFolder,
+        parts: Resident,
+        device: torch.device,
+        optimizations: Optimizations,
     ) -> None:
         """Use `load`."""
         self.model = model
@@ -55,7 +68,8 @@ class LtxPipeline:
         }
         self._config: dict[str, Any] = folder.config
         self._parts = parts
-        self._transformer = LibraryTransformer(parts.transformer)
+        self.optimizations = optimizations
+        self._transformer = _transformer(parts, optimizations)
         self._device = device
         self._contexts: OrderedDict[str, TextContext] = OrderedDict()
 
@@ -67,6 +81,7 @@ class LtxPipeline:
         model: str,
         device: str | None = None,
         quantization: Quantization | None = None,
+        optimize: str = "auto",
         report: LoadReport | None = None,
     ) -> LtxPipeline:
         """Load a model and keep it.
@@ -77,12 +92,13 @@ class LtxPipeline:
             device: 'cuda', 'cuda:1' or 'cpu'; None: a GPU if there is one.
             quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38 in
                 bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
+            optimize: What `LTXQ_OPTIMIZE` may be; 'none': the library's frames, bit for bit.
             report: Told what is being loaded and the share of all that is done, 0..1.
 
         Raises:
             ModelUnusable: the folder does not hold a model that can be run.
             OutOfMemory: the device cannot hold it.
-            ConfigurationError: there is no such device.
+            ConfigurationError: there is no such device, or no such optimization.
         """
         if not isinstance(folder, ModelFolder):
             folder = ModelFolder.open(folder)
@@ -90,6 +106,7 @@ class LtxPipeline:
             # Clips of many sizes would fragment the card; read when CUDA starts, below.
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         where = _device(device)
+        optimizations = Optimizations.parse(optimize, where.type)
         quantization = quantization or ("fp8" if where.type == "cuda" else "bf16")
         try:
             parts = resident.load(folder, where, quantization, report or _say_nothing)
@@ -97,7 +114,9 @@ class LtxPipeline:
             if not _is_out_of_memory(exc):
                 raise
         else:
-            return cls(model=model, folder=folder, parts=parts, device=where)
+            return cls(
+                model=model, folder=folder, parts=parts, device=where, optimizations=optimizations
+            )
         _free(where)
         raise OutOfMemory(
             f"{where} has {_total(where) / 1e9:.0f} GB of memory, which do not hold {folder.name}.",
@@ -119,12 +138,9 @@ class LtxPipeline:
         # Here the error and the tensors its traceback held are gone.
         raise self._out_of_memory(shape)
 
-    def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
-        """Make a clip of each (height, width, num_frames) and drop it: the first is slow."""
-        for height, width, num_frames in shapes:
-            request = VideoRequest(
-                prompt="warm-up", height=height, width=width, num_frames=num_frames, frame_rate=60
-            )
+    def warm_up(self, requests: Iterable[VideoRequest]) -> None:
+        """Make these clips and drop them: the first of a size is slow."""
+        for request in requests:
             for _ in self.generate(request, _report_nothing).frames:
                 pass
 
@@ -155,7 +171,9 @@ class LtxPipeline:
         return Clip(frames=self._frames(latents.video, shape, generator, report), sound=sound)
 
     def _context(self, prompt: str) -> TextContext:
-        context = self._contexts.pop(prompt, None) or self._parts.text.encode(prompt)
+        context = self._contexts.pop(prompt, None) or self._parts.text.encode(
+            prompt, padded=not self.optimizations.text
+        )
         self._contexts[prompt] = context  # the last used last
         if len(self._contexts) > PROMPTS_KEPT:
             self._contexts.popitem(last=False)
@@ -238,6 +256,12 @@ def _no_upsampler(model: str) -> InvalidRequest:
         hint=f"Put {where} into the model's folder and start the worker again.",
         problems=(("stages", reason),),
     )
+
+
+def _transformer(parts: Resident, optimizations: Optimizations) -> Transformer:
+    if not optimizations.lean:
+        return LibraryTransformer(parts.transformer)
+    return FastTransformer(parts.transformer)
 
 
 def _tiling(shape: memory.Shape) -> TilingConfig | None:
