@@ -1,4 +1,4 @@
-"""How many inputs the fuzz tests made, told at the end."""
+"""The worker that forged things are thrown at, and how many inputs were made, told at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import Any
 import pytest
 
 import generated
+from fleet import Fleet, worker_environment
+from ltxq_worker.local import RedisServer, S3Server
+from servers import start_or_skip
+from yard import Yard
+
+
+@pytest.fixture(scope="session")
+def yard(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """For all tests of this process: leave it in order."""
+    with start_or_skip(lambda: RedisServer.start(tmp_path_factory.mktemp("redis"))) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        environment = worker_environment(url, s3_server, tmp_path_factory.mktemp("spool"))
+        with Fleet(environment) as fleet:
+            yard = Yard(fleet.wait_until_ready(), url, tmp_path_factory.mktemp("marks") / "loaded")
+            yield yard
+            yard.close()
 
 
 @pytest.hookimpl(wrapper=True)

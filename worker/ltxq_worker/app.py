@@ -20,14 +20,14 @@ from typing import Any
 from celery import Celery, signals
 from celery.exceptions import Ignore
 from celery.platforms import SecurityWarning
-from celery.worker.control import Panel
 
 from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
-from ltxq.errors import InvalidRequest, JobNotFound, LtxqError, OutOfMemory, QueueUnavailable
+from ltxq.errors import InvalidRequest, LtxqError, OutOfMemory, QueueUnavailable
 from ltxq.job import VideoRequest, is_job_id
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
+from ltxq_worker.control import control_step
 from ltxq_worker.gate import Gate, gate_step
 from ltxq_worker.inbox import inbox_step
 from ltxq_worker.pipeline import INSTANT, Pipeline
@@ -92,11 +92,13 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
 
 
 def build_app(runner: Runner, settings: Settings) -> Celery:
-    """The Celery app of a worker: the task, the gate, and cancelling by Celery's `revoke`."""
+    """The Celery app of a worker: the task, the gate, and what guards its doors."""
     app = make_app(settings)
     gate, ledger = runner.gate, runner.ledger
     app.steps["consumer"].add(gate_step(gate))
     app.steps["consumer"].add(inbox_step(gate))
+    app.conf.worker_enable_remote_control = False  # Celery's own takes any command
+    app.steps["consumer"].add(control_step(app, ledger))
 
     @app.task(name=TASK, bind=True, ignore_result=True)
     def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
@@ -114,20 +116,6 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
             admit(app, ledger, task_id, args, kwargs, model)
         elif delivery in gate:
             runner.run(ticket, delivery)
-
-    def cancel(_state: Any, task_id: Any = None, task_ids: Any = None, **_: Any) -> dict[str, str]:
-        """Celery's revoke, and Flower's button: cancel in the ledger."""
-        ids = task_ids or task_id or []
-        for job_id in [ids] if isinstance(ids, str) else ids:
-            try:
-                if ledger.cancel(job_id) == "cancelled":
-                    report_outcome(app, ledger, job_id)
-            except JobNotFound:
-                log.info("revoke: there is no job %s", job_id)
-        return {"ok": f"cancelled in the ledger: {ids}"}
-
-    for command in ("revoke", "terminate"):
-        Panel.data[command] = cancel
 
     @signals.task_received.connect(weak=False)
     def on_received(request: Any, **_: Any) -> None:

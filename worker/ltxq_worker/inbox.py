@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from ltxq_worker.control import away_errors
 from ltxq_worker.gate import Gate
 
 log = logging.getLogger("ltxq.worker")
@@ -28,9 +29,7 @@ def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
 
         def start(self, parent: Any) -> None:
             channel = parent.task_consumer.channel
-            # kombu counts KeyError as a lost connection; here it is a field that is not there.
-            known = parent.connection_errors + parent.channel_errors
-            away = tuple(kind for kind in known if not issubclass(kind, KeyError))
+            away = away_errors(parent.connection_errors + parent.channel_errors)
             channel.handlers["BRPOP"] = _reading(channel.handlers["BRPOP"], away)
             take = type(parent).create_task_handler(parent)
             parent.create_task_handler = lambda: _taking(take, gate, away)

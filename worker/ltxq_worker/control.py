@@ -1,0 +1,153 @@
+"""Celery's remote control, as far as a worker lets itself be controlled: what Flower reads, and
+cancelling. Whoever may write to Redis may also publish there, so all else is refused: a worker is
+stopped by its supervisor, and what it serves is not for a message to change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.worker.control import Panel
+from celery.worker.pidbox import Pidbox
+
+from ltxq.celery import report_outcome
+from ltxq.errors import JobNotFound, LtxqError
+from ltxq.job import is_job_id
+from ltxq.ledger import Ledger
+
+log = logging.getLogger("ltxq.worker")
+
+# Without their arguments, some of which show any attribute of a task.
+READING = frozenset(
+    {
+        *("ping", "stats", "conf", "report", "clock", "heartbeat", "enable_events"),
+        *("active", "reserved", "scheduled", "revoked", "registered", "active_queues"),
+    }
+)
+# Done in the ledger. Celery's own would discard an id for ever, also when it is sent again.
+CANCELLING = frozenset({"revoke", "terminate"})
+MOST_CANCELLED = 1000  # by one message: the event loop waits for it
+
+
+def control_step(app: Celery, ledger: Ledger) -> type[bootsteps.StartStopStep]:
+    """The bootstep that stands in for Celery's own, which `app` must have switched off."""
+
+    class ControlStep(bootsteps.StartStopStep):
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def __init__(self, parent: Any, **options: Any) -> None:
+            box = _Mailbox(parent, app, ledger)
+            self.start, self.stop, self.shutdown = box.start, box.stop, box.shutdown
+            super().__init__(parent, **options)
+
+    return ControlStep
+
+
+class _Mailbox(Pidbox):  # type: ignore[misc]
+    """Celery's mailbox; what is no message, or not for it to do, is dropped and logged."""
+
+    def __init__(self, consumer: Any, app: Celery, ledger: Ledger) -> None:
+        super().__init__(consumer)
+        self._app = app
+        self._ledger = ledger
+        self._away = away_errors(consumer.connection_errors)
+        self._replies = self.node.mailbox.reply_exchange.name
+
+    def start(self, consumer: Any) -> None:
+        super().start(consumer)
+        self.consumer.on_decode_error = lambda _message, exc: _drop(type(exc).__name__)
+        channel = self.node.channel
+        channel.handlers["LISTEN"] = _listening(channel, self._away)
+
+    def on_message(self, body: Any, _message: Any) -> None:
+        """Do what it asks, if it is for this worker, allowed and of the right form."""
+        self._forward_clock()  # by one, not to the sender's: that may be any number
+        try:
+            match body:
+                case {"method": str(method), **rest}:
+                    if self._is_addressee(rest):
+                        self._obey(method, rest)
+                case _:
+                    _drop("not of Celery's form")
+        except self._away:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a stranger's fields cause
+            _drop(type(exc).__name__)
+
+    def _is_addressee(self, body: dict[str, Any]) -> bool:
+        match body.get("destination"), body.get("pattern"), body.get("matcher"):
+            case (None | [], None, _):
+                return True
+            case (list(names), _, _):
+                return self.hostname in names
+            case (None, str(pattern), "glob"):  # not "pcre": some patterns take for ever
+                return fnmatchcase(self.hostname, pattern)
+        return False
+
+    def _obey(self, method: str, body: dict[str, Any]) -> None:
+        match body.get("arguments") or {}, body.get("reply_to"):
+            case (dict(arguments), None as reply_to):
+                pass
+            case (dict(arguments), {"exchange": self._replies, "routing_key": str()} as reply_to):
+                pass
+            case _:
+                _drop("not of Celery's form")
+                return
+        if method in READING:
+            answer = Panel.data[method](self.node.state)
+        elif method in CANCELLING:
+            answer = self._cancel(arguments.get("task_ids") or arguments.get("task_id") or [])
+        else:
+            log.warning("The remote command %.40r is refused.", method)
+            answer = {"error": "ltxq's workers do not take this command."}
+        if reply_to:
+            where = {"exchange": self._replies, "routing_key": reply_to["routing_key"]}
+            self.node.reply({self.hostname: answer}, **where, ticket=body.get("ticket"))
+
+    def _cancel(self, ids: Any) -> dict[str, str]:
+        wanted = ids if isinstance(ids, list) else [ids]
+        jobs = [job_id for job_id in wanted if isinstance(job_id, str) and is_job_id(job_id)]
+        if len(jobs) < len(wanted) or len(jobs) > MOST_CANCELLED:
+            return {"error": f"Nothing is cancelled: send at most {MOST_CANCELLED} ids of jobs."}
+        for job_id in jobs:
+            try:
+                if self._ledger.cancel(job_id) == "cancelled":
+                    report_outcome(self._app, self._ledger, job_id)
+            except JobNotFound:
+                log.info("revoke: there is no job %s", job_id)
+            except LtxqError as exc:
+                return {"error": str(exc)}
+        return {"ok": f"cancelled in the ledger: {jobs}"}
+
+
+def away_errors(known: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    """Those by which kombu says that Redis is away. It counts KeyError among them; where a
+    stranger's message is read, that is a field that is not there.
+    """
+    return tuple(kind for kind in known if not issubclass(kind, KeyError))
+
+
+def _listening(channel: Any, away: tuple[type[Exception], ...]) -> Callable[[], Any]:
+    """The reading of what is published to `channel`; garbage does not hide what came with it."""
+    read = channel.handlers["LISTEN"]
+
+    def guarded() -> Any:
+        while True:
+            try:
+                return read()
+            except away:
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever a stranger's bytes cause
+                _drop(type(exc).__name__)
+            if not channel.subclient.connection.can_read(timeout=0):
+                return True
+
+    return guarded
+
+
+def _drop(reason: str) -> None:
+    log.warning("A remote control message is dropped: %s", reason)
