@@ -43,6 +43,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3
 lock: $(VENV)/.ready-uv ## Write requirements/*.txt anew, with the newest versions that fit
 	@$(COMPILE) -o requirements/base.txt
 	@$(COMPILE) -o requirements/worker.txt --extra worker
+	@$(COMPILE) -o requirements/gateway.txt --extra gateway
 	@$(COMPILE) -o requirements/demo.txt --extra all
 	@$(COMPILE) -o requirements/dev.txt --extra all --group test --group check
 
