@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import typer
 
 import generated
 from fleet import Fleet, worker_environment
+from ltxq import cli
 from ltxq_worker.local import RedisServer, S3Server
 from servers import start_or_skip
 from yard import Yard
@@ -24,6 +27,14 @@ def yard(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yard = Yard(fleet.wait_until_ready(), url, tmp_path_factory.mktemp("marks") / "loaded")
             yield yard
             yard.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _command_line_built_once() -> Iterator[None]:
+    """Building it takes longer than most inputs do."""
+    command = typer.main.get_command(cli._app())
+    with patch.object(cli, "_app", lambda: command):
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from fleet import PATIENCE, eventually
 from generated import count, fuzzed, json_values, mutated, scalars
 from ltxq.celery import make_app
+from ltxq.ledger import queue_name
 from yard import JSON, Yard
 
 WORKER = "cpu0@host"
+QUEUE = queue_name("instant")
 TOPIC = "/0.celery.pidbox"
 REPLIES = "reply.celery.pidbox"
 BATCH = 20
@@ -65,7 +67,7 @@ def control(
 def test_flower_is_answered(flower: Celery) -> None:
     assert asked(flower, "ping") == {"ok": "pong"}
     assert asked(flower, "stats")["pool"]["max-concurrency"] == 9
-    assert asked(flower, "active_queues")[0]["name"] == "ltxq.1.instant"
+    assert asked(flower, "active_queues")[0]["name"] == QUEUE
     assert "ltxq.generate" in asked(flower, "registered", taskinfoitems=["app"])
     assert asked(flower, "conf", with_defaults=False)["accept_content"] == ["json"]
     for command in ("active", "reserved", "scheduled", "revoked"):
@@ -86,7 +88,7 @@ def test_flower_is_answered(flower: Celery) -> None:
         ("pool_grow", {"n": 10_000}),
         ("pool_restart", {"modules": ["os"], "reload": True}),
         ("autoscale", {"max": 0, "min": 0}),
-        ("cancel_consumer", {"queue": "ltxq.1.instant"}),
+        ("cancel_consumer", {"queue": QUEUE}),
         ("add_consumer", {"queue": "elsewhere"}),
         ("rate_limit", {"task_name": "ltxq.generate", "rate_limit": "1/h"}),
         ("time_limit", {"task_name": "ltxq.generate", "hard": 0.001}),
@@ -104,7 +106,7 @@ def test_no_other_command_is_obeyed(
 ) -> None:
     answer = asked(flower, command, **arguments)
     assert answer == {"error": "ltxq's workers do not take this command."}
-    assert asked(flower, "active_queues")[0]["name"] == "ltxq.1.instant"
+    assert asked(flower, "active_queues")[0]["name"] == QUEUE
     assert asked(flower, "stats")["pool"]["max-concurrency"] == 9
     assert asked(flower, "revoked") == []
     yard.still_works()

@@ -17,7 +17,7 @@ from ltxq import Client
 from ltxq.celery import make_app, report_outcome
 from ltxq.cli import main
 from ltxq.errors import JobNotFinished, JobNotFound, JobUnreadable, LtxqError, WaitTimeout
-from ltxq.job import VideoRequest, new_job_id
+from ltxq.job import CONTRACT, VideoRequest, new_job_id
 from ltxq.ledger import LANE_COUNT, PREFIX, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
@@ -200,8 +200,9 @@ def test_a_damaged_queued_job_fails_at_the_sweep_and_says_so(book: Book) -> None
 
 def test_a_record_of_a_newer_contract_says_so(book: Book) -> None:
     job_id = book.fresh("queued")
-    book.spoil(job_id, [("contract", b"2"), ("request", b'{"scene": "a fox"}')])
-    with pytest.raises(JobUnreadable, match="version 2"):
+    newer = CONTRACT + 1
+    book.spoil(job_id, [("contract", b"%d" % newer), ("request", b'{"scene": "a fox"}')])
+    with pytest.raises(JobUnreadable, match=f"version {newer}"):
         book.client.get(job_id)
 
 
