@@ -12,13 +12,12 @@ import time
 from collections.abc import AsyncIterator, Collection, Generator, Iterator
 from typing import Any, Self
 
-from ltxq.errors import InvalidRequest, QueueUnavailable, WaitTimeout
+from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable, WaitTimeout
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
 from ltxq.ledger import not_found
 from ltxq.settings import Settings
 from ltxq.transport import RedisTransport, Transport
 
-POLL_SECONDS = 2.0  # between looks at a job if no change is heard
 UNWANTED_SECONDS = 0.25  # between looks at whether anybody still wants to know
 OUTAGE_PATIENCE = 60.0  # seconds `watch` and `wait` live through a queue that is away
 
@@ -31,25 +30,29 @@ class Client:
     ...     print(client.wait(job.id).result_or_raise().url)
 
     Args:
-        url: the queue, `redis://…` or `rediss://…`; default `LTXQ_URL`.
+        url: the queue, `redis://…` or `rediss://…`, or a gateway's `https://…`; default `LTXQ_URL`.
+        api_key: what the gateway knows the caller by; default `LTXQ_API_KEY`.
         settings: everything else; default the environment.
         transport: another way to the queue, e.g. `ltxq.testing.MemoryTransport()`.
         owner: jobs are submitted for this owner, and only theirs are seen; None: everybody's.
+            With a gateway it is whose the API key is, and not to be given.
 
-    Every method may raise `QueueUnavailable`, within 5 seconds of a queue that is away.
+    Every method may raise `QueueUnavailable`, within 5 seconds of a queue that is away, and 10 of a
+    gateway that is there and does not answer.
     """
 
     def __init__(
         self,
         url: str | None = None,
         *,
+        api_key: str | None = None,
         settings: Settings | None = None,
         transport: Transport | None = None,
         owner: str | None = None,
     ) -> None:
         if transport is None:
-            settings = settings or Settings.read()
-            transport = RedisTransport(settings.with_url(url) if url else settings)
+            settings = (settings or Settings.read()).pointed(url, api_key)
+            transport = _transport(settings, owner)
         self._transport = transport
         self._owner = owner
 
@@ -139,13 +142,13 @@ class Client:
                     last = job
                 if job.finished:
                     return
-                left = POLL_SECONDS if end is None else end - time.monotonic()
+                left = changes.look_after if end is None else end - time.monotonic()
                 if left <= 0:
                     raise WaitTimeout(
                         f"{job_id} is still {job.state} after {timeout:g} s.",
                         hint="It goes on: ask again, or cancel it.",
                     )
-                look_again = time.monotonic() + min(left, POLL_SECONDS)
+                look_again = time.monotonic() + min(left, changes.look_after)
                 while (rest := look_again - time.monotonic()) > 0:
                     if changes.wait(min(rest, UNWANTED_SECONDS)) or unwanted.is_set():
                         break
@@ -164,13 +167,14 @@ class Client:
         self._transport.cancel(job_id)
         return self._transport.get(job_id)
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """Submit the same request again as a new job, whose `retry_of` is `job_id`.
 
         Raises:
-            JobNotFound, QueueFull
+            JobNotFound, QueueFull, IdempotencyConflict
         """
-        return self._submit(self.get(job_id).request, retry_of=job_id)
+        request = self.get(job_id).request
+        return self._submit(request, idempotency_key=idempotency_key, retry_of=job_id)
 
     def list(
         self,
@@ -252,6 +256,18 @@ class Client:
             self.get(job_id)
 
 
+def _transport(settings: Settings, owner: str | None) -> Transport:
+    if not settings.is_gateway:
+        return RedisTransport(settings)
+    from ltxq.http import HttpTransport
+
+    if owner is not None:
+        raise ConfigurationError(
+            "A gateway knows the owner by the API key.", hint="Give that owner's key, and no owner."
+        )
+    return HttpTransport(settings)
+
+
 def _is_key(key: object) -> bool:
     if not isinstance(key, str) or not 1 <= len(key) <= 255:
         return False
@@ -265,11 +281,14 @@ class AsyncClient:
         self,
         url: str | None = None,
         *,
+        api_key: str | None = None,
         settings: Settings | None = None,
         transport: Transport | None = None,
         owner: str | None = None,
     ) -> None:
-        self._client = Client(url, settings=settings, transport=transport, owner=owner)
+        self._client = Client(
+            url, api_key=api_key, settings=settings, transport=transport, owner=owner
+        )
 
     async def submit(
         self,
@@ -313,9 +332,9 @@ class AsyncClient:
         """As `Client.cancel`."""
         return await asyncio.to_thread(self._client.cancel, job_id)
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """As `Client.retry`."""
-        return await asyncio.to_thread(self._client.retry, job_id)
+        return await asyncio.to_thread(self._client.retry, job_id, idempotency_key=idempotency_key)
 
     async def list(
         self,

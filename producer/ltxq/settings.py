@@ -21,6 +21,10 @@ from ltxq.job import MAX_URL_SECONDS, ModelName
 
 DEFAULT_MODEL = "ltx-2-19b-distilled"
 
+_GATEWAY = re.compile(
+    r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9_./~-]*)?"
+)
+
 
 class Settings(BaseSettings):
     """Every setting; each field `name` is read from `LTXQ_NAME`."""
@@ -29,11 +33,20 @@ class Settings(BaseSettings):
 
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="The queue: redis:// or rediss://, with a password if it has one.",
+        description="The queue: redis:// or rediss://, with a password if it has one. For clients "
+        "also a gateway: https:// or http://.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="What a gateway knows this client by."
     )
     redis_ca: Path | None = Field(
         default=None,
         description="PEM file of who signed the certificate of a rediss:// server; unset: the "
+        "system's authorities.",
+    )
+    https_ca: Path | None = Field(
+        default=None,
+        description="PEM file of who signed the certificate of an https:// gateway; unset: the "
         "system's authorities.",
     )
     default_model: ModelName = Field(
@@ -118,7 +131,7 @@ class Settings(BaseSettings):
 
     @field_validator("url")
     @classmethod
-    def _url_is_redis(cls, url: SecretStr) -> SecretStr:
+    def _url_is_of_a_queue(cls, url: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(url.get_secret_value())
             scheme, _ = parts.scheme, parts.port
@@ -127,19 +140,37 @@ class Settings(BaseSettings):
                 "is no URL: its host or port is wrong, or the password has a character that must "
                 "be written as %2F, %23 or the like"
             ) from None
-        if scheme not in ("redis", "rediss"):
-            raise ValueError("must start with redis:// or rediss://")
+        if scheme in ("http", "https"):
+            if not _GATEWAY.fullmatch(url.get_secret_value()):
+                raise ValueError(
+                    "must be https://, a host and perhaps a port and a path; the key belongs in "
+                    "LTXQ_API_KEY"
+                )
+        elif scheme not in ("redis", "rediss"):
+            raise ValueError("must start with redis:// or rediss://, or https:// for a gateway")
         return url
 
-    @field_validator("redis_ca")
+    @field_validator("api_key")
     @classmethod
-    def _redis_ca_is_a_certificate(cls, file: Path | None) -> Path | None:
+    def _api_key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]{1,512}", key.get_secret_value()):
+            raise ValueError("must be 1 to 512 ASCII characters without a space")
+        return key
+
+    @field_validator("redis_ca", "https_ca")
+    @classmethod
+    def _ca_is_a_certificate(cls, file: Path | None) -> Path | None:
         if file is not None:
             try:
                 ssl.create_default_context(cafile=file)
             except (OSError, ssl.SSLError) as exc:
                 raise ValueError(f"cannot be read as certificates: {exc.strerror or exc}") from None
         return file
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether the URL is a gateway's, and not a Redis's."""
+        return self.url.get_secret_value().startswith("http")
 
     @property
     def redis_tls(self) -> dict[str, Any]:
@@ -202,17 +233,22 @@ class Settings(BaseSettings):
             )
             raise ConfigurationError(wrong, hint="Correct the environment.") from None
 
-    def with_url(self, url: str) -> Settings:
-        """These settings for another queue.
+    def pointed(self, url: str | None = None, api_key: str | None = None) -> Settings:
+        """These settings for another queue, or with another key.
 
         Raises:
-            ConfigurationError: the URL is not Redis's.
+            ConfigurationError: naming which is wrong, never its value.
         """
+        given = {"url": url, "api_key": api_key}
+        secrets = {name: SecretStr(text) for name, text in given.items() if text is not None}
+        if not secrets:
+            return self
         try:
-            return Settings.model_validate({**self.model_dump(), "url": SecretStr(url)})
+            return Settings.model_validate({**self.model_dump(), **secrets})
         except ValidationError as exc:
+            what = "API key" if exc.errors()[0]["loc"] == ("api_key",) else "queue's URL"
             reason = str(exc.errors()[0]["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"The queue's URL {reason}.") from None
+            raise ConfigurationError(f"The {what} {reason}.") from None
 
 
 def without_password(url: str) -> str:

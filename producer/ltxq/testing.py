@@ -22,6 +22,7 @@ from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFou
 from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
 from ltxq.ledger import CANCELLED, LANES
 from ltxq.settings import DEFAULT_MODEL
+from ltxq.transport import LOOK_SECONDS
 
 
 class MemoryTransport:
@@ -196,6 +197,8 @@ class MemoryTransport:
 
 class _Changes:
     """Wakes when the job is another than it was at the last wait."""
+
+    look_after = LOOK_SECONDS
 
     def __init__(self, transport: MemoryTransport, job_id: str) -> None:
         self._transport = transport

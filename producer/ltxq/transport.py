@@ -1,5 +1,5 @@
-"""The ways a `Client` reaches the queue, behind one interface. Redis is here; the in-memory one,
-for users' own tests, is `ltxq.testing.MemoryTransport`.
+"""The ways a `Client` reaches the queue, behind one interface. Redis is here, a gateway is
+`ltxq.http.HttpTransport`; the one in memory, for users' own tests, `ltxq.testing.MemoryTransport`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from ltxq.storage import Storage
 
 log = logging.getLogger("ltxq")
 
+LOOK_SECONDS = 2.0  # between looks at a job whose changes may go unheard
 RESUBSCRIBE_SECONDS = 1.0  # between attempts to hear of changes again while Redis is away
 
 
 class Changes(Protocol):
     """Hears of a job's changes from the moment it is made."""
+
+    @property
+    def look_after(self) -> float:
+        """Seconds after which to look at the job although nothing was heard."""
 
     def wait(self, timeout: float) -> bool:
         """True as soon as the job may have changed, False after `timeout` seconds without."""
@@ -175,6 +180,8 @@ class RedisTransport:
 
 class _Subscribed:
     """Redis's channel of one job; while Redis is away, time alone."""
+
+    look_after = LOOK_SECONDS
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription

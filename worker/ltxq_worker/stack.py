@@ -30,7 +30,7 @@ USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000}
 # What decides which queue and bucket are used: never the surroundings' while a stack runs.
 _OURS = (
     *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
-    *("LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
+    *("LTXQ_API_KEY", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
     *("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
 )
 

@@ -27,8 +27,13 @@ def connect(settings: Settings) -> redis.Redis:
     """A connection pool that connects on first use, not here.
 
     Raises:
-        ConfigurationError: the URL's options are wrong.
+        ConfigurationError: the URL's options are wrong, or it is a gateway's.
     """
+    if settings.is_gateway:
+        raise ConfigurationError(
+            "LTXQ_URL is a gateway's, and Redis itself is needed here.",
+            hint="Workers and gateways take redis:// or rediss://.",
+        )
     try:
         connection = redis.Redis.from_url(
             settings.url.get_secret_value(),

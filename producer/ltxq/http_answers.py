@@ -1,0 +1,99 @@
+"""What a gateway answers that is not what was asked for, as ltxq's errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ltxq.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFinished,
+    JobNotFound,
+    JobUnreadable,
+    LtxqError,
+    QueueFull,
+    QueueUnavailable,
+    RetryableError,
+    StorageRefused,
+    StorageUnavailable,
+    UnknownModel,
+)
+
+LONGEST_TEXT = 2000  # characters of a message or a hint: anybody may answer there
+
+_KINDS: dict[str, type[LtxqError]] = {
+    "configuration_error": ConfigurationError,
+    "idempotency_conflict": IdempotencyConflict,
+    "job_not_finished": JobNotFinished,
+    "job_not_found": JobNotFound,
+    "job_unreadable": JobUnreadable,
+    "queue_full": QueueFull,
+    "queue_unavailable": QueueUnavailable,
+    "unknown_model": UnknownModel,
+}
+
+
+def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) -> LtxqError:
+    """The error that an answer other than 2xx stands for.
+
+    Args:
+        where: host and port, for messages.
+    """
+    fields = _fields(body)
+    message, hint = _text(fields, "message"), _text(fields, "hint")
+    code = fields.get("code")
+    if status == 401:
+        return ConfigurationError(
+            f"The gateway at {where} wants an API key it knows.", hint="Correct LTXQ_API_KEY."
+        )
+    if 300 <= status < 400:
+        there = headers.get("location", "elsewhere")[:200]
+        return ConfigurationError(
+            f"The gateway at {where} sends us to {there}.", hint="Name that place in LTXQ_URL."
+        )
+    if isinstance(code, str) and message:
+        return _ours(code, message, hint, fields)
+    if status in (429, 502, 503, 504):
+        return QueueUnavailable(
+            f"The gateway at {where} is not ready (HTTP {status}).", hint="Try again later."
+        )
+    return ConfigurationError(
+        f"What answers at {where} is no ltxq gateway (HTTP {status}).", hint="Is LTXQ_URL right?"
+    )
+
+
+def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> LtxqError:
+    retryable = bool(fields.get("retryable"))
+    if code == "invalid_request":
+        return InvalidRequest(message, hint=hint, problems=_problems(message, fields))
+    if code == "storage_unavailable":
+        return (StorageUnavailable if retryable else StorageRefused)(message, hint=hint)
+    kind = _KINDS.get(code) or (RetryableError if retryable else LtxqError)
+    return kind(message, hint=hint)
+
+
+def _fields(body: bytes) -> Mapping[str, Any]:
+    """`error` of the answer, or nothing: it may be a page of some proxy's."""
+    try:
+        fields = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
+
+
+def _problems(message: str, fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """(field, reason) of each thing wrong, as `InvalidRequest` has them."""
+    listed = fields.get("problems")
+    if isinstance(listed, list):
+        found = [(p.get("field"), p.get("reason")) for p in listed if isinstance(p, dict)]
+        return tuple((str(field)[:100], str(reason)[:LONGEST_TEXT]) for field, reason in found)
+    param = _text(fields, "param")
+    return ((param, message.removeprefix(f"{param}: ")),) if param else ()
