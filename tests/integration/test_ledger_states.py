@@ -232,7 +232,8 @@ class Ledgers(RuleBasedStateMachine):
         assert members("waiting:*") == jobs("queued")
         assert members("running") == jobs("running")
         due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)
-        assert members("webhooks") == due
+        assert members("webhooks:*") == due
+        assert members("webhooks") == (["example.com"] if due else [])
         assert members("expiry") == members("unreported") == jobs(*FINAL_STATES)
 
     def _standing(self, claim: Claim) -> str:

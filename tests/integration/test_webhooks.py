@@ -24,7 +24,7 @@ from ltxq.ledger import PREFIX, Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import S3Server
-from ltxq_worker.webhooks import Webhooks
+from ltxq_worker.webhooks import SENDERS, Webhooks
 from receiver import LOOPBACK, SECRET, Handler, Receiver
 from servers import S3
 
@@ -68,8 +68,8 @@ def webhooks(ledger: Ledger, storage: Storage) -> Webhooks:
     return sender(ledger, storage)
 
 
-def sender(ledger: Ledger, storage: Storage, **others: Any) -> Webhooks:
-    settings = Settings(webhook_secret=SECRET, webhook_allow=LOOPBACK)
+def sender(ledger: Ledger, storage: Storage, *, allow: str = LOOPBACK, **others: Any) -> Webhooks:
+    settings = Settings(webhook_secret=SECRET, webhook_allow=allow)
     return Webhooks(ledger, storage, settings, **{"backoff": (0.0,), **others})
 
 
@@ -84,6 +84,12 @@ def outcome(ledger: Ledger, claimed: Claim) -> tuple[str, int, str | None]:
     webhook = ledger.get(claimed.job_id).webhook
     assert webhook is not None
     return webhook.state, webhook.attempts, webhook.last_error
+
+
+def make_due(server: redis.Redis, claimed: Claim) -> None:
+    """Its next attempt, now."""
+    server.zadd(f"{PREFIX}webhooks:127.0.0.1", {claimed.job_id: 0})
+    server.zadd(f"{PREFIX}webhooks", {"127.0.0.1": 0})
 
 
 def test_a_delivery_is_signed_and_tells_the_outcome(
@@ -158,11 +164,11 @@ def test_the_next_attempt_waits_and_the_last_pause_repeats(
     receiver.answers = [500] * 3
     job = finished(ledger, receiver.url)
     for pause in (5, 3600, 3600):
-        server.zadd(f"{PREFIX}webhooks", {job.job_id: 0})
+        make_due(server, job)
         before = time.time()
         assert slow.send_one()
         assert not slow.send_one()
-        due = server.zscore(f"{PREFIX}webhooks", job.job_id) / 1000
+        due = server.zscore(f"{PREFIX}webhooks", "127.0.0.1") / 1000
         assert before + pause - 1 < due < time.time() + pause + 1
 
 
@@ -227,6 +233,56 @@ def test_a_late_failure_does_not_shorten_the_wait_of_a_later_attempt(
     assert outcome(ledger, job) == ("pending", 2, None)
 
 
+def test_a_receiver_that_hangs_holds_up_nobody_elses(
+    ledger: Ledger, storage: Storage, receiver: Receiver
+) -> None:
+    """All senders at once, and more for the bad host, on all its ports, than there are senders."""
+    release = threading.Event()
+
+    def hang(handler: Handler) -> None:
+        release.wait(PATIENCE)
+        handler.send_response(204)
+        handler.end_headers()
+
+    good = Receiver()
+    receiver.otherwise = lambda _id: hang
+    hanging = [finished(ledger, receiver.url) for _ in range(2 * SENDERS)]
+    other_port = finished(ledger, "http://127.0.0.1:1/")
+    ended = threading.Event()
+    threads = sender(ledger, storage, allow=f"{LOOPBACK},localhost").start(ended)
+    try:
+        receiver.wait_for(4)
+        told = [finished(ledger, good.url.replace("127.0.0.1", "localhost")) for _ in range(9)]
+        good.wait_for(len(told))
+        for job in told:
+            eventually(lambda job=job: outcome(ledger, job)[0] == "delivered")
+        assert len(receiver.calls) == 4
+        assert outcome(ledger, other_port) == ("pending", 0, None)  # the same machine
+        receiver.otherwise = lambda _id: 204
+        release.set()
+        receiver.wait_for(len(hanging))
+    finally:
+        release.set()
+        ended.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        good.stop()
+    assert ledger.webhooks_waiting() == 1
+    assert {outcome(ledger, job)[0] for job in hanging} == {"delivered"}
+
+
+def test_a_lost_senders_deliveries_do_not_shut_a_receiver_out(
+    ledger: Ledger, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    jobs = [finished(ledger, receiver.url) for _ in range(5)]
+    for _ in range(4):
+        assert ledger.take_webhook(lease=0.2) is not None
+    assert not webhooks.send_one()
+    for _ in jobs:
+        eventually(webhooks.send_one)
+    assert {outcome(ledger, job)[0] for job in jobs} == {"delivered"}
+
+
 def test_a_deleted_jobs_webhook_goes_with_it(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
@@ -247,7 +303,8 @@ def test_a_spoilt_record_neither_keeps_its_job_open_nor_stops_the_others(
     later = finished(ledger, receiver.url)
     server.hset(f"{PREFIX}job:{later.job_id}", "result", "{")
     finished(ledger, receiver.url)
-    server.zadd(f"{PREFIX}webhooks", {"video_none": 0})
+    server.zadd(f"{PREFIX}webhooks", {"nobody": 0, "127.0.0.1": 0})
+    server.zadd(f"{PREFIX}webhooks:127.0.0.1", {"video_none": 0})
     for _ in range(3):
         webhooks.send_one()
     assert len(receiver.calls) == 1
@@ -276,9 +333,8 @@ def test_what_a_failure_tells_has_no_secret_of_the_url(
     receiver.answers = [500]
     jobs = [
         finished(ledger, receiver.url + "/TOKEN?key=TOKEN"),
-        finished(ledger, f"http://u:TOKEN@127.0.0.1:{receiver.port}/"),
         finished(ledger, "http://127.0.0.1:1/TOKEN"),
-        finished(ledger, "http://[TOKEN/"),
+        finished(ledger, f"http://a..b:{receiver.port}/TOKEN"),
     ]
     with caplog.at_level(logging.DEBUG):
         for _ in jobs:

@@ -81,6 +81,13 @@ def test_what_cannot_be_made_is_refused_with_the_nearest_that_can(
         ({"frame_rate": float("inf")}, "frame_rate"),
         ({"webhook_url": "file:///etc/passwd"}, "webhook_url"),
         ({"webhook_url": "http://"}, "webhook_url"),
+        ({"webhook_url": "http://["}, "webhook_url"),
+        ({"webhook_url": "http://:80/"}, "webhook_url"),
+        ({"webhook_url": "http://a:port/"}, "webhook_url"),
+        ({"webhook_url": "http://a:99999/"}, "webhook_url"),
+        ({"webhook_url": "http://a/b c"}, "webhook_url"),
+        ({"webhook_url": "http://a/\0"}, "webhook_url"),
+        ({"webhook_url": "http://a/\ud800"}, "webhook_url"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
         ({"metadata": {"k" * 65: ""}}, "metadata"),
         ({"metadata": {"k": "v" * 513}}, "metadata"),
@@ -90,6 +97,26 @@ def test_what_cannot_be_made_is_refused_with_the_nearest_that_can(
 )
 def test_wrong_fields_are_refused_by_name(fields: dict[str, Any], field: str) -> None:
     assert refusal(**fields)[0] == field
+
+
+@pytest.mark.parametrize("who", ["user:S3cret@", "S3cret@", ":S3cret@", "@"])
+def test_a_webhook_url_with_a_password_is_refused_and_not_repeated(who: str) -> None:
+    field, reason = refusal(webhook_url=f"https://{who}hooks.example/done?token=S3cret")
+    assert field == "webhook_url"
+    assert "must have no user or password in it" in reason
+    assert "S3cret" not in reason
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example/done?token=a@b",
+        "http://[2001:db8::1]:8080/ü",
+        "https://bücher.example",
+    ],
+)
+def test_a_webhook_url_of_any_other_form_is_kept_as_it_came(url: str) -> None:
+    assert VideoRequest(prompt="a fox", webhook_url=url).webhook_url == url
 
 
 def test_every_wrong_field_is_named_at_once() -> None:

@@ -29,7 +29,7 @@ BACKOFF = (2.0, 10.0, 60.0, 300.0, 900.0, 3600.0)  # seconds after each failure;
 PATIENCE = 24 * 3600.0  # seconds after the job's end, then a failed attempt is the last
 LEASE_SECONDS = 2 * TOTAL_SECONDS  # one delivery, a slow resolver, and Redis away for a moment
 LOOK_SECONDS = 1.0  # between looks for due ones
-SENDERS = 8  # threads: a receiver that hangs holds up one of them
+SENDERS = 16  # threads; one receiver, which may hang, has at most four of them
 
 _EVENTS = {
     "succeeded": "video.completed",

@@ -17,7 +17,9 @@
 --   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
 --   expiry                  zset id → when a finished job's record is removed
 --   unreported              zset id → when it finished, until Celery's result is stored as well
---   webhooks                zset id → when its webhook is due, until it is delivered or given up
+--   webhooks                zset receiver → when it may next be sent one; its host stands for it
+--   webhooks:<receiver>     zset id → when its webhook is due, until it is delivered or given up
+--   sending:<receiver>      zset id → until when a sender has it to itself
 --   deleted:<id>            the nonce of who deleted it, for seconds
 --   idempotency             hash "<owner>:<key>" → id
 --   queues                  set of queue names
@@ -40,6 +42,7 @@ local RECENT = 600           -- seconds within which a client may still send a s
 local ALIVE = 10000          -- ms since a worker was known to be ready, to count as alive
 local REMEMBERED = 604800000 -- ms a model counts as served after its last worker
 local NEWEST = 0.2           -- weight of the newest job in the pace
+local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
 
 -- The indexes by state a job is in: everybody's, and its owner's.
 local function indexes(owner, state)
@@ -84,10 +87,42 @@ local function place(id)
   return readable and found or {}
 end
 
--- A record spoilt by hand is no reason that its job cannot end.
-local function wants_webhook(id)
+-- The host of the request's webhook_url; nil where there is none. A record spoilt by hand is no
+-- reason that its job cannot end.
+local function receiver_of(id)
   local ok, request = pcall(cjson.decode, redis.call('HGET', key('job', id), 'request') or '')
-  return ok and type(request) == 'table' and type(request.webhook_url) == 'string'
+  local url = ok and type(request) == 'table' and request.webhook_url
+  if type(url) ~= 'string' then return nil end
+  local host = string.match(url, '^%a+://(%[[^%]]*%])') or string.match(url, '^%a+://([^/?#:]*)')
+  return string.lower(host or '')
+end
+
+-- When a receiver may next be sent one: when its first is due, and fewer than AT_ONCE are on their
+-- way to it.
+local function schedule(receiver)
+  local sending = key('sending', receiver)
+  redis.call('ZREMRANGEBYSCORE', sending, '-inf', now)
+  local first = redis.call('ZRANGE', key('webhooks', receiver), 0, 0, 'WITHSCORES')
+  if not first[1] then
+    redis.call('ZREM', key('webhooks'), receiver)
+    return
+  end
+  local at = tonumber(first[2])
+  if redis.call('ZCARD', sending) >= AT_ONCE then
+    at = math.max(at, tonumber(redis.call('ZRANGE', sending, 0, 0, 'WITHSCORES')[2]))
+  end
+  redis.call('ZADD', key('webhooks'), at, receiver)
+end
+
+-- Its webhook is due at that time; nil: never again.
+local function settle_webhook(id, receiver, due)
+  redis.call('ZREM', key('sending', receiver), id)
+  if due then
+    redis.call('ZADD', key('webhooks', receiver), due, id)
+  else
+    redis.call('ZREM', key('webhooks', receiver), id)
+  end
+  schedule(receiver)
 end
 
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
@@ -101,9 +136,10 @@ local function close(id, from, to, field, value, retention)
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
   redis.call('ZADD', key('expiry'), now + retention, id)
   redis.call('ZADD', key('unreported'), now, id)
-  if wants_webhook(id) then
-    set(id, 'webhook', 'pending')
-    redis.call('ZADD', key('webhooks'), now, id)
+  local receiver = receiver_of(id)
+  if receiver then
+    set(id, 'webhook', 'pending', 'receiver', receiver)
+    settle_webhook(id, receiver, now)
   end
   changed(id)
 end
@@ -148,15 +184,15 @@ local function is_record(id) return redis.call('TYPE', key('job', id)).ok == 'ha
 
 local function remove(id)
   if is_record(id) then
-    local state, owner, idempotency = unpack(get(id, 'state', 'owner', 'idempotency'))
+    local state, owner, idempotency, receiver = unpack(get(id, 'state', 'owner', 'idempotency', 'receiver'))
     if idempotency then
       redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
     end
     for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
+    if receiver then settle_webhook(id, receiver, nil) end
   end
   redis.call('ZREM', key('expiry'), id)
   redis.call('ZREM', key('unreported'), id)
-  redis.call('ZREM', key('webhooks'), id)
   redis.call('DEL', key('job', id))
   changed(id)
 end
@@ -175,7 +211,7 @@ local function forget(id)
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
   end
-  for _, index in ipairs({'running', 'expiry', 'unreported', 'webhooks'}) do redis.call('ZREM', key(index), id) end
+  for _, index in ipairs({'running', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
 end
 
 local function bury(id, retention)
@@ -420,42 +456,58 @@ function operation.reported(id)
   return 'ok'
 end
 
--- The webhook that has been due longest, for the caller alone until the lease ends. Its attempt's
--- number is what `webhook_failed` must show: an older one no longer has a say.
+-- The webhook that has been due longest, of a receiver to which not too many are on their way; for
+-- the caller alone until the lease ends. Its attempt's number is what `webhook_failed` must show: an
+-- older one no longer has a say.
 function operation.take_webhook(lease)
-  local id = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
-  if not id then return {} end
-  local state, finished = unpack(get(id, 'webhook', 'finished'))
-  if state ~= 'pending' then  -- spoilt by hand
-    redis.call('ZREM', key('webhooks'), id)
-    return {}
+  for _ = 1, 100 do  -- those spoilt by hand, and then the next sender goes on
+    local receiver = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
+    if not receiver then return {} end
+    local id = redis.call('ZRANGEBYSCORE', key('webhooks', receiver), '-inf', now, 'LIMIT', 0, 1)[1]
+    local state, own, attempts, finished
+    if id and is_record(id) then
+      state, own, attempts, finished = unpack(get(id, 'webhook', 'receiver', 'webhook_attempts', 'finished'))
+    end
+    if state == 'pending' and own == receiver then
+      attempts = (tonumber(attempts or 0) or 0) + 1
+      set(id, 'webhook_attempts', attempts)
+      redis.call('ZADD', key('webhooks', receiver), now + lease, id)
+      redis.call('ZADD', key('sending', receiver), now + lease, id)
+      schedule(receiver)
+      return {id, attempts, now - (tonumber(finished) or now)}
+    end
+    settle_webhook(id or '', receiver, nil)
   end
-  redis.call('ZADD', key('webhooks'), now + lease, id)
-  return {id, redis.call('HINCRBY', key('job', id), 'webhook_attempts', 1), now - finished}
+  return {}
 end
 
 function operation.webhook_delivered(id)
-  if redis.call('HGET', key('job', id), 'webhook') ~= 'pending' then return 'settled' end
-  redis.call('ZREM', key('webhooks'), id)
+  local state, receiver = unpack(get(id, 'webhook', 'receiver'))
+  if state ~= 'pending' then return 'settled' end
   redis.call('HDEL', key('job', id), 'webhook_error')
   set(id, 'webhook', 'delivered', 'webhook_delivered', now)
+  settle_webhook(id, receiver or '', nil)
   changed(id)
   return 'delivered'
 end
 
 -- `wait`: milliseconds to the next attempt; '' if there is to be none.
 function operation.webhook_failed(id, attempt, reason, wait)
-  local state, current = unpack(get(id, 'webhook', 'webhook_attempts'))
+  local state, current, receiver = unpack(get(id, 'webhook', 'webhook_attempts', 'receiver'))
   if state ~= 'pending' or current ~= attempt then return 'settled' end
   set(id, 'webhook_error', reason)
-  if wait == '' then
-    set(id, 'webhook', 'failed')
-    redis.call('ZREM', key('webhooks'), id)
-  else
-    redis.call('ZADD', key('webhooks'), now + wait, id)
-  end
+  if wait == '' then set(id, 'webhook', 'failed') end
+  settle_webhook(id, receiver or '', wait ~= '' and now + wait or nil)
   changed(id)
   return 'noted'
+end
+
+function operation.webhooks_waiting()
+  local waiting = 0
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+    waiting = waiting + redis.call('ZCARD', key('webhooks', receiver))
+  end
+  return waiting
 end
 
 -- What nobody else will notice. Every list is bounded by `most`; the next sweep goes on.

@@ -345,6 +345,9 @@ class Ledger(JobReader):
     def take_webhook(self, *, lease: float) -> Delivery | None:
         """The webhook that has been due longest, or None.
 
+        One receiver (a host, whatever the port) has at most four on their way at once, in the
+        whole fleet: one that hangs does not hold up the others.
+
         Args:
             lease: seconds nobody else is given it; after them it counts as not delivered.
         """
@@ -370,4 +373,4 @@ class Ledger(JobReader):
 
     def webhooks_waiting(self) -> int:
         """How many are due now or later."""
-        return patiently(self._redis, lambda: int(self._redis.zcard(self._key("webhooks"))))
+        return int(self._run("webhooks_waiting"))
