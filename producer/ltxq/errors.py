@@ -7,6 +7,7 @@
     │   ├── OutOfMemory             out_of_memory
     │   ├── InputUnreachable        input_unreachable
     │   ├── StorageRefused          storage_unavailable: wrong key, missing bucket
+    │   ├── BucketShared            another queue has clips in the bucket
     │   ├── TimedOut                timed_out
     │   ├── JobNotFound             (also a KeyError)
     │   ├── JobNotFinished
@@ -121,6 +122,10 @@ class StorageRefused(PermanentError):
     """The storage answered no: wrong credentials, no permission, no such bucket."""
 
     code = "storage_unavailable"
+
+
+class BucketShared(PermanentError):
+    """Another queue keeps clips in the bucket too, so what is nobody's cannot be told."""
 
 
 class TimedOut(PermanentError):

@@ -5,6 +5,7 @@ Which keys a clip has is said here; when to upload, sign or delete them is for o
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,14 +42,29 @@ class ClipKeys(NamedTuple):
     sidecar: str
 
 
+class Stored(NamedTuple):
+    """An object in the bucket."""
+
+    key: str
+    size: int  # bytes
+    modified: datetime  # by the storage's clock
+
+
 def clip_keys(job_id: str, token: int) -> ClipKeys:
     """The keys of the files made under the claim `token` of a job."""
     return _keys_in(f"{job_id}/{token}")
 
 
-def _keys_in(folder: str) -> ClipKeys:
-    names = ("clip.mp4", "poster.jpg", "spritesheet.jpg", "clip.json")
-    return ClipKeys(*(f"{folder}/{name}" for name in names))
+# ltxq's own ids and Celery's; a looser look could take a stranger's folder for a job's.
+_CLIP_KEY = re.compile(
+    r"(video_[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/[0-9]{1,9}/[a-z.0-9]+"
+)
+
+
+def job_of(key: str) -> str | None:
+    """The job an object belongs to; None for what is no key of ltxq's."""
+    match = _CLIP_KEY.fullmatch(key)
+    return match[1] if match and key in _keys_in(key.rpartition("/")[0]) else None
 
 
 class Storage:
@@ -103,6 +119,11 @@ class Storage:
             self._client.upload_fileobj(
                 body, self.bucket, key, ExtraArgs={"ContentType": content_type}, Config=parts
             )
+
+    def mark(self, key: str) -> None:
+        """Write an empty object, whose key is all it says."""
+        with self._errors_translated():
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=b"")
 
     def exists(self, key: str) -> bool:
         """Whether the bucket has an object of that key."""
@@ -168,13 +189,17 @@ class Storage:
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys that begin with `prefix`, in order."""
+        return (stored.key for stored in self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[Stored]:
+        """The objects whose keys begin with `prefix`, in order."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
         )
         with self._errors_translated():
             for page in pages:
                 for entry in page.get("Contents", ()):
-                    yield entry["Key"]
+                    yield Stored(entry["Key"], entry["Size"], entry["LastModified"])
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:

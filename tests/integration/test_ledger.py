@@ -442,10 +442,10 @@ def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     long_ago(server, claimed, 6)
     ledger.finish(claimed, result(claimed))
     assert ledger.get(waiting[4].job_id).eta_seconds is None  # nobody is there to make it
-    ledger.present("w1", "instant")
+    ledger.present("instant", "host", {"w1": "ready"})
     assert ledger.get(waiting[1].job_id).eta_seconds == pytest.approx(6, abs=0.5)
     assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
-    ledger.present("w2", "instant")
+    ledger.present("instant", "host", {"w2": "ready"})
     assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
     running = claim(ledger, waiting[1])
     assert ledger.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
@@ -466,7 +466,7 @@ def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.
     for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
         server.delete(f"{PREFIX}pace:ltxq.2.instant")
         spoilt(f"{PREFIX}pace:ltxq.2.instant")
-        ledger.present("w", "instant")
+        ledger.present("instant", "host", {"w": "ready"})
         ticket = submit(ledger)
         assert ledger.get(ticket.job_id).eta_seconds is None
         claimed = claim(ledger, ticket)
@@ -479,9 +479,9 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
 ) -> None:
     submit(ledger)
     assert ledger.served() == {}  # a name in a request is no worker
-    ledger.present("w1", "instant")
-    ledger.present("w2", "instant")
-    ledger.present("w1", "other")
+    ledger.present("instant", "host", {"w1": "ready"})
+    ledger.present("instant", "host", {"w2": "ready"})
+    ledger.present("other", "host", {"w1": "ready"})
     assert ledger.served() == {"instant": 2, "other": 1}
     seconds, _ = server.time()
     server.zadd(f"{PREFIX}workers:ltxq.2.instant", {"w1": (seconds - 60) * 1000})

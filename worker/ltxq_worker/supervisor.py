@@ -1,5 +1,5 @@
-"""`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger and
-sends webhooks.
+"""`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger,
+sends webhooks, and removes objects without a job.
 
 No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
 noticed at once, its jobs are queued again, and only then is it replaced under the same name.
@@ -21,7 +21,8 @@ from celery import Celery
 
 from ltxq.celery import announce, make_app, report_outcome
 from ltxq.errors import LtxqError, QueueUnavailable
-from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned
+from ltxq.housekeeping import CLEAN_SECONDS, clean
+from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned, WorkerState
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.models.folder import ModelFolder
@@ -51,14 +52,18 @@ class Post:
     start_at: float = 0.0  # not before
     holds_jobs: bool = True  # a process of this name, perhaps before a reboot, may have left some
     hung: bool = False  # its last process was killed for a job past its time
+    leaves: bool = False  # its process was asked to finish and end, for the host is to drain
 
 
 class Supervisor:
     """Keeps the posts manned until it is told to stop."""
 
-    def __init__(self, settings: Settings, model: str, posts: list[Post]) -> None:
+    def __init__(self, settings: Settings, model: str, host: str, posts: list[Post]) -> None:
         self._model = model
+        self._host = host
         self._posts = posts
+        self._settings = settings
+        self._drained = False  # no process is to run here until the operator says otherwise
         self._app: Celery = make_app(settings)
         self._ledger = Ledger.from_settings(settings)
         self._storage = Storage.from_settings(settings)
@@ -75,8 +80,11 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
+        self._ask_whether_to_drain()
         sweeper = threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True)
+        cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
         sweeper.start()
+        cleaner.start()
         senders = self._webhooks.start(self._ended)
         try:
             while True:
@@ -90,7 +98,7 @@ class Supervisor:
                 self._stop_asked.clear()
         finally:
             self._ended.set()
-            for thread in (sweeper, *senders):
+            for thread in (sweeper, cleaner, *senders):
                 thread.join()
             for post in self._posts:
                 if post.worker:
@@ -109,10 +117,13 @@ class Supervisor:
         if post.worker and post.worker.has_ended:
             self._note_end(post, post.worker)
         if post.worker:
+            if self._drained and not (post.leaves or self._stops):
+                post.leaves = True
+                post.worker.ask_to_stop()
             return
         if post.holds_jobs and not self._give_back(post):
             return
-        if not self._stops and time.monotonic() >= post.start_at:
+        if not (self._stops or self._drained) and time.monotonic() >= post.start_at:
             post.worker = WorkerProcess.start(post.place, self._model, post.spool, post.lock)
             log.info("%s starts (%s)", post.place.name, self._model)
 
@@ -122,7 +133,10 @@ class Supervisor:
         post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
         wait = BACKOFF[min(post.ends, len(BACKOFF)) - 1]
         post.start_at = _NEVER if worker.failure_is_final else time.monotonic() + wait
-        if not self._stops:
+        if post.leaves:
+            post.leaves, post.ends, post.start_at = False, 0, 0.0
+            log.info("%s is drained", post.place.name)
+        elif not self._stops:
             log.error("%s ended (%s)", post.place.name, worker.describe_end())
 
     def _give_back(self, post: Post) -> bool:
@@ -163,10 +177,33 @@ class Supervisor:
                 away = True
 
     def _say_who_is_there(self) -> None:
-        """Tell the ledger of workers that are ready: what estimates and readiness go by."""
-        for post in self._posts:
-            if post.worker and post.worker.ready and not self._stops:
-                self._ledger.present(post.place.name, self._model)
+        """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
+        says whether this host is to drain.
+        """
+        states = {post.place.name: self._state(post) for post in self._posts}
+        drained = self._ledger.present(self._model, self._host, states)
+        if drained != self._drained:
+            log.info(
+                "%s is to drain: running jobs finish, no more are taken"
+                if drained
+                else "%s takes jobs again",
+                self._host,
+            )
+        self._drained = drained
+
+    def _ask_whether_to_drain(self) -> None:
+        """Before any process starts; where Redis is away, the first sweep asks again."""
+        try:
+            self._say_who_is_there()
+        except LtxqError as exc:
+            log.warning("Whether this host is to drain is not known yet: %s", exc)
+
+    def _state(self, post: Post) -> WorkerState:
+        if post.worker is None:
+            return "drained" if self._drained else "down"
+        if post.leaves or self._stops:
+            return "draining"
+        return "ready" if post.worker.ready else "loading"
 
     def _sweep(self) -> None:
         swept = self._ledger.sweep(interval=SWEEP_SECONDS)
@@ -180,6 +217,24 @@ class Supervisor:
             report_outcome(self._app, self._ledger, job_id)
         for job_id in swept.expired:
             self._storage.delete(self._storage.list(f"{job_id}/"))
+
+    def _keep_clean(self) -> None:
+        """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
+        while True:
+            try:
+                if self._ledger.may_clean(CLEAN_SECONDS):
+                    found = clean(
+                        self._ledger,
+                        self._storage,
+                        self._settings.retention,
+                        unwanted=self._ended.is_set,
+                    )
+                    if found.objects:
+                        log.info("removed %s without a job", found)
+            except LtxqError as exc:
+                log.warning("No look for objects without a job: %s", exc)
+            if self._ended.wait(CLEAN_SECONDS / 10):
+                return
 
     def _kill_hung(self) -> None:
         for post in self._posts:
@@ -208,10 +263,11 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
     """
     if model != INSTANT:
         ModelFolder.open(settings.model_dir.expanduser() / model)  # before any GPU is set up
-    places = find_places(gpus, name or socket.gethostname())
+    host = name or socket.gethostname()
+    places = find_places(gpus, host)
     root = spool_root(settings)
     posts = [
         Post(place=place, lock=lock_place(place, root), spool=root / place.file_name)
         for place in places
     ]
-    return Supervisor(settings, model, posts).run()
+    return Supervisor(settings, model, host, posts).run()

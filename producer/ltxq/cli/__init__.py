@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltxq.cli import batch, jobs, machine, screen
+from ltxq.cli import batch, fleet, jobs, machine, screen
 from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -122,6 +122,8 @@ def _app() -> typer.Typer:
         app.command()(command)
     app.command("list")(jobs.list_jobs)
     app.command()(batch.batch)
+    for command in (fleet.workers, fleet.queue, fleet.drain, fleet.clean):
+        app.command()(command)
     for command in (machine.demo, machine.up, machine.worker, machine.generate):
         app.command()(command)
     app.add_typer(machine.models, name="model")

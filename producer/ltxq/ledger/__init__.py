@@ -1,6 +1,7 @@
 """The ledger: the job records in Redis, the truth about every job.
 
 reader.py       what can be asked about jobs
+fleet.py        what is known of workers and queues
 ledger.py       what can be done with a job, and what each step promises
 ledger.lua      the same steps, each atomic in Redis, and the map of its keys
 records.py      what the steps hand out: tickets, claims, jobs
@@ -8,6 +9,7 @@ connection.py   Redis with patience, and its errors as ltxq's
 """
 
 from ltxq.ledger.connection import PATIENCE, Subscription
+from ltxq.ledger.fleet import Queue, Worker, WorkerState
 from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
@@ -35,11 +37,14 @@ __all__ = [
     "Delivery",
     "Held",
     "Ledger",
+    "Queue",
     "Returned",
     "Standing",
     "Subscription",
     "Swept",
     "Ticket",
+    "Worker",
+    "WorkerState",
     "not_found",
     "queue_name",
 ]

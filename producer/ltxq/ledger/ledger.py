@@ -27,7 +27,8 @@ from ltxq.job import (
     VideoResult,
 )
 from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
-from ltxq.ledger.reader import JobReader, not_found
+from ltxq.ledger.fleet import FleetRecords
+from ltxq.ledger.reader import not_found
 from ltxq.ledger.records import (
     LANES,
     Claim,
@@ -65,7 +66,7 @@ TIMED_OUT = JobError(
 )
 
 
-class Ledger(JobReader):
+class Ledger(FleetRecords):
     """The job records. Thread-safe; every call ends within about `patience` + 2 seconds.
 
     Raises (every method): QueueUnavailable if Redis is away, loading, full or read-only for
@@ -283,10 +284,6 @@ class Ledger(JobReader):
                 self._retention, why.model_dump_json(), CANCELLED.model_dump_json(),
             )
         )  # fmt: skip
-
-    def present(self, worker: str, model: str) -> None:
-        """A worker is ready to take jobs of this model; said again within 10 s, it is alive."""
-        self._run("present", queue_name(model), worker)
 
     def reported(self, job_id: str) -> None:
         """Celery's result of this job is stored; the sweep need not."""

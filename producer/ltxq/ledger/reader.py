@@ -12,7 +12,7 @@ import redis
 from ltxq.errors import JobNotFound, JobUnreadable
 from ltxq.job import CONTRACT, Job, JobPage, JobState, Order, is_job_id
 from ltxq.ledger.connection import PATIENCE, patiently
-from ltxq.ledger.records import QUEUE_PREFIX, read_job, read_place, unreadable
+from ltxq.ledger.records import read_job, read_place, unreadable
 
 PREFIX = f"ltxq:{CONTRACT}:"
 ALL_STATES: tuple[JobState, ...] = get_args(JobState)
@@ -76,12 +76,6 @@ class JobReader:
         return JobPage(
             jobs=tuple(jobs.values()), after=ids[limit - 1] if len(ids) > limit else None
         )
-
-    def served(self) -> dict[str, int]:
-        """The models that had a worker within the last week, and how many have one now."""
-        return {
-            queue.removeprefix(QUEUE_PREFIX): int(workers) for queue, workers in self._run("served")
-        }
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,0 +1,175 @@
+"""What the ledger knows of the fleet: its workers, its queues, the hosts that are to drain."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ltxq.job import Priority
+from ltxq.ledger.connection import patiently
+from ltxq.ledger.reader import JobReader
+from ltxq.ledger.records import LANES, QUEUE_PREFIX, queue_name
+
+WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
+"""What a supervisor says of a worker: its model is being loaded; it takes jobs; it finishes those
+it has; it is stopped, for its host is to drain; it has ended and is not back yet."""
+
+AWAY_SECONDS = 10.0  # since its supervisor was last heard, after which a worker counts as away
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A worker of the fleet, as its supervisor last told of it."""
+
+    name: str  # "gpu0@host"
+    host: str
+    model: str
+    state: WorkerState | Literal["away"]  # away: its supervisor has not been heard for 10 s
+    seen: float  # seconds since it was
+    jobs: tuple[str, ...]  # ids of what it has: one on the GPU, others encoding or uploading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """The queued jobs of one priority."""
+
+    jobs: int
+    oldest: float  # seconds since the first of them was submitted; 0 where there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """The queue of one model."""
+
+    model: str
+    waiting: Mapping[Priority, Waiting]
+    running: int
+    workers: int  # ready now
+    gpu_seconds: float | None  # about what a job has the GPU for, of late
+    job_seconds: float | None  # and from its claim to its URL
+
+    @property
+    def depth(self) -> int:
+        """Queued jobs of all priorities."""
+        return sum(waiting.jobs for waiting in self.waiting.values())
+
+    @property
+    def empty_in(self) -> float | None:
+        """Seconds until all that waits now is done, about; None where nothing says so."""
+        pace = self.gpu_seconds or self.job_seconds
+        if not self.depth:
+            return 0.0
+        if not self.workers or pace is None:
+            return None
+        return self.depth / self.workers * pace + (self.job_seconds or 0.0)
+
+
+class FleetRecords(JobReader):
+    """Reads and keeps what is known of workers and queues; `Ledger` adds the jobs' life."""
+
+    def present(self, model: str, host: str, workers: Mapping[str, WorkerState]) -> bool:
+        """A supervisor tells of its workers. One said to be ready within 10 s is alive.
+
+        Returns:
+            Whether its host is to drain: to finish what runs and take no more.
+        """
+        told = [word for worker in workers.items() for word in worker]
+        return bool(self._run("present", queue_name(model), host, *told))
+
+    def drain(self, host: str, *, undo: bool = False) -> None:
+        """Have a host's workers finish what they have and stop; `undo`: start again."""
+        self._run("drain", host, int(undo))
+
+    def served(self) -> dict[str, int]:
+        """The models that had a worker within the last week, and how many have one now."""
+        return {
+            queue.removeprefix(QUEUE_PREFIX): int(workers) for queue, workers in self._run("served")
+        }
+
+    def workers(self) -> tuple[tuple[Worker, ...], frozenset[str]]:
+        """The workers heard of within a day, by name; and the hosts that are to drain."""
+        rows, draining = self._run("fleet")
+        found = [worker for row in rows if (worker := _read_worker(*row))]
+        return tuple(sorted(found, key=lambda worker: worker.name)), frozenset(draining)
+
+    def queues(self, *, retention: float) -> tuple[tuple[Queue, ...], int]:
+        """The queues by model; and how many jobs of all of them finished within an hour.
+
+        Args:
+            retention: seconds, that of the workers.
+        """
+        rows, finished = self._run("queues", int(retention * 1000))
+        return tuple(sorted((_read_queue(*row) for row in rows), key=lambda q: q.model)), finished
+
+    def known(self, job_ids: Collection[str]) -> set[str]:
+        """Those of the ids that have a record, be it damaged."""
+        ids = list(job_ids)
+
+        def ask() -> list[int]:
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.exists(self._key("job", job_id))
+            return pipe.execute()
+
+        found = zip(ids, patiently(self._redis, ask), strict=True)
+        return {job_id for job_id, is_there in found if is_there}
+
+    def queue_id(self) -> str:
+        """Which queue this Redis holds: a random name, drawn once, for all contracts."""
+
+        def ask() -> str:
+            self._redis.set("ltxq:id", secrets.token_hex(8), nx=True)
+            return str(self._redis.get("ltxq:id"))
+
+        return patiently(self._redis, ask)
+
+    def may_clean(self, every: float) -> bool:
+        """Whether the caller may look for objects without a job: one in the fleet may, each
+        `every` seconds.
+        """
+        return bool(self._run("may_clean", int(every * 1000)))
+
+
+def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker | None:
+    try:
+        queue, host, state = json.loads(told)
+    except ValueError:  # written over
+        return None
+    if state not in get_args(WorkerState) or silent / 1000 > AWAY_SECONDS:
+        state = "away"
+    return Worker(
+        name=name,
+        host=str(host),
+        model=str(queue).removeprefix(QUEUE_PREFIX),
+        state=state,
+        seen=silent / 1000,
+        jobs=tuple(jobs),
+    )
+
+
+def _read_queue(
+    queue: str, lanes: list[list[int]], running: int, workers: int, gpu: str, whole: str
+) -> Queue:
+    waiting = {}
+    for priority, lane in LANES.items():  # the lane of first tries; the one before it: sent again
+        (again, oldest_again), (first, oldest) = lanes[lane - 1], lanes[lane]
+        ages = [age for jobs, age in ((again, oldest_again), (first, oldest)) if jobs]
+        waiting[priority] = Waiting(jobs=again + first, oldest=max(ages, default=0) / 1000)
+    return Queue(
+        model=queue.removeprefix(QUEUE_PREFIX),
+        waiting=waiting,
+        running=running,
+        workers=workers,
+        gpu_seconds=_seconds(gpu),
+        job_seconds=_seconds(whole),
+    )
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    with suppress(ValueError):  # the pace may have been written over
+        return float(milliseconds) / 1000
+    return None
