@@ -67,6 +67,11 @@ def job_of(key: str) -> str | None:
     return match[1] if match and key in _keys_in(key.rpartition("/")[0]) else None
 
 
+def _keys_in(folder: str) -> ClipKeys:
+    names = ("clip.mp4", "poster.jpg", "spritesheet.jpg", "clip.json")
+    return ClipKeys(*(f"{folder}/{name}" for name in names))
+
+
 class Storage:
     """One bucket. Safe to use from several threads.
 
