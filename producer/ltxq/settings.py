@@ -105,6 +105,16 @@ class Settings(BaseSettings):
         ge=1,
         description="Queued jobs of one API key before its submissions are refused.",
     )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="Who may use the gateway: name=hash entries with commas between, made by "
+        "`ltxq key`. Unset: anyone on its own machine.",
+    )
+    cors_origins: str | None = Field(
+        default=None,
+        description="Origins with commas between, as https://app.example.com, whose pages may "
+        "call the gateway.",
+    )
     retention: int = Field(
         default=MAX_URL_SECONDS,
         ge=60,

@@ -87,7 +87,19 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "OMP_NUM_THREADS": "1",
     }
-    command = ["ltxq", "up", "--model", "instant", "--redis-port", "0", "--s3-port", "0", "--json"]
+    command = [
+        "ltxq",
+        "up",
+        "--model",
+        "instant",
+        "--redis-port",
+        "0",
+        "--s3-port",
+        "0",
+        "--http-port",
+        "0",
+        "--json",
+    ]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, executable=programs / "ltxq"
     ) as up:

@@ -103,25 +103,29 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
         ensure_tiny(settings)
     with Stack(data, model=model, ports=ports) as stack:
         stack.start_worker(model=model, gpus=gpus or ("cpu" if model in (TINY, INSTANT) else "all"))
+        url = stack.start_gateway()
         file = stack.write_environment()
         if as_json:
             about = {"data": str(stack.folder), "environment_file": str(file), "model": model}
-            screen.emit(about | {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint})
+            servers = {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint}
+            screen.emit(about | servers | {"url": url, "api": f"{url}/v1"})
         else:
-            _welcome(stack, file, model)
+            _welcome(stack, file, model, url)
         # Held from here on: one that nobody waits for would end Redis before the worker.
         with held_signals():
             _sleep_until_a_signal(stack)
             screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+            stack.stop_gateway()
             stack.stop_worker()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
 
 
-def _welcome(stack: Stack, file: Path, model: str) -> None:
+def _welcome(stack: Stack, file: Path, model: str, url: str) -> None:
     program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
     screen.say(
         f"Redis listens on port {stack.redis.port}, S3 on {stack.s3.endpoint}; "
         f"the worker loads {model}.\n\n"
+        f"The page is {url}/ and the API {url}/v1.\n\n"
         f"In another terminal:\n\n"
         f"  . {shlex.quote(str(file))}\n"
         f"  {program} submit 'a red fox in the snow' --wait\n\n"

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ltxq.errors import ConfigurationError, LtxqError
-from ltxq_worker.local import RedisServer, S3Server, free_port, port_is_free, spawn
+from ltxq_worker.local import LOOPBACK, RedisServer, S3Server, free_port, port_is_free, spawn
 
 SERVERS = "servers.json"  # ports and keys
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+GATEWAY_SECONDS = 10.0  # for the requests under way when it is told to stop
 LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
-USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000}
+USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080}
 
 # What decides which queue and bucket are used: never the surroundings' while a stack runs.
 _OURS = (
     *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
-    *("LTXQ_API_KEY", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
+    *("LTXQ_API_KEY", "LTXQ_API_KEYS", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
     *("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
 )
 
@@ -41,8 +42,8 @@ class Stack:
     Args:
         folder: made where missing, for its owner's eyes only.
         model: what requests that name none get.
-        ports: `redis_port`, `s3_port`; 0: any that is free. One not given is the last time's, the
-            usual one, or any that is free.
+        ports: `redis_port`, `s3_port`, `http_port`; 0: any that is free. One not given is the last
+            time's, the usual one, or any that is free.
 
     Raises:
         ConfigurationError: another stack has the folder, or a server does not start.
@@ -52,6 +53,7 @@ class Stack:
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._worker: subprocess.Popen[bytes] | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
         with ExitStack() as parts:
             parts.enter_context(_lock(self.folder))
             kept = _kept(self.folder, ports or {})
@@ -70,7 +72,9 @@ class Stack:
                     secret_key=kept["secret_key"],
                 )
             )
-            kept |= {"redis_port": self.redis.port, "s3_port": self.s3.port}
+            self._http_port = kept["http_port"] or free_port()
+            ports = {"redis_port": self.redis.port, "s3_port": self.s3.port}
+            kept |= ports | {"http_port": self._http_port}
             _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
         self.environment = {
@@ -108,17 +112,41 @@ class Stack:
         self._worker = spawn([*command, "--name", "local"], log, environment=spool)
         self._parts.callback(self.stop_worker)
 
+    def start_gateway(self, log: Path | None = None) -> str:
+        """Start `ltxq gateway` here; returns its address, where it answers in a second or two.
+
+        Args:
+            log: as of the worker.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "ltxq", "gateway", "--port", str(self._http_port)]
+        self._gateway = spawn(command, log)
+        self._parts.callback(self.stop_gateway)
+        return f"http://{LOOPBACK}:{self._http_port}"
+
     @property
     def processes(self) -> dict[str, subprocess.Popen[bytes]]:
         """What runs, by a name for people."""
         processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
-        return processes | ({"The worker": self._worker} if self._worker else {})
+        started = {"The worker": self._worker, "The gateway": self._gateway}
+        return processes | {name: process for name, process in started.items() if process}
 
     def check(self) -> None:
         """Raise LtxqError if a part has ended by itself."""
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
+
+    def stop_gateway(self) -> None:
+        """Let the gateway finish what it answers, and wait."""
+        if self._gateway is None or self._gateway.poll() is not None:
+            return
+        self._gateway.terminate()
+        try:
+            self._gateway.wait(GATEWAY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._gateway.kill()
+            self._gateway.wait()
 
     def stop_worker(self) -> None:
         """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""

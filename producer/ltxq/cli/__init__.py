@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltxq.cli import batch, fleet, jobs, machine, screen
+from ltxq.cli import batch, fleet, gateway, jobs, machine, screen
 from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -125,6 +125,8 @@ def _app() -> typer.Typer:
     for command in (fleet.workers, fleet.queue, fleet.drain, fleet.clean):
         app.command()(command)
     for command in (machine.demo, machine.up, machine.worker, machine.generate):
+        app.command()(command)
+    for command in (gateway.gateway, gateway.key):
         app.command()(command)
     app.add_typer(machine.models, name="model")
     return app

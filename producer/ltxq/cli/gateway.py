@@ -1,0 +1,64 @@
+"""`ltxq gateway` and `ltxq key`: the HTTP API, and who may use it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ltxq.cli import screen
+from ltxq.cli.options import AsJson
+from ltxq.errors import MissingExtra
+
+
+def gateway(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; without API keys this machine's own.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the queue over HTTP, for OpenAI's SDKs and for browsers, until Ctrl-C.
+
+    Its page is at /, its description at /docs. It holds no jobs: run as many as you like.
+    """
+    try:
+        from ltxq.gateway.serve import serve
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] == "ltxq":
+            raise
+        raise MissingExtra("ltxq gateway", "gateway") from exc
+    from ltxq.settings import Settings
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ltxq").setLevel(logging.INFO)
+
+    def ready(url: str) -> None:
+        if as_json:
+            screen.emit({"url": url, "api": f"{url}/v1"})
+        else:
+            screen.say(f"The page is {url}/ and the API {url}/v1; Ctrl-C stops.")
+
+    serve(Settings.read(), host=host, port=port, ready=ready)
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose it is: a-z 0-9 . _ -")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key for the gateway. It is shown once; the gateway is given its hash."""
+    from ltxq.gateway.keys import new_key
+
+    try:
+        made = new_key(name)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    if as_json:
+        screen.emit({"name": made.name, "key": made.key, "entry": made.entry})
+        return
+    screen.note(f"The key of {made.name}, shown this once:")
+    screen.say(made.key)
+    screen.note(
+        f"Put this into the gateway's LTXQ_API_KEYS, after a comma if it has keys:\n{made.entry}"
+    )

@@ -1,0 +1,14 @@
+"""The HTTP gateway: `/v1/videos`, as OpenAI's SDKs speak it, and `/v1/jobs`, ltxq's own, over one
+`Client`; with API keys, limits and a page. It holds no jobs: any replica answers for any of them.
+
+app.py             the application: what is mounted where, and what every request passes
+videos.py, jobs.py the two tongues' routes
+fields.py          an OpenAI request → a VideoRequest
+video.py           a Job → a video object
+forms.py           multipart and JSON bodies, bounded
+failures.py        every error → the envelope and its status
+keys.py            who asks
+queue.py           `Client` for an event loop: threads, reads joined, changes followed
+serve.py           the process: socket, signals, end
+page/              the page at /
+"""

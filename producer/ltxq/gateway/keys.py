@@ -1,0 +1,77 @@
+"""API keys: who asks. Only hashes are kept; a key is shown once, when it is made.
+
+A key has 256 random bits, so one SHA-256 is enough: there is nothing to guess that a slow hash
+would make dearer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from typing import NamedTuple
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+KEY_PREFIX = "ltxq_"
+LONGEST = 256  # characters of a key that is looked at
+
+
+class NewKey(NamedTuple):
+    """A key just made. `entry` is for LTXQ_API_KEYS; `key` is for its owner and kept nowhere."""
+
+    name: str
+    key: str
+    entry: str
+
+
+def new_key(name: str) -> NewKey:
+    """Draw a key for `name`.
+
+    Raises:
+        ValueError: the name cannot be one.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit")
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return NewKey(name, key, f"{name}={_hash(key)}")
+
+
+class ApiKeys:
+    """The keys that are let in. A name may have several, so that a key can be replaced in peace.
+
+    Args:
+        text: `name=hash` entries with commas or white space between.
+
+    Raises:
+        ValueError: an entry is none; tells its place, never its text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._hashes: list[tuple[str, str]] = []
+        for place, entry in enumerate(re.split(r"[,\s]+", text.strip(", \t\r\n")), start=1):
+            name, _, digest = entry.partition("=")
+            if not entry:
+                continue
+            if _NAME.fullmatch(name) is None or _HASH.fullmatch(digest) is None:
+                raise ValueError(
+                    f"entry {place} is not name=hash; `ltxq key NAME` makes a key and its entry"
+                )
+            self._hashes.append((name, digest))
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def owner(self, key: str) -> str | None:
+        """The name the key belongs to; None: it is nobody's."""
+        digest = _hash(key[:LONGEST])
+        found = None
+        for name, known in self._hashes:  # all of them: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

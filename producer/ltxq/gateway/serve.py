@@ -1,0 +1,112 @@
+"""The process: a socket, an application on it, and an end without haste."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ltxq.errors import ConfigurationError
+from ltxq.gateway.app import make_app
+from ltxq.gateway.keys import ApiKeys
+from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq.gateway")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 30  # for requests under way at the end
+
+
+def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; then let what is under way finish.
+
+    Args:
+        port: 0: any that is free.
+        ready: called with the address once it listens.
+
+    Raises:
+        ConfigurationError: there are no keys for a host others can reach; or the port is taken.
+    """
+    keys = read_keys(settings)
+    if not keys and not _is_loopback(host):
+        raise ConfigurationError(
+            f"Without API keys the gateway listens on this machine alone, not on {host}.",
+            hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
+        )
+    with _listening(host, port) as listener:
+        app = make_app(settings, keys=keys)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            proxy_headers=False,  # who asks is said by keys, not by addresses
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        server = _Server(config, lambda: app.state.gateway.queue.stop_following())
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listener.getsockname()[1]}")
+        asyncio.run(server.serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    """Ends its event streams before it waits for the connections that carry them."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the process is not killed by the signal once all is done."""
+        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_streams()
+        await super().shutdown(sockets)
+
+
+def read_keys(settings: Settings) -> ApiKeys:
+    """The keys of the settings.
+
+    Raises:
+        ConfigurationError
+    """
+    try:
+        return ApiKeys(settings.api_keys.get_secret_value() if settings.api_keys else "")
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"LTXQ_API_KEYS: {exc}.", hint="Correct the environment."
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"The gateway cannot listen on {host}, port {port}: {exc.strerror or exc}.",
+            hint="Stop what listens there, or choose another with --port.",
+        ) from None

@@ -1,0 +1,71 @@
+"""What all requests share, and who makes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from ltxq.client import Client
+from ltxq.gateway.failures import Refused
+from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.queue import Queue
+from ltxq.settings import Settings
+
+
+@dataclass
+class State:
+    """One gateway."""
+
+    settings: Settings
+    keys: ApiKeys
+    queue: Queue
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: with a key its owner; where there are no keys, anyone."""
+
+    owner: str | None
+    gateway: State
+
+    @property
+    def client(self) -> Client:
+        """The queue as this caller sees it. To be called in a thread: `queue.call`."""
+        return self.gateway.queue.client(self.owner)
+
+    @property
+    def queue(self) -> Queue:
+        return self.gateway.queue
+
+
+_BEARER = HTTPBearer(auto_error=False, description="An API key, where the gateway has keys.")
+
+
+async def caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+) -> Caller:
+    """The caller of a request.
+
+    Raises:
+        Refused: 401, without a key that is known.
+    """
+    gateway: State = request.app.state.gateway
+    if not gateway.keys:
+        return Caller(None, gateway)
+    owner = gateway.keys.owner(credentials.credentials) if credentials else None
+    if owner is None:
+        raise Refused(
+            401,
+            "unauthorized",
+            "This API key is not known." if credentials else "An API key is needed.",
+            hint="Send it as: Authorization: Bearer ltxq_…",
+            headers={"www-authenticate": "Bearer"},
+        )
+    return Caller(owner, gateway)
+
+
+AsCaller = Annotated[Caller, Depends(caller)]

@@ -1,0 +1,159 @@
+"""A `Job` as the video object that OpenAI's SDKs read, with what ltxq knows beside it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ltxq.job import Job, JobPage, JobState, Priority, Stage
+
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+
+STATUSES: dict[JobState, Status] = {
+    "queued": "queued",
+    "running": "in_progress",
+    "succeeded": "completed",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
+REMIXED_FROM = "remixed_from_video_id"  # in the metadata of a remix
+
+
+class VideoError(BaseModel):
+    """Why there is no clip."""
+
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """A clip that is made, or to be made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Status
+    progress: int = Field(description="0 to 100.")
+    created_at: int = Field(description="Seconds since 1970, as are the other moments.")
+    completed_at: int | None = Field(default=None, description="When it reached a final status.")
+    expires_at: int | None = Field(
+        default=None, description="When `url` and the like end; asking again gives new ones."
+    )
+    size: str = Field(description="'WIDTHxHEIGHT' of the MP4 in pixels.")
+    seconds: str = Field(description="How long the clip really is, as decimal text.")
+    prompt: str
+    error: VideoError | None = None
+    remixed_from_video_id: str | None = None
+    queue_position: int | None = Field(
+        default=None, description="While queued: how many are taken before it."
+    )
+    eta_seconds: float | None = Field(default=None, description="About how long until it is done.")
+    stage: Stage | None = Field(default=None, description="What is done now.")
+    url: str | None = Field(default=None, description="The MP4, for anyone who has this URL.")
+    thumbnail_url: str | None = Field(default=None, description="JPEG, the first frame.")
+    spritesheet_url: str | None = Field(default=None, description="JPEG, frames in a grid.")
+    sha256: str | None = Field(default=None, description="Of the MP4, hex.")
+    seed: int | None = None
+    fps: float
+    num_frames: int
+    priority: Priority = "normal"
+    metadata: dict[str, str] = Field(default_factory=dict)
+    timings: dict[str, float] | None = Field(default=None, description="Seconds by stage.")
+    attempts: int = Field(default=0, description="Times a worker took it.")
+    worker: str | None = None
+
+
+class VideoPage(BaseModel):
+    """Some videos, in the order of their creation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    object: Literal["list"] = "list"
+    data: tuple[Video, ...]
+    first_id: str | None
+    last_id: str | None = Field(description="Give this as `after` for more.")
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """A finished video is gone; one that was not is cancelled, and stays as that."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    deleted: Literal[True] = True
+    object: Literal["video.deleted"] = "video.deleted"
+
+
+def video_of(job: Job) -> Video:
+    """The job as a video object."""
+    request, result = job.request, job.result
+    width, height = request.output_size
+    error = None
+    if job.error is not None:
+        text = f"{job.error.message} {job.error.hint}".strip()
+        error = VideoError(code=job.error.code, message=text)
+    made = {}
+    if result is not None:
+        width, height = result.width, result.height
+        made = {
+            "url": result.url,
+            "thumbnail_url": result.poster_url,
+            "spritesheet_url": result.spritesheet_url,
+            "sha256": result.sha256,
+            "timings": result.timings,
+            "expires_at": _seconds(result.expires_at),
+        }
+    return Video(
+        id=job.id,
+        model=request.model or "",
+        status=STATUSES[job.state],
+        progress=_percent(job),
+        created_at=int(job.submitted_at.timestamp()),
+        completed_at=_seconds(job.finished_at),
+        size=f"{width}x{height}",
+        seconds=f"{request.duration if result is None else result.duration:.3f}".rstrip("0").rstrip(
+            "."
+        ),
+        prompt=request.prompt,
+        error=error,
+        remixed_from_video_id=request.metadata.get(REMIXED_FROM),
+        queue_position=job.queue_position,
+        eta_seconds=job.eta_seconds,
+        stage=job.progress.stage if job.progress else None,
+        seed=request.seed,
+        fps=request.frame_rate,
+        num_frames=request.num_frames,
+        priority=request.priority,
+        metadata=request.metadata,
+        attempts=job.attempts,
+        worker=job.worker,
+        **made,
+    )
+
+
+def page_of(page: JobPage) -> VideoPage:
+    """The jobs as the SDK pages through them."""
+    videos = tuple(video_of(job) for job in page.jobs)
+    return VideoPage(
+        data=videos,
+        first_id=videos[0].id if videos else None,
+        # The place to go on from, though its own record may be one that cannot be read.
+        last_id=page.after or (videos[-1].id if videos else None),
+        has_more=page.after is not None,
+    )
+
+
+def _percent(job: Job) -> int:
+    if job.state == "succeeded":
+        return 100
+    # 100 is said of a clip that is there.
+    return min(int(job.progress.fraction * 100), 99) if job.progress else 0
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())

@@ -1,0 +1,68 @@
+"""A real gateway for the tests: `ltxq gateway` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Self
+
+from fleet import PATIENCE
+
+
+class Gateway:
+    """A running `ltxq gateway` on a port of its own; `url` is where."""
+
+    def __init__(self, environment: Mapping[str, str], *options: str, port: int = 0) -> None:
+        self.log = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ltxq", "gateway", "--port", str(port), "--json", *options],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait(PATIENCE)
+            self._reader.join(PATIENCE)
+            raise AssertionError(f"the gateway did not start:\n{self.log}")
+        self.url: str = json.loads(line)["url"]
+        self.api = f"{self.url}/v1"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        if any(exc):
+            print(self.log)  # noqa: T201  what pytest shows of a failure
+
+    def stop(self) -> int:
+        """SIGTERM and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
