@@ -9,10 +9,9 @@ from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from ltxq.errors import LtxqError
-from ltxq.gateway.failures import body_of
+from ltxq.gateway.failures import ErrorEnvelope, body_of
 from ltxq.gateway.state import Caller
 from ltxq.job import Job
-from ltxq.wire import ErrorEnvelope
 
 HEARTBEAT_SECONDS = 15.0  # proxies close what is silent for a minute
 RECONNECT_MS = 2000

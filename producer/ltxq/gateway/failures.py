@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from ltxq import errors
 from ltxq.errors import InvalidRequest, LtxqError
-from ltxq.wire import ErrorBody, ErrorEnvelope
 
 log = logging.getLogger("ltxq.gateway")
 
@@ -23,6 +23,35 @@ _TYPES = {
     404: "invalid_request_error",
     429: "rate_limit_error",
 }
+
+
+class Problem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str
+    reason: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, for programs and for people: OpenAI's fields, and ltxq's after them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str = Field(description="What happened and why.")
+    type: str = Field(description="OpenAI's class of error.")
+    param: str | None = Field(default=None, description="The field that is wrong, if it is one.")
+    code: str = Field(description="What happened, for programs.")
+    hint: str = Field(default="", description="What to do about it; empty where nothing helps.")
+    retryable: bool = Field(default=False, description="The same request may succeed later.")
+    problems: tuple[Problem, ...] = Field(
+        default=(), description="Of an invalid request: every field that is wrong, and why."
+    )
+
+
+class ErrorEnvelope(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorBody
 
 
 class Refused(LtxqError):
@@ -71,7 +100,7 @@ _KINDS: dict[type[LtxqError], _Kind] = {
     errors.QueueFull: _Kind(429, "queue_full", FULL_SECONDS),
     errors.QueueUnavailable: _Kind(503, "queue_unavailable", RETRY_SECONDS, _AWAY),
     errors.StorageUnavailable: _Kind(503, "storage_unavailable", RETRY_SECONDS, _STORAGE_AWAY),
-    errors.StorageRefused: _Kind(500, "storage_refused", None, "The storage refused."),
+    errors.StorageRefused: _Kind(500, "storage_unavailable", None, "The storage refused."),
 }
 _INTERNAL = _Kind(500, "internal", None, "The gateway met an error it does not know.")
 _SEE_LOG = "The gateway's log says why."
@@ -94,7 +123,7 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         code=kind.code,
         hint=_SEE_LOG if kind.private else error.hint,
         retryable=kind.retry_after is not None,
-        problems=problems,
+        problems=tuple(Problem(field=field, reason=reason) for field, reason in problems),
     )
     return body, kind.status, kind.retry_after
 

@@ -96,9 +96,10 @@ async def cancel(job_id: str, caller: AsCaller) -> Response:
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job)
-async def retry(job_id: str, caller: AsCaller) -> Response:
+async def retry(job_id: str, caller: AsCaller, idempotency_key: IdempotencyKey = None) -> Response:
     """Submit the same request again, as a new job."""
-    return as_json(await caller.queue.call(caller.client.retry, job_id), 201)
+    job = await caller.queue.call(caller.client.retry, job_id, idempotency_key=idempotency_key)
+    return as_json(job, 201)
 
 
 @router.delete("/jobs/{job_id}", status_code=204)

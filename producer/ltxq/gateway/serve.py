@@ -33,6 +33,11 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
     Raises:
         ConfigurationError: there are no keys for a host others can reach; or the port is taken.
     """
+    if settings.is_gateway:
+        raise ConfigurationError(
+            "LTXQ_URL is a gateway's, and a gateway stands before a Redis.",
+            hint="Point it at the queue: redis://… or rediss://…",
+        )
     keys = read_keys(settings)
     if not keys and not _is_loopback(host):
         raise ConfigurationError(
