@@ -27,7 +27,7 @@ class Operator:
             ConfigurationError: LTXQ_URL is an HTTP gateway's.
         """
         self._settings = settings or Settings.read()
-        if self._settings.url.get_secret_value().startswith("http"):
+        if self._settings.is_gateway:
             raise ConfigurationError(
                 "An operator's commands go to Redis, and LTXQ_URL is a gateway's.",
                 hint="Set LTXQ_URL to the redis:// or rediss:// URL of the queue.",

@@ -210,12 +210,14 @@ def download(
 
 
 def held(tmp_path: Path) -> dict[str, bytes]:
-    """The files that are not hidden, nor in a hidden folder."""
+    """The hub's files that are not hidden, nor in a hidden folder."""
     models = tmp_path / "models"
     return {
         str(path.relative_to(models)): path.read_bytes()
         for path in models.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(models).parts)
+        if path.is_file()
+        and not any(p.startswith(".") for p in path.relative_to(models).parts)
+        and path.name != "SHA256SUMS"
     }
 
 
@@ -282,6 +284,17 @@ def test_next_call_goes_on_where_the_last_one_stopped(hub: Hub, tmp_path: Path) 
     total = sum(len(content) for content in WHOLE.values())
     assert (outcome["told"][0], outcome["told"][-1]) == ([200_000, total], [total, total])
     assert held(tmp_path) == WHOLE
+
+
+def test_what_arrived_can_be_checked_again_later(hub: Hub, tmp_path: Path) -> None:
+    hub.cut_after, hub.cuts = 100_000, 1
+    download(hub, tmp_path)
+    assert "folder" in download(hub, tmp_path)
+    for folder in (tmp_path / "models" / MODEL, tmp_path / "models" / "gemma-3-12b-it"):
+        command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+        checked = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert checked.returncode == 0, checked
+        assert len(checked.stdout.splitlines()) == len(list(folder.iterdir())) - 1
 
 
 def test_half_a_model_is_not_there(hub: Hub, tmp_path: Path) -> None:

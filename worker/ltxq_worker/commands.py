@@ -5,6 +5,7 @@ The CLI loads this by name. What starts and keeps the processes is `stack.py` an
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import signal
@@ -17,7 +18,6 @@ from pathlib import Path
 from ltxq.cli import screen
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
-from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.stack import STOP_SIGNALS, Stack, held_signals
@@ -153,7 +153,8 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
 
     settings = Settings.read()
     model = model or settings.default_model
-    set_up_logging(settings.log)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ltxq").setLevel(logging.INFO)
     code = supervisor.main(settings, model=model, gpus=gpus, name=name)
     if as_json:
         screen.emit({"model": model, "exit_code": code})

@@ -124,7 +124,7 @@ def _app() -> typer.Typer:
     app.command()(batch.batch)
     for command in (fleet.workers, fleet.queue, fleet.drain, fleet.clean):
         app.command()(command)
-    for command in (machine.demo, machine.up, machine.worker, machine.generate):
+    for command in (machine.demo, machine.up, machine.worker, machine.generate, machine.doctor):
         app.command()(command)
     for command in (gateway.gateway, gateway.key):
         app.command()(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -28,11 +29,10 @@ def gateway(
         if (exc.name or "").partition(".")[0] == "ltxq":
             raise
         raise MissingExtra("ltxq gateway", "gateway") from exc
-    from ltxq.logs import set_up_logging
     from ltxq.settings import Settings
 
-    settings = Settings.read()
-    set_up_logging(settings.log, "gateway")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ltxq").setLevel(logging.INFO)
 
     def ready(url: str) -> None:
         if as_json:
@@ -40,7 +40,7 @@ def gateway(
         else:
             screen.say(f"The page is {url}/ and the API {url}/v1; Ctrl-C stops.")
 
-    serve(settings, host=host, port=port, ready=ready)
+    serve(Settings.read(), host=host, port=port, ready=ready)
 
 
 def key(

@@ -4,9 +4,11 @@ alone loads, by name, and says which extra is missing where it cannot run.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ import typer
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson, request_options
 from ltxq.errors import MissingExtra
+from ltxq.settings import Settings
 
 _PROMPT = "a paper boat drifts down a rain gutter, warm evening light, slow camera"
 _ON_THE_QUEUE = ("model", "priority", "timeout", "expires_in", "metadata", "webhook_url")
@@ -121,6 +124,43 @@ def generate(
             frames_out=frames_out,
             as_json=as_json,
         )
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Of a worker here [default: LTXQ_DEFAULT_MODEL]")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Must fit the card: 768x512x121, two stages: 1536x1024x121x2."),
+    ] = None,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Read the model's files whole, which takes minutes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong here, and say what to do. Exits with 1 if there is a problem.
+
+    It looks at Redis, the storage and, where the worker is installed, at GPU, torch and model.
+    """
+    from ltxq import doctor as base
+
+    settings = Settings.read()
+    checks = base.base_checks(settings)
+    if model or size or hashes or find_spec("torch"):
+        with _commands("ltxq doctor", "doctor") as worker:
+            checks += worker.WorkerChecks.of(settings, model, size, hashes).all()
+    else:
+        checks += (("Worker", base.no_worker),)
+    findings = []
+    for finding in base.examine(settings, checks):
+        findings.append(finding)
+        if not as_json:
+            screen.finding(finding)
+    well = not any(finding.status == "problem" for finding in findings)
+    if as_json:
+        screen.emit({"ok": well, "findings": [dataclasses.asdict(f) for f in findings]})
+    raise typer.Exit(0 if well else 1)
 
 
 models = typer.Typer(help="The models on this machine.", rich_markup_mode=None)

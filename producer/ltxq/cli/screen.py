@@ -20,6 +20,7 @@ from ltxq.job import Job, Progress, WebhookState
 
 if TYPE_CHECKING:
     from ltxq.client import Client
+    from ltxq.doctor import Finding
 
 _STAGES = {
     "encode_text": "reading the prompt",
@@ -77,6 +78,13 @@ def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
         note(f"Error: {whole['message']}")
     if whole["hint"]:
         note(whole["hint"])
+
+
+def finding(found: Finding) -> None:
+    """A line of the doctor's report, and what to do."""
+    say(f"{found.status.upper():8} {found.about:11} {found.message}")
+    if found.hint:
+        say(f"{'':20} → {found.hint}")
 
 
 class Bar:

@@ -28,6 +28,8 @@ from ltxq_worker.models.hub_errors import HubUnavailable, advice, disk_full
 
 TIMEOUT = 10.0  # seconds for the hub to answer; for each piece of a file, HF_HUB_DOWNLOAD_TIMEOUT
 
+HASHES = "SHA256SUMS"  # in a model's folder: what its files were, as sha256sum writes it
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 DownloadReport = Callable[[int, int], None]
@@ -156,6 +158,8 @@ def _fetch(file: _File, progress: _Progress) -> None:
                 "the disk and at proxies on the way.",
             )
         file.part.replace(file.path)
+        with (file.path.parent / HASHES).open("a") as sums:
+            sums.write(f"{sha256}  {file.path.name}\n")
 
 
 class _Progress:

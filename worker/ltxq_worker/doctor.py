@@ -1,0 +1,341 @@
+"""What a worker needs of this machine: driver, GPUs, torch, a compiler, the model, a disk.
+
+No torch here: a process of its own imports it, so that a broken installation is a finding and not
+the doctor's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ltxq.doctor import Check, Finding
+from ltxq.job import VideoRequest
+from ltxq.settings import Settings
+from ltxq_worker.models.catalog import CATALOG, Repo
+from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.pipeline import INSTANT, memory
+from ltxq_worker.pipeline.optimize import Optimizations, parse_shapes
+
+OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
+IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
+SMI_TIMEOUT = 30.0  # seconds
+IN_USE = 1_000_000_000  # bytes of a card that another process has, from which it is worth a word
+KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
+FP8_SAVES = 0.354  # share of a bf16 checkpoint's bytes: 16.3 of 46.0 GB in LTX-2.3 22B
+SPOOL_CLIP = 100_000_000  # bytes on disk a large clip takes while it waits for storage
+
+_IMPORTS = """
+import json, torch, torchaudio
+cuda = torch.cuda.is_available()
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": names}))
+"""
+
+
+@dataclass(frozen=True)
+class WorkerChecks:
+    """The checks of a worker with this model, for clips of this size."""
+
+    model: str
+    sizes: tuple[VideoRequest, ...]
+    hashes: bool  # read every file of the model, which takes minutes
+
+    @classmethod
+    def of(
+        cls, settings: Settings, model: str | None, size: str | None, hashes: bool
+    ) -> WorkerChecks:
+        """Unset: the settings' model, and the sizes a worker warms up with.
+
+        Raises:
+            ConfigurationError: `size` is none.
+        """
+        shapes = size or settings.shapes
+        requests = parse_shapes(shapes) if shapes else [VideoRequest(prompt="doctor")]
+        return cls(model or settings.default_model, tuple(requests), hashes)
+
+    def all(self) -> tuple[tuple[str, Check], ...]:
+        """In the order in which things can go wrong."""
+        return (
+            ("GPU", check_gpus),
+            ("torch", check_torch),
+            ("Compiler", check_compiler),
+            ("Model", self.check_model),
+            ("GPU memory", self.check_memory),
+            ("Spool", check_spool),
+            ("Ports", check_ports),
+        )
+
+    def check_model(self, settings: Settings) -> Iterator[Finding]:
+        """Its files; where they are missing, whether they can be had."""
+        if self.model == INSTANT:
+            yield Finding("Model", "ok", "The instant test pipeline needs no files.")
+            return
+        path = settings.model_dir.expanduser() / self.model
+        if not path.is_dir() and self.model in CATALOG:
+            yield Finding(
+                "Model", "problem", f"{path} is not there.",
+                f"Download it: ltxq model download {self.model}",
+            )  # fmt: skip
+            yield from check_access(self.model)
+            return
+        folder = ModelFolder.open(path)
+        yield Finding("Model", "ok", f"{self.model} is whole by its files' sizes and headers.")
+        if self.hashes:
+            yield from check_hashes(folder)
+
+    def check_memory(self, settings: Settings) -> Iterator[Finding]:
+        """Whether model and clips fit each card."""
+        path = settings.model_dir.expanduser() / self.model
+        if self.model == INSTANT or not path.is_dir():
+            yield Finding("GPU memory", "skipped", "There is no model to measure it against.")
+            return
+        folder = ModelFolder.open(path)
+        cards = list(read_gpus())
+        if not cards:
+            yield Finding("GPU memory", "skipped", "There is no GPU.")
+        weights = weights_bytes(folder, settings.quantization or "fp8")
+        for request in self.sizes:
+            shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
+            clip = memory.bytes_needed(folder.config, shape)
+            for card in cards:
+                yield _fit(folder, card, weights, clip, shape)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as nvidia-smi shows it."""
+
+    index: str
+    name: str
+    driver: str
+    total: int  # bytes
+    used: int
+
+
+def read_gpus() -> Iterator[Card]:
+    """The GPUs of this machine; none where nvidia-smi is not there or fails."""
+    fields = "index,name,driver_version,memory.total,memory.used"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SMI_TIMEOUT, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return
+    for line in done.stdout.splitlines():
+        index, name, driver, total, used = (part.strip() for part in line.split(","))
+        yield Card(index, name, driver, int(total) * 2**20, int(used) * 2**20)
+
+
+def check_gpus(_: Settings) -> Iterator[Finding]:
+    """Driver and cards, and who else is on them."""
+    cards = list(read_gpus())
+    if not cards:
+        yield Finding(
+            "GPU",
+            "warning",
+            "nvidia-smi shows no GPU here.",
+            "The real models need one: install NVIDIA's driver, or start the container with GPUs. "
+            "The tiny model runs on a CPU.",
+        )
+    for card in cards:
+        if int(card.driver.partition(".")[0]) < OLDEST_DRIVER:
+            yield Finding(
+                "GPU",
+                "problem",
+                f"The driver is {card.driver}; torch here is built for CUDA 13.",
+                f"Install NVIDIA's driver {OLDEST_DRIVER} or newer.",
+            )
+        yield Finding(
+            "GPU",
+            "ok",
+            f"{card.index}: {card.name}, {card.total / 1e9:.0f} GB, driver {card.driver}.",
+        )
+        if card.used > IN_USE:
+            yield Finding(
+                "GPU",
+                "warning",
+                f"{card.index}: {card.used / 1e9:.1f} GB are in use, by a worker or others.",
+                "nvidia-smi names the processes.",
+            )
+
+
+def check_torch(_: Settings) -> Iterator[Finding]:
+    """torch and torchaudio: of one version, importable, and with the GPUs in sight."""
+    try:
+        found = {name: version(name) for name in ("torch", "torchaudio", "ltx-core")}
+    except PackageNotFoundError as exc:
+        yield Finding(
+            "torch", "problem", f"{exc.name} is not installed.",
+            "Install the worker: pip install 'ltxq[worker]'",
+        )  # fmt: skip
+        return
+    if _minor(found["torch"]) != _minor(found["torchaudio"]):
+        yield Finding(
+            "torch",
+            "problem",
+            f"torch is {found['torch']} and torchaudio {found['torchaudio']}: they must match.",
+            "Install the locked versions: pip install --require-hashes -r requirements/worker.txt",
+        )
+        return
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS],
+        capture_output=True,
+        text=True,
+        timeout=IMPORT_TIMEOUT,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        yield Finding(
+            "torch", "problem", f"torch or torchaudio cannot be imported: {last[:300]}",
+            "Install the locked versions: pip install --require-hashes -r requirements/worker.txt",
+        )  # fmt: skip
+        return
+    yield from _what_torch_sees(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _what_torch_sees(seen: dict[str, Any]) -> Iterator[Finding]:
+    built = f"torch {seen['torch']}" + (f" for CUDA {seen['cuda']}" if seen["cuda"] else "")
+    if seen["gpus"]:
+        yield Finding("torch", "ok", f"{built} sees {', '.join(seen['gpus'])}.")
+    elif list(read_gpus()):
+        yield Finding(
+            "torch",
+            "problem",
+            f"{built} sees no GPU, though nvidia-smi does.",
+            "Install torch as the package index has it, not a build for CPUs; and look at "
+            f"CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}).",
+        )
+    else:
+        yield Finding("torch", "ok", f"{built} is there; it sees no GPU, as there is none.")
+
+
+def check_compiler(settings: Settings) -> Iterator[Finding]:
+    """What torch.compile and triton call at run time."""
+    if not Optimizations.parse(settings.optimize, "cuda").compile:
+        yield Finding("Compiler", "skipped", "LTXQ_OPTIMIZE leaves compile out.")
+        return
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang"))), None)
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
+    missing = [name for name, there in (("gcc", compiler), ("Python.h", headers)) if not there]
+    if missing:
+        yield Finding(
+            "Compiler",
+            "warning",
+            f"{' and '.join(missing)} not found: clips are made without torch.compile, slower.",
+            "apt install gcc python3-dev",
+        )
+    else:
+        yield Finding("Compiler", "ok", f"{compiler} and Python's headers are there.")
+
+
+def check_access(model: str) -> Iterator[Finding]:
+    """Token and licences for a model that is not here, one step at a time, as the download does."""
+    from huggingface_hub import HfApi
+
+    from ltxq_worker.models.download import TIMEOUT
+    from ltxq_worker.models.hub_errors import advice
+
+    repos: tuple[Repo, ...] = tuple(CATALOG[model].parts.values())
+    for repo in repos:
+        with advice(repo, Path()):
+            HfApi().auth_check(repo.id)
+            HfApi().model_info(repo.id, timeout=TIMEOUT)
+        yield Finding("Licences", "ok", f"The Hugging Face token may read {repo.id}.")
+
+
+def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
+    """Every file against what was noted when it was downloaded."""
+    from ltxq_worker.models.download import HASHES
+
+    for place in {folder.path, folder.text_encoder}:
+        sums = place / HASHES
+        if not sums.is_file():
+            yield Finding("Model", "skipped", f"{sums} is not there: nothing to compare with.")
+            continue
+        for line in sums.read_text().splitlines():
+            expected, _, name = line.partition("  ")
+            with (place / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                yield Finding(
+                    "Model",
+                    "problem",
+                    f"{place / name} is damaged: its SHA-256 is {found}.",
+                    f"Delete {place} and download it again.",
+                )
+                break
+        else:
+            yield Finding("Model", "ok", f"The files in {place} are as they were downloaded.")
+
+
+def weights_bytes(folder: ModelFolder, quantization: str) -> int:
+    """About what the model takes on a card: its files, less what FP8 saves."""
+    checkpoint = folder.checkpoint.stat().st_size
+    encoder = folder.text_encoder.glob("*.safetensors")
+    upscaler = folder.upscaler.stat().st_size if folder.upscaler else 0
+    saved = FP8_SAVES * checkpoint if quantization == "fp8" else 0
+    return int(checkpoint - saved + upscaler + sum(file.stat().st_size for file in encoder))
+
+
+def _fit(folder: ModelFolder, card: Card, weights: int, clip: int, shape: memory.Shape) -> Finding:
+    budget = card.total - weights - KEPT_FREE
+    need = f"{shape} takes about {(weights + clip + KEPT_FREE) / 1e9:.0f} GB with the model"
+    has = f"GPU {card.index} has {card.total / 1e9:.0f}"
+    if clip <= budget:
+        return Finding("GPU memory", "ok", f"{need}; {has}.")
+    fits = memory.largest_that_fits(folder.config, shape, budget)
+    hint = f"The largest that fits: {fits}." if fits else "Set LTXQ_QUANTIZATION=fp8."
+    return Finding("GPU memory", "problem", f"{need}; {has}.", hint)
+
+
+def check_spool(settings: Settings) -> Iterator[Finding]:
+    """Room for the clips that wait for storage."""
+    from ltxq_worker.process import spool_root
+
+    root = spool_root(settings)
+    there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    free, wanted = shutil.disk_usage(there).free, SPOOL_CLIP * (1 + settings.spool_jobs)
+    if free < wanted:
+        yield Finding(
+            "Spool",
+            "warning",
+            f"{root} has {free / 1e9:.1f} GB free; {1 + settings.spool_jobs} large clips take "
+            f"{wanted / 1e9:.1f}.",
+            "Free some, set LTXQ_SPOOL_DIR to a larger disk, or lower LTXQ_SPOOL_JOBS.",
+        )
+    elif not os.access(there, os.W_OK):
+        yield Finding("Spool", "problem", f"{there} cannot be written.", "Set LTXQ_SPOOL_DIR.")
+    else:
+        yield Finding("Spool", "ok", f"{root} has {free / 1e9:.0f} GB free.")
+
+
+def check_ports(_: Settings) -> Iterator[Finding]:
+    """Those `ltxq up` would like."""
+    from ltxq_worker.local import port_is_free
+    from ltxq_worker.stack import USUAL_PORTS
+
+    taken = [str(port) for port in USUAL_PORTS.values() if not port_is_free(port)]
+    if taken:
+        yield Finding(
+            "Ports", "ok", f"{', '.join(taken)} in use here: a first `ltxq up` would take others."
+        )
+    else:
+        usual = ", ".join(map(str, USUAL_PORTS.values()))
+        yield Finding("Ports", "ok", f"{usual} are free for `ltxq up`.")
+
+
+def _minor(number: str) -> list[str]:
+    return number.split("+")[0].split(".")[:2]
