@@ -1,0 +1,116 @@
+// The gateway's own tongue: `/v1/jobs`, with the API key of this tab.
+
+const KEY = "ltxq-api-key";
+const ANSWER_MS = 15000;
+const TRIES = 3;
+
+export class ApiError extends Error {
+  // status: of HTTP, 0 where nothing answered. problems: [field, reason] of what is wrong.
+  constructor(status, { message, hint = "", code = "", problems = [] }) {
+    super(message);
+    Object.assign(this, { status, hint, code, problems });
+  }
+}
+
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (text) => sessionStorage.setItem(KEY, text),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+function headers(more = {}) {
+  const known = key.get();
+  return known ? { Authorization: `Bearer ${known}`, ...more } : more;
+}
+
+async function failure(answer) {
+  try {
+    return new ApiError(answer.status, (await answer.json()).error);
+  } catch {
+    const message = `The gateway answered with status ${answer.status}.`;
+    return new ApiError(answer.status, { message, hint: "Try again later." });
+  }
+}
+
+async function once(method, path, options) {
+  let answer;
+  try {
+    answer = await fetch(`v1/${path}`, {
+      method,
+      cache: "no-store",
+      signal: AbortSignal.timeout(ANSWER_MS),
+      ...options,
+      headers: headers(options.headers),
+    });
+  } catch {
+    const message = "The gateway does not answer.";
+    throw new ApiError(0, { message, hint: "Is it running? The page tries again by itself." });
+  }
+  if (!answer.ok) throw await failure(answer);
+  return answer.status === 204 ? null : answer.json();
+}
+
+// Lost answers are asked for again: every call here may be repeated, a submission under its key.
+async function call(method, path, options = {}) {
+  for (let tried = 1; ; tried += 1) {
+    try {
+      return await once(method, path, options);
+    } catch (error) {
+      const passing = error.status === 0 || [502, 503, 504].includes(error.status);
+      if (!passing || tried === TRIES) throw error;
+      await new Promise((done) => setTimeout(done, 400 * tried));
+    }
+  }
+}
+
+function posting(path, body) {
+  const sent = { "Idempotency-Key": newKey() };
+  if (body) sent["Content-Type"] = "application/json";
+  return call("POST", path, { headers: sent, body: body && JSON.stringify(body) });
+}
+
+// Not randomUUID: that is missing where the page came over plain http from another host.
+function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return `page-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}
+
+export const submit = (request) => posting("jobs", request);
+export const retry = (id) => posting(`jobs/${id}/retry`);
+export const cancel = (id) => call("POST", `jobs/${id}/cancel`);
+export const models = () => call("GET", "models");
+export const get = (id) => call("GET", `jobs/${id}`);
+
+export const list = (query) => call("GET", `jobs?${new URLSearchParams(query)}`);
+
+export async function remove(id) {
+  try {
+    await call("DELETE", `jobs/${id}`);
+  } catch (error) {
+    if (error.status !== 404) throw error; // gone is gone
+  }
+}
+
+// Calls `seen` with the job at each change, until it is final or `signal` aborts. Read with fetch
+// and not with EventSource, which cannot send the key.
+export async function follow(id, signal, seen) {
+  const answer = await fetch(`v1/jobs/${id}/events`, {
+    headers: headers({ Accept: "text/event-stream" }),
+    cache: "no-store",
+    signal,
+  });
+  if (!answer.ok) throw await failure(answer);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value.replaceAll("\r", "");
+    for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
+      const lines = text.slice(0, end).split("\n");
+      const data = lines.filter((line) => line.startsWith("data:"));
+      if (lines.includes("event: error") || data.length === 0) continue;
+      seen(JSON.parse(data.map((line) => line.slice(5)).join("\n")));
+    }
+  }
+}

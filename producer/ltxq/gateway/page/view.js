@@ -1,0 +1,128 @@
+// Jobs and clips as elements. One is made once and then changed in place, so that whoever is on it
+// with the keyboard stays there.
+
+import * as words from "./words.js";
+
+const EXPIRES_SOON_MS = 60_000;
+
+const find = (selector, within = document) => within.querySelector(selector);
+
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// A URL the storage gave; anything but http(s) would be somebody's trick.
+export const safe = (url) => (/^https?:/.test(url ?? "") ? url : "");
+
+function kindOf(job) {
+  if (job.state === "queued" || job.state === "running") return "job";
+  return job.state === "succeeded" ? "clip" : "ended";
+}
+
+function made(job, kind) {
+  const item = find(`#${kind}`, document).content.firstElementChild.cloneNode(true);
+  item.dataset.id = job.id;
+  item.dataset.kind = kind;
+  say(find(":scope > .prompt", item), job.request.prompt);
+  say(find(":scope > .facts", item), words.facts(job));
+  for (const button of item.querySelectorAll("button")) {
+    const name = button.dataset.do === "play" ? "Play" : button.textContent;
+    button.setAttribute("aria-label", `${name}: ${words.short(job.request.prompt)}`);
+  }
+  return item;
+}
+
+const changed = {
+  job(item, job) {
+    const fraction = job.progress?.fraction ?? 0;
+    say(find(".where", item), words.where(job));
+    const bar = find("progress", item);
+    bar.value = Math.round(100 * fraction);
+    bar.setAttribute("aria-label", `Progress of: ${words.short(job.request.prompt)}`);
+    find("button", item).hidden = job.cancel_requested;
+  },
+  clip(item, job) {
+    const picture = find("img", item);
+    const { poster_url: url, expires_at: until, num_frames, frame_rate } = job.result;
+    say(find(".length", item), words.length(num_frames, frame_rate));
+    // Each answer signs anew; the same picture is not loaded again for that.
+    if (!picture.src || Date.parse(item.dataset.until) < Date.now() + EXPIRES_SOON_MS) {
+      picture.src = safe(url);
+      item.dataset.until = until ?? "9999-12-31";
+    }
+  },
+  ended(item, job) {
+    item.classList.toggle("failed", job.state === "failed");
+    say(find(".state", item), job.state === "failed" ? "Failed" : "Cancelled");
+    const told = job.state === "failed";
+    say(find(".message", item), told ? (job.error?.message ?? "") : "");
+    say(find(".hint", item), told ? (job.error?.hint ?? "") : "");
+  },
+};
+
+// Make the list show exactly these jobs, in this order.
+function arrange(list, jobs) {
+  const there = new Map([...list.children].map((item) => [item.dataset.id, item]));
+  let place = list.firstElementChild;
+  for (const job of jobs) {
+    const kind = kindOf(job);
+    let item = there.get(job.id);
+    if (item?.dataset.kind !== kind) item = made(job, kind);
+    else there.delete(job.id);
+    changed[kind](item, job);
+    if (item === place) place = place.nextElementSibling;
+    else list.insertBefore(item, place);
+  }
+  for (const item of there.values()) leave(list, item);
+}
+
+// Take an element away; who was on it with the keyboard goes to the next, or to the heading.
+function leave(list, item) {
+  const had = item.contains(document.activeElement);
+  const next = item.nextElementSibling ?? item.previousElementSibling;
+  item.remove();
+  if (!had) return;
+  const button = next?.isConnected && find("button:not([hidden])", next);
+  (button || find("h2", list.parentElement)).focus();
+}
+
+export function show(jobs) {
+  const newest = (a, b) => b.submitted_at.localeCompare(a.submitted_at) || (a.id < b.id ? 1 : -1);
+  const turn = (a, b) =>
+    (b.state === "running") - (a.state === "running") ||
+    (a.queue_position ?? 0) - (b.queue_position ?? 0) ||
+    newest(b, a);
+  const active = jobs.filter((job) => kindOf(job) === "job");
+  arrange(find("#queue"), active.sort(turn));
+  arrange(find("#clips"), jobs.filter((job) => kindOf(job) !== "job").sort(newest));
+}
+
+export function showModels(models) {
+  const line = find("#workers");
+  const select = find("#model");
+  say(line, words.workers(models));
+  line.classList.toggle("none", models.every((model) => model.ready_workers === 0));
+  const known = new Set([...select.options].map((option) => option.value));
+  for (const { id } of models) if (!known.has(id)) select.append(new Option(id, id));
+}
+
+const troubles = { action: "", queue: "" };
+
+// Something went wrong with what was done, or with the queue as a whole; "" once it is right again.
+export function trouble(of, text) {
+  troubles[of] = text;
+  say(find("#trouble"), troubles.action || troubles.queue);
+}
+
+export function formTrouble(error) {
+  say(find("#form-error"), error ? words.explained(error) : "");
+  const wrong = new Set((error?.problems ?? []).map(([field]) => field));
+  for (const field of find("#form").elements) {
+    field.removeAttribute("aria-invalid");
+    if (wrong.has(field.name)) field.setAttribute("aria-invalid", "true");
+  }
+  find("#form [aria-invalid]")?.focus();
+}
+
+// For who does not see the page change.
+export const announce = (text) => say(find("#said"), text);

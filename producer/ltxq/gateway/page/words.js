@@ -1,0 +1,97 @@
+// What the page says of a job, and what its form's choices mean.
+
+export const FRAME_RATE = 24;
+const SEED_MOST = Number.MAX_SAFE_INTEGER;
+
+// Width and height in pixels. All are multiples of 32; large ones are made in two stages, which
+// wants multiples of 64.
+const SHAPES = {
+  "3:2": [768, 512],
+  "16:9": [896, 512],
+  "1:1": [640, 640],
+  "2:3": [512, 768],
+  "9:16": [512, 896],
+};
+const SIZES = { draft: [0.5, 1], standard: [1, 1], large: [2, 2] }; // factor, stages
+
+const STAGES = {
+  encode_text: "Reading the prompt",
+  denoise: "Denoising",
+  decode: "Decoding",
+  encode: "Making the MP4",
+  upload: "Uploading",
+};
+
+// What is chosen, as a VideoRequest.
+export function request(fields) {
+  const [factor, stages] = SIZES[fields.get("size")];
+  const [width, height] = SHAPES[fields.get("shape")].map((side) => side * factor);
+  const seed = fields.get("seed") || Math.floor(Math.random() * SEED_MOST);
+  return {
+    prompt: fields.get("prompt"),
+    width,
+    height,
+    stages,
+    frame_rate: FRAME_RATE,
+    num_frames: 8 * Number(fields.get("length")) + 1,
+    audio: fields.has("audio"),
+    seed: Number(seed),
+    priority: fields.get("priority"),
+    model: fields.get("model") || null,
+  };
+}
+
+export const pixels = ({ width, height, stages }) =>
+  `${width}×${height}${stages === 2 ? ", in two stages" : ""}`;
+
+export const length = (frames, rate) => `${(frames / rate).toFixed(1)} s`;
+
+// A span of time for people: 40 s, 3 min, 2 h.
+function about(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
+export function where(job) {
+  const left = job.eta_seconds == null ? "" : ` · about ${about(job.eta_seconds)} left`;
+  if (job.cancel_requested) return "Stopping";
+  if (job.state === "queued") {
+    if (job.queue_position == null) return "Waiting";
+    const ahead = job.queue_position;
+    return (ahead === 0 ? "Next in the queue" : `${ahead} ahead in the queue`) + left;
+  }
+  if (!job.progress) return "Starting";
+  const { stage, step, steps } = job.progress;
+  return `${STAGES[stage] ?? stage}${steps > 1 ? ` ${step}/${steps}` : ""}${left}`;
+}
+
+export function facts({ request: made }) {
+  const size = `${made.crop_width ?? made.width}×${made.crop_height ?? made.height}`;
+  return [
+    size,
+    length(made.num_frames, made.frame_rate),
+    made.audio ? "with sound" : "no sound",
+    `seed ${made.seed}`,
+    ...(made.priority === "normal" ? [] : [`${made.priority} priority`]),
+  ].join(" · ");
+}
+
+// What is said aloud when the job's state changes.
+export function announced(job) {
+  const prompt = short(job.request.prompt);
+  if (job.state === "queued") return `Queued. ${where(job)}. ${prompt}`;
+  if (job.state === "running") return `Started: ${prompt}`;
+  if (job.state === "succeeded") return `The clip is ready: ${prompt}`;
+  if (job.state === "cancelled") return `Cancelled: ${prompt}`;
+  return `Failed: ${prompt}. ${job.error?.message ?? ""}`;
+}
+
+export const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
+
+export const explained = (error) => [error.message, error.hint].filter(Boolean).join(" ");
+
+export function workers(models) {
+  const ready = models.reduce((sum, model) => sum + model.ready_workers, 0);
+  if (ready === 0) return "No worker is ready: clips wait until one is.";
+  return ready === 1 ? "1 worker ready" : `${ready} workers ready`;
+}

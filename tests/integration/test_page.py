@@ -1,0 +1,329 @@
+"""The page at `/` in a real Chromium, over a real gateway, Redis, S3 server and worker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from test_client import LedgerWorker
+
+from browser import chromium
+from fleet import Fleet, worker_environment
+from gateways import Gateway
+from ltxq.errors import JobError
+from ltxq.gateway.keys import new_key
+from ltxq.job import VideoRequest
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer, S3Server
+
+PROMPT = "a red fox trots through fresh snow"
+PATIENCE_MS = 30_000
+FAILED = JobError(
+    code="out_of_memory", message="The card cannot hold it.", hint="Make it smaller: 512×320."
+)
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a page in a fresh profile; at the end, its console must have had no error."""
+    opened: list[Page] = []
+    wrong: list[str] = []
+
+    def open_it(url: str, **options: object) -> Page:
+        page = browser.new_context(**options).new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "console",
+            lambda said: wrong.append(said.text)
+            if said.type == "error" and "status of 4" not in said.text
+            else None,
+        )
+        opened.append(page)
+        page.goto(url)
+        return page
+
+    yield open_it
+    for page in opened:
+        page.context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def environment(redis_url: str, s3_server: S3Server, tmp_path: Path) -> dict[str, str]:
+    return worker_environment(redis_url, s3_server, tmp_path / "spool")
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[LedgerWorker]:
+    """A worker that does as the test says."""
+    made = LedgerWorker(Settings(url=redis_url))
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture
+def gateway(environment: dict[str, str]) -> Iterator[Gateway]:
+    with Gateway(environment) as started:
+        yield started
+
+
+def submit(page: Page, prompt: str = PROMPT, *, size: str = "Draft") -> None:
+    page.get_by_label("What does it show?").fill(prompt)
+    page.get_by_text(size, exact=True).click()
+    page.get_by_label("Length").fill("1")
+    page.get_by_role("button", name="Make the clip").click()
+
+
+def queue(page: Page):  # noqa: ANN201
+    return page.get_by_role("region", name="In the queue").get_by_role("listitem")
+
+
+def clips(page: Page):  # noqa: ANN201
+    return page.get_by_role("region", name="Clips").get_by_role("listitem")
+
+
+def flawless(page: Page) -> None:
+    """No rule of axe-core's is broken: names, roles, contrast, focus, landmarks."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_prompt_becomes_a_clip_that_plays_with_sound(
+    environment: dict[str, str], gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    expect(page.get_by_text("No worker is ready")).to_be_visible()
+    submit(page)
+    expect(queue(page)).to_contain_text("Next in the queue")
+    with Fleet(environment) as fleet:
+        fleet.wait_until_ready()
+        expect(page.get_by_text("1 worker ready")).to_be_visible()
+        expect(clips(page)).to_contain_text(f"{PROMPT}384×256 · 0.4 s · with sound")
+        expect(queue(page)).to_have_count(0)
+        expect(page.locator("#said")).to_have_text(f"The clip is ready: {PROMPT}")
+        assert page.locator(".poster img").evaluate(
+            "img => img.decode().then(() => img.naturalWidth)"
+        ) == 384  # fmt: skip
+        flawless(page)
+        page.get_by_role("button", name=f"Play: {PROMPT}").click()
+        video = page.locator("video")
+        expect(video).to_be_focused()
+        page.wait_for_function("document.querySelector('video').currentTime > 0.2")
+        sound = "video => [video.webkitAudioDecodedByteCount > 0, video.error]"
+        assert video.evaluate(sound) == [True, None]
+        flawless(page)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("button", name=f"Play: {PROMPT}")).to_be_focused()
+        page.reload()
+        expect(clips(page)).to_contain_text(PROMPT)
+
+
+def test_progress_is_shown_as_it_is_made(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    submit(page, "first")
+    submit(page, "second")
+    expect(queue(page)).to_have_count(2)
+    expect(queue(page).nth(1)).to_contain_text("1 ahead in the queue")
+    first = queue(page).filter(has_text="first")
+    job_id = first.get_attribute("data-id") or ""
+    worker.start(job_id)
+    worker.report(job_id, "denoise", 3, 8, 0.4)
+    expect(first).to_contain_text("Denoising 3/8")
+    expect(first.get_by_role("progressbar")).to_have_js_property("value", 40)
+    expect(queue(page).filter(has_text="second")).to_contain_text("Next in the queue")
+    flawless(page)
+
+
+def test_a_job_is_cancelled_tried_again_and_deleted(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    submit(page)
+    page.get_by_role("button", name=f"Cancel: {PROMPT}").click()
+    expect(clips(page)).to_contain_text("Cancelled")
+    expect(page.locator("#said")).to_contain_text("Cancelled")
+    page.get_by_role("button", name=f"Try again: {PROMPT}").click()
+    expect(queue(page)).to_contain_text("Next in the queue")
+    page.get_by_role("button", name=f"Delete: {PROMPT}").click()
+    sure = page.get_by_role("dialog", name="Delete this clip?")
+    flawless(page)
+    sure.get_by_role("button", name="Keep it").click()
+    expect(clips(page)).to_have_count(1)
+    page.get_by_role("button", name=f"Delete: {PROMPT}").click()
+    sure.get_by_role("button", name="Delete").click()
+    expect(clips(page)).to_have_count(0)
+    page.get_by_role("button", name=f"Cancel: {PROMPT}").click()
+    expect(queue(page)).to_have_count(0)
+
+
+def test_an_error_is_shown_with_what_to_do(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    submit(page, "   ")
+    expect(page.locator("#form-error")).to_contain_text("prompt: must not be blank")
+    prompt = page.get_by_label("What does it show?")
+    expect(prompt).to_be_focused()
+    expect(prompt).to_have_attribute("aria-invalid", "true")
+    flawless(page)
+    submit(page)
+    expect(page.locator("#form-error")).to_be_empty()
+    worker.fail(queue(page).get_attribute("data-id") or "", FAILED)
+    expect(clips(page)).to_contain_text(f"Failed{FAILED.message}{FAILED.hint}")
+    expect(page.locator("#said")).to_contain_text(FAILED.message)
+    flawless(page)
+
+
+def test_a_queue_that_went_away_is_told_and_its_return_seen(
+    environment: dict[str, str], tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    redis = RedisServer.start(tmp_path)
+    with Gateway({**environment, "LTXQ_URL": redis.url}) as gateway:
+        page = open_page(gateway.url)
+        submit(page)
+        expect(queue(page)).to_have_count(1)
+        page.remove_listener
+        redis.stop()
+        expect(page.locator("#trouble")).to_contain_text("cannot be reached")
+        with RedisServer.start(tmp_path, port=redis.port):
+            expect(page.locator("#trouble")).to_be_empty()
+            expect(queue(page)).to_have_count(1)
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(
+    environment: dict[str, str], open_page: Callable[..., Page]
+) -> None:
+    mine = new_key("alice")
+    with Gateway({**environment, "LTXQ_API_KEYS": mine.entry}) as gateway:
+        page = open_page(gateway.url)
+        asked = page.get_by_role("dialog", name="API key")
+        flawless(page)
+        asked.get_by_label("Key").fill("ltxq_wrong")
+        page.keyboard.press("Enter")
+        expect(asked).to_contain_text("This key is not known here.")
+        asked.get_by_label("Key").fill(mine.key)
+        asked.get_by_role("button", name="Continue").click()
+        expect(asked).to_be_hidden()
+        submit(page)
+        expect(queue(page)).to_have_count(1)
+        page.reload()
+        expect(queue(page)).to_have_count(1)
+        assert page.evaluate("[document.cookie, localStorage.length]") == ["", 0]
+        page.get_by_role("button", name="Forget the API key").click()
+        expect(asked).to_be_visible()
+        expect(queue(page)).to_have_count(0)
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Enter the API key").click()
+        expect(asked).to_be_visible()
+
+
+def test_all_of_it_works_with_the_keyboard_alone(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    keys = page.keyboard
+
+    def tab_to(name: str, role: str = "button") -> None:
+        target = page.get_by_role(role, name=name)
+        for _ in range(30):
+            keys.press("Tab")
+            if target.evaluate("element => element === document.activeElement"):
+                return
+        raise AssertionError(f"{name} is not reached by Tab")
+
+    tab_to("What does it show?", "textbox")
+    keys.type(PROMPT)
+    tab_to("3:2", "radio")
+    keys.press("ArrowRight")
+    tab_to("Standard", "radio")
+    keys.press("ArrowLeft")
+    tab_to("Length", "slider")
+    keys.press("Home")
+    tab_to("With sound", "checkbox")
+    keys.press("Space")
+    tab_to("Make the clip")
+    keys.press("Enter")
+    expect(queue(page)).to_contain_text("448×256 · 0.4 s · no sound")
+    tab_to(f"Cancel: {PROMPT}")
+    keys.press("Enter")
+    expect(clips(page)).to_contain_text("Cancelled")
+    expect(page.get_by_role("heading", name="In the queue")).to_be_focused()
+    tab_to(f"Delete: {PROMPT}")
+    keys.press("Enter")
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    keys.press("Shift+Tab")
+    keys.press("Enter")
+    expect(clips(page)).to_have_count(0)
+    expect(page.get_by_role("heading", name="Clips")).to_be_focused()
+    page.get_by_label("What does it show?").focus()
+    keys.press("Control+Enter")
+    expect(queue(page)).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_sideways_scrolling(
+    gateway: Gateway, worker: LedgerWorker, scheme: str, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(
+        gateway.url, viewport={"width": 320, "height": 640}, color_scheme=scheme,
+        reduced_motion="reduce",
+    )  # fmt: skip
+    submit(page, "x" * 300)
+    expect(queue(page)).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    for group in ("Size", "Shape"):
+        for box in page.get_by_role("group", name=re.compile(group)).locator("label").all():
+            size = box.bounding_box()
+            assert size is not None
+            assert min(size["width"], size["height"]) >= 24  # WCAG 2.5.8
+    flawless(page)
+
+
+def test_every_size_that_can_be_chosen_can_be_made(
+    gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    chosen = page.evaluate("""async () => {
+        const { request } = await import("/page/words.js");
+        const form = document.querySelector("form");
+        form.prompt.value = "a fox";
+        const all = [];
+        for (const shape of form.elements.shape) for (const size of form.elements.size)
+            for (const length of [1, 59]) {
+                shape.checked = size.checked = true;
+                form.elements.length.value = length;
+                all.push(request(new FormData(form)));
+            }
+        return all;
+    }""")
+    assert len(chosen) == 30
+    made = [VideoRequest.parse(fields) for fields in chosen]
+    assert max(request.duration for request in made) > 19
+
+
+def test_what_a_stranger_wrote_is_text_and_nothing_else(
+    gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    evil = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
+    submit(page, evil)
+    expect(queue(page)).to_contain_text(evil)
+    assert page.evaluate("window.hit") is None
+    policy = page.evaluate("fetch('/').then(a => a.headers.get('content-security-policy'))")
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
