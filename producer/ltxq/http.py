@@ -57,7 +57,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 class _Model(BaseModel):
     id: ModelName
-    workers: int
+    ready_workers: int
 
 
 class _Models(BaseModel):
@@ -154,7 +154,7 @@ class HttpTransport:
 
     def models(self) -> dict[str, int]:
         models = self._ask(_Models, "GET", "/v1/models")
-        return {model.id: model.workers for model in models.data}
+        return {model.id: model.ready_workers for model in models.data}
 
     def check_storage(self) -> None:
         """It is the gateway's."""

@@ -10,5 +10,5 @@ failures.py        every error → the envelope and its status
 keys.py            who asks
 queue.py           `Client` for an event loop: threads, reads joined, changes followed
 serve.py           the process: socket, signals, end
-page/              the page at /
+static.py, page/   the page at /
 """

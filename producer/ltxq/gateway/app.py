@@ -6,13 +6,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
 from ltxq.errors import LtxqError
 from ltxq.gateway import jobs, videos
@@ -21,12 +19,11 @@ from ltxq.gateway.fields import invalid
 from ltxq.gateway.keys import ApiKeys
 from ltxq.gateway.queue import Queue
 from ltxq.gateway.state import State
+from ltxq.gateway.static import PageFiles
 from ltxq.settings import Settings
 from ltxq.transport import RedisTransport, Transport
 
 log = logging.getLogger("ltxq.gateway")
-
-PAGE = files("ltxq.gateway").joinpath("page")
 
 
 def make_app(settings: Settings, *, keys: ApiKeys, transport: Transport | None = None) -> FastAPI:
@@ -59,11 +56,13 @@ def make_app(settings: Settings, *, keys: ApiKeys, transport: Transport | None =
         """The gateway runs."""
         return {"status": "ok"}
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(str(PAGE.joinpath("index.html")))
+    page = PageFiles()
 
-    app.mount("/page", StaticFiles(directory=str(PAGE)), name="page")
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.index(request.scope)
+
+    app.mount("/page", page, name="page")
     return app
 
 

@@ -5,7 +5,7 @@ const ANSWER_MS = 15000;
 const TRIES = 3;
 
 export class ApiError extends Error {
-  // status: of HTTP, 0 where nothing answered. problems: [field, reason] of what is wrong.
+  // status: of HTTP, 0 where nothing answered. problems: {field, reason} of what is wrong.
   constructor(status, { message, hint = "", code = "", problems = [] }) {
     super(message);
     Object.assign(this, { status, hint, code, problems });
@@ -32,7 +32,7 @@ async function failure(answer) {
   }
 }
 
-async function once(method, path, options) {
+async function once(method, path, options = {}) {
   let answer;
   try {
     answer = await fetch(`v1/${path}`, {
@@ -50,14 +50,15 @@ async function once(method, path, options) {
   return answer.status === 204 ? null : answer.json();
 }
 
-// Lost answers are asked for again: every call here may be repeated, a submission under its key.
-async function call(method, path, options = {}) {
+// What changes something is sent again when its answer was lost: a submission under its own key, and
+// the rest may be repeated. Reading is done again by who reads.
+async function change(method, path, options = {}) {
   for (let tried = 1; ; tried += 1) {
     try {
       return await once(method, path, options);
     } catch (error) {
-      const passing = error.status === 0 || [502, 503, 504].includes(error.status);
-      if (!passing || tried === TRIES) throw error;
+      const lost = error.status === 0 || [502, 504].includes(error.status);
+      if (!lost || tried === TRIES) throw error;
       await new Promise((done) => setTimeout(done, 400 * tried));
     }
   }
@@ -66,7 +67,7 @@ async function call(method, path, options = {}) {
 function posting(path, body) {
   const sent = { "Idempotency-Key": newKey() };
   if (body) sent["Content-Type"] = "application/json";
-  return call("POST", path, { headers: sent, body: body && JSON.stringify(body) });
+  return change("POST", path, { headers: sent, body: body && JSON.stringify(body) });
 }
 
 // Not randomUUID: that is missing where the page came over plain http from another host.
@@ -77,15 +78,15 @@ function newKey() {
 
 export const submit = (request) => posting("jobs", request);
 export const retry = (id) => posting(`jobs/${id}/retry`);
-export const cancel = (id) => call("POST", `jobs/${id}/cancel`);
-export const models = () => call("GET", "models");
-export const get = (id) => call("GET", `jobs/${id}`);
+export const cancel = (id) => change("POST", `jobs/${id}/cancel`);
+export const models = () => once("GET", "models");
+export const get = (id) => once("GET", `jobs/${id}`);
 
-export const list = (query) => call("GET", `jobs?${new URLSearchParams(query)}`);
+export const list = (query) => once("GET", `jobs?${new URLSearchParams(query)}`);
 
 export async function remove(id) {
   try {
-    await call("DELETE", `jobs/${id}`);
+    await change("DELETE", `jobs/${id}`);
   } catch (error) {
     if (error.status !== 404) throw error; // gone is gone
   }

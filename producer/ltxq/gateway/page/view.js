@@ -116,7 +116,7 @@ export function trouble(of, text) {
 
 export function formTrouble(error) {
   say(find("#form-error"), error ? words.explained(error) : "");
-  const wrong = new Set((error?.problems ?? []).map(([field]) => field));
+  const wrong = new Set((error?.problems ?? []).map((problem) => problem.field));
   for (const field of find("#form").elements) {
     field.removeAttribute("aria-invalid");
     if (wrong.has(field.name)) field.setAttribute("aria-invalid", "true");
