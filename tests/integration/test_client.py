@@ -1,4 +1,6 @@
-"""`Client` over the queue in memory and over a real Redis: the same promises from both."""
+"""`Client` over the queue in memory, over a real Redis, and over HTTP through a real gateway: the
+same promises from all three.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import redis
 from test_ledger import result
 
+from gateways import Gateway
 from ltxq import AsyncClient, Client, VideoRequest
 from ltxq.errors import (
     ConfigurationError,
@@ -26,11 +33,13 @@ from ltxq.errors import (
     QueueUnavailable,
     WaitTimeout,
 )
+from ltxq.gateway.keys import new_key
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger, Ticket, queue_name
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from ltxq_worker.local import RedisServer
+from servers import start_or_skip
 
 LIMITS = {"max_queued": 3, "max_queued_per_key": 2}
 FAILED = JobError(code="out_of_memory", message="too large", hint="make it smaller")
@@ -73,40 +82,96 @@ class LedgerWorker:
         assert self.ledger.finish(self.claims[job_id], error)
 
 
-@pytest.fixture(params=["memory", "redis"])
-def queue(request: pytest.FixtureRequest) -> Iterator[tuple[Client, Worker]]:
-    """A client of an empty queue for at most 3 jobs, 2 of one owner; and who plays its worker."""
-    if request.param == "memory":
-        memory = MemoryTransport(default_model="instant", **LIMITS)
-        yield Client(transport=memory), memory
-        return
-    url = request.getfixturevalue("redis_url")
-    settings = Settings(url=url, default_model="instant", **LIMITS)
-    worker = LedgerWorker(settings)
-    with Client(settings=settings) as client:
-        yield client, worker
-    worker.ledger.close()
-
-
 class Owned(Protocol):
     """Clients of the same queue, each for one owner."""
 
     def __call__(self, owner: str) -> Client: ...
 
 
-@pytest.fixture
-def owned(client: Client) -> Owned:
-    return lambda owner: Client(transport=client._transport, owner=owner)
+class Doors:
+    """Two gateways to one Redis: one for anyone, one that alice and bob have keys for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.keys = {name: new_key(name) for name in ("alice", "bob")}
+        entries = ",".join(key.entry for key in self.keys.values())
+        with ExitStack() as parts:
+            self.redis = parts.enter_context(start_or_skip(lambda: RedisServer.start(folder)))
+            self.settings = Settings(url=self.redis.url, default_model="instant", **LIMITS)
+            limits = {f"LTXQ_{name.upper()}": str(most) for name, most in LIMITS.items()}
+            environment = {"LTXQ_URL": self.redis.url, "LTXQ_DEFAULT_MODEL": "instant", **limits}
+            self.open = parts.enter_context(Gateway(environment))
+            self.locked = parts.enter_context(Gateway({**environment, "LTXQ_API_KEYS": entries}))
+            self._parts = parts.pop_all()
+
+    def empty(self) -> None:
+        """Forget all jobs."""
+        with redis.Redis.from_url(self.redis.url, socket_timeout=5) as connection:
+            connection.flushdb()
+
+    def close(self) -> None:
+        self._parts.close()
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    made = Doors(tmp_path_factory.mktemp("doors"))
+    yield made
+    made.close()
+
+
+@dataclass
+class Queue:
+    """An empty queue for at most 3 jobs, 2 of one owner: a client, a worker, clients of owners."""
+
+    client: Client
+    worker: Worker
+    owned: Owned
+
+
+@pytest.fixture(params=["memory", "redis", "http"])
+def queue(request: pytest.FixtureRequest) -> Iterator[Queue]:
+    if request.param == "memory":
+        memory = MemoryTransport(default_model="instant", **LIMITS)
+        yield Queue(Client(transport=memory), memory, partial(_sharing, memory))
+        return
+    with ExitStack() as parts:
+        if request.param == "redis":
+            url = request.getfixturevalue("redis_url")
+            settings = Settings(url=url, default_model="instant", **LIMITS)
+            client = parts.enter_context(Client(settings=settings))
+            owned: Owned = partial(_sharing, client._transport)
+        else:
+            doors = request.getfixturevalue("doors")
+            doors.empty()
+            settings = doors.settings
+            client = parts.enter_context(Client(doors.open.url))
+
+            def owned(owner: str) -> Client:
+                key = doors.keys[owner].key
+                return parts.enter_context(Client(doors.locked.url, api_key=key))
+
+        worker = LedgerWorker(settings)
+        parts.callback(worker.ledger.close)
+        yield Queue(client, worker, owned)
+
+
+def _sharing(transport: Any, owner: str) -> Client:
+    return Client(transport=transport, owner=owner)
 
 
 @pytest.fixture
-def client(queue: tuple[Client, Worker]) -> Client:
-    return queue[0]
+def owned(queue: Queue) -> Owned:
+    return queue.owned
 
 
 @pytest.fixture
-def worker(queue: tuple[Client, Worker]) -> Worker:
-    return queue[1]
+def client(queue: Queue) -> Client:
+    return queue.client
+
+
+@pytest.fixture
+def worker(queue: Queue) -> Worker:
+    return queue.worker
 
 
 def test_a_submitted_job_is_queued_with_its_model_and_seed_settled(client: Client) -> None:
