@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from celery import Celery
@@ -15,8 +16,10 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError, QueueUnavailable
-from ltxq.job import Job
+from ltxq.flower import describe, show_outcome, show_requeued
+from ltxq.job import Job, VideoRequest
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket
+from ltxq.logs import about_job
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
@@ -37,8 +40,9 @@ def make_app(settings: Settings) -> Celery:
         result_accept_content=["json"],
         task_ignore_result=True,  # the ledger's writer stores the result
         task_acks_late=False,
-        task_send_sent_event=True,
-        worker_send_task_events=True,
+        task_send_sent_event=settings.events,
+        worker_send_task_events=settings.events,
+        ltxq_show_prompts=settings.show_prompts,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=True,  # no late acks: touches nothing
         worker_hijack_root_logger=False,
@@ -61,16 +65,21 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def announce(app: Celery, ticket: Ticket) -> None:
+def announce(app: Celery, ticket: Ticket, request: VideoRequest | None = None) -> None:
     """Wake a worker for a queued job.
+
+    Args:
+        request: what it makes, where that is known: Flower shows it.
 
     Raises:
         QueueUnavailable: nothing was sent; the sweep will.
     """
+    shown = request and describe(ticket.job_id, request, prompt=app.conf.ltxq_show_prompts)
     try:
         app.send_task(
             TASK,
             args=[ticket.job_id, ticket.lane, ticket.stamp],
+            argsrepr=shown,
             task_id=ticket.job_id,
             queue=ticket.queue,
             priority=ticket.lane,
@@ -80,16 +89,41 @@ def announce(app: Celery, ticket: Ticket) -> None:
         raise QueueUnavailable(f"The message for {ticket.job_id} was not sent.") from exc
 
 
-def report_outcome(app: Celery, ledger: Ledger, job_id: str) -> None:
+def announce_known(app: Celery, ledger: Ledger, tickets: Collection[Ticket]) -> None:
+    """Wake workers for jobs that are queued again; the ledger says what they make.
+
+    Raises:
+        QueueUnavailable: some were not sent; the sweep will.
+    """
+    jobs = ledger.get_many([ticket.job_id for ticket in tickets])
+    for ticket in tickets:
+        job = jobs.get(ticket.job_id)
+        announce(app, ticket, job.request if job else None)
+        if job and job.worker:
+            show_requeued(app, job.id, job.worker)
+
+
+def report_outcome(app: Celery, ledger: Ledger, job_id: str, *, worker: str = "") -> None:
     """Store a finished job's outcome where `AsyncResult(job_id)` looks for it, ledger first.
 
     succeeded → SUCCESS with the VideoResult as JSON; failed → FAILURE with an exception named
-    for the error's code; cancelled → REVOKED. What fails here is repaired by the sweep.
+    for the error's code; cancelled → REVOKED. What fails here is repaired by the sweep. Flower is
+    told as well.
+
+    Args:
+        worker: who says so, if the job never had a worker.
     """
+    with about_job(job_id):
+        _report_outcome(app, ledger, job_id, worker)
+
+
+def _report_outcome(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
     try:
         job = ledger.get(job_id)
         app.backend.store_result(job_id, *_celery_result(job))
         ledger.reported(job_id)
+        if teller := job.worker or worker:
+            show_outcome(app, job, teller)
     except (JobNotFound, JobUnreadable) as exc:  # as true tomorrow: there is nothing to repair
         report_refusal(app, job_id, exc.as_job_error())
         with contextlib.suppress(LtxqError):

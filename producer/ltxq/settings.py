@@ -130,6 +130,21 @@ class Settings(BaseSettings):
         description="Host names and networks, with commas between, that webhooks may reach though "
         "they are private.",
     )
+    events: bool = Field(
+        default=True,
+        description="Celery's events, which Flower shows: submissions, progress, outcomes.",
+    )
+    show_prompts: bool = Field(
+        default=True, description="Whether Flower shows the first words of prompts."
+    )
+    metrics_address: str | None = Field(
+        default=None,
+        description="Where a worker or gateway serves Prometheus's /metrics, as 127.0.0.1:9464; "
+        "unset: nowhere.",
+    )
+    log: Literal["human", "json"] = Field(
+        default="human", description="Logs as lines for people, or as JSON for machines."
+    )
     instant_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -216,6 +231,15 @@ class Settings(BaseSettings):
                 if not re.fullmatch(r"[\w.-]*[^\W\d][\w.-]*|", entry.strip()):
                     raise ValueError(f"entry {number} is no host name and no network") from None
         return allow
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _metrics_address_is_one(cls, address: str | None) -> str | None:
+        if address is not None:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
+                raise ValueError("must be an address and a port, as 127.0.0.1:9464")
+        return address
 
     @field_validator("model_dir", "spool_dir")
     @classmethod

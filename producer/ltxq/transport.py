@@ -14,6 +14,7 @@ from ltxq.celery import announce, forget_outcome, make_app, report_outcome
 from ltxq.errors import QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
+from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 
@@ -121,9 +122,10 @@ class RedisTransport:
         if ticket is None:
             return self._signed(job)
         try:
-            announce(self._app, ticket)
+            announce(self._app, ticket, job.request)
         except QueueUnavailable as exc:  # accepted all the same: the ledger is the truth
-            log.warning("%s It is queued; a supervisor sends it again.", exc)
+            with about_job(ticket.job_id):
+                log.warning("%s It is queued; a supervisor sends it again.", exc)
         return job
 
     def get(self, job_id: str) -> Job:

@@ -326,7 +326,7 @@ def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: r
     with pytest.raises(JobNotFound):
         ledger.get(claimed.job_id)
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
-    of_queue = {f"watermark:{ticket.queue}", f"pace:{ticket.queue}"}
+    of_queue = {f"{kind}:{ticket.queue}" for kind in ("watermark", "pace", "totals")}
     assert left <= {"counter", "queues", "swept", *of_queue}
     ledger.close()
 

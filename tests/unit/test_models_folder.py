@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from ltxq.errors import ModelUnusable
 from ltxq_worker.models.folder import ModelFolder
 
 UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
+LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
 CONFIG = {"transformer": {"_class_name": "AVTransformer3DModel"}, "vae": {}}
 
 
@@ -107,11 +110,67 @@ def test_an_older_or_other_model_is_refused(folder: Path) -> None:
         ModelFolder.open(folder)
 
 
-def test_a_checkpoint_published_in_fp8_is_refused(folder: Path) -> None:
-    safetensors(folder / "weights.safetensors", CONFIG, "2.0.0", "a.to_q.weight_scale")
-    with pytest.raises(ModelUnusable, match="FP8") as caught:
+def fp8_checkpoint(path: Path, scale: float = 0.5, **changed: dict[str, Any] | None) -> Path:
+    """A checkpoint with one weight in FP8 and its scale; `changed`: entries of its header."""
+    entries: dict[str, dict[str, Any] | None] = {
+        f"{LAYER}.weight_scale": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+        f"{LAYER}.weight": {"dtype": "F8_E4M3", "shape": [4, 4], "data_offsets": [4, 20]},
+    }
+    entries |= {f"{LAYER}.{name}": entry for name, entry in changed.items()}
+    header = {
+        "__metadata__": {"config": json.dumps(CONFIG)},
+        **{name: entry for name, entry in entries.items() if entry},
+    }
+    text = json.dumps(header).encode()
+    tail = struct.pack("<f", scale) + bytes(60)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + tail)
+    return path
+
+
+def test_a_checkpoint_published_in_fp8_says_what_its_numbers_are_worth(folder: Path) -> None:
+    assert ModelFolder.open(folder).fp8_scales == {}
+    fp8_checkpoint(folder / "weights.safetensors", 0.5)
+    assert ModelFolder.open(folder).fp8_scales == {f"{LAYER}.weight": 0.5}
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -0.5])
+def test_an_fp8_scale_that_is_no_positive_number_is_refused(folder: Path, scale: float) -> None:
+    fp8_checkpoint(folder / "weights.safetensors", scale)
+    with pytest.raises(ModelUnusable, match=f"no positive numbers, of {LAYER}.weight"):
         ModelFolder.open(folder)
-    assert "LTXQ_QUANTIZATION=fp8" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"weight_scale": None}, "no scale for the FP8 weights"),
+        ({"weight": None}, "scales for what are no FP8 weights"),
+        (
+            {"weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [4, 20]}},
+            "scales for what are no FP8 weights",
+        ),
+        (
+            {"weight_scale": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
+            "not one F32",
+        ),
+        ({"weight_scale": {"dtype": "BF16", "shape": [], "data_offsets": [0, 2]}}, "not one F32"),
+        (
+            {"weight": {"dtype": "U8", "shape": [4, 4], "data_offsets": [4, 20]}},
+            f"stores {LAYER}.weight as U8",
+        ),
+        (
+            {"bias": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [20, 24]}},
+            f"stores {LAYER}.bias as F8_E5M2",
+        ),
+    ],
+)
+def test_an_fp8_checkpoint_of_another_form_is_refused(
+    folder: Path, changed: dict[str, Any], says: str
+) -> None:
+    """A weight in FP8 without its scale would be read as noise."""
+    fp8_checkpoint(folder / "weights.safetensors", **changed)
+    with pytest.raises(ModelUnusable, match=says):
+        ModelFolder.open(folder)
 
 
 def test_a_folder_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:

@@ -21,10 +21,19 @@ from celery import Celery, signals
 from celery.exceptions import Ignore
 from celery.platforms import SecurityWarning
 
-from ltxq.celery import TASK, announce, make_app, report_outcome, report_refusal
+from ltxq.celery import (
+    TASK,
+    announce,
+    announce_known,
+    make_app,
+    report_outcome,
+    report_refusal,
+)
 from ltxq.errors import InvalidRequest, LtxqError, OutOfMemory, QueueUnavailable
+from ltxq.flower import Showcase, show_outcome
 from ltxq.job import VideoRequest, is_job_id
 from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
+from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.control import control_step
@@ -49,8 +58,16 @@ class Supervisor:
         self._line = socket.socket(fileno=fd)
 
     def tell(self, **news: Any) -> None:
-        """Send one line of JSON."""
-        self._line.sendall(json.dumps(news).encode() + b"\n")
+        """Send one JSON object: a packet of its own."""
+        self._line.sendall(json.dumps(news).encode())
+
+    def try_to_tell(self, **news: Any) -> bool:
+        """The same, unless it would have to wait for a supervisor that does not listen."""
+        try:
+            self._line.send(json.dumps(news).encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def when_gone(self, act: Any) -> None:
         """Call `act` from a thread of its own when the supervisor has died."""
@@ -95,6 +112,15 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     """The Celery app of a worker: the task, the gate, and what guards its doors."""
     app = make_app(settings)
     gate, ledger = runner.gate, runner.ledger
+    showcase = Showcase(app, runner.worker)
+    runner.show = lambda claim, progress: showcase.progress(claim.job_id, progress)
+
+    def report(job_id: str) -> None:
+        showcase.ends(job_id)
+        report_outcome(app, ledger, job_id)
+
+    runner.report_outcome = report
+    runner.announce = lambda ticket: announce_known(app, ledger, (ticket,))
     app.steps["consumer"].add(gate_step(gate))
     app.steps["consumer"].add(inbox_step(gate))
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command
@@ -113,9 +139,13 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
         model = runner.pipeline.model
         ticket = _ticket(args, kwargs, queue_name(model))
         if ticket is None:
-            admit(app, ledger, task_id, args, kwargs, model)
+            with about_job(task_id):
+                admit(app, ledger, task_id, args, kwargs, model)
         elif delivery in gate:
-            runner.run(ticket, delivery)
+            showcase.begins(ticket.job_id)
+            if runner.run(ticket, delivery) is None:
+                showcase.ends(ticket.job_id)
+                show_why_not(app, ledger, ticket.job_id, runner.worker)
 
     @signals.task_received.connect(weak=False)
     def on_received(request: Any, **_: Any) -> None:
@@ -154,9 +184,9 @@ def admit(
                 hint="Leave it to Celery.",
             )
         request = VideoRequest.parse(kwargs["request"])
-        _, ticket = ledger.submit(task_id, request.settled(model))
+        job, ticket = ledger.submit(task_id, request.settled(model))
         if ticket:
-            announce(app, ticket)
+            announce(app, ticket, job.request)
     except QueueUnavailable as exc:
         log.warning("%s", exc)
     except LtxqError as exc:
@@ -164,13 +194,26 @@ def admit(
         report_refusal(app, task_id, exc.as_job_error())
 
 
+def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
+    """A message's job was not to be had. If it has ended, as a queued one that was cancelled has,
+    Flower does not know yet.
+    """
+    try:
+        job = ledger.get(job_id)
+    except LtxqError:
+        return  # of no job, or when Redis is away
+    if job.finished:
+        show_outcome(app, job, job.worker or worker)
+
+
 def main() -> None:
     """The process's whole life."""
     options = _options()
-    _set_up_logging(options.name)
     supervisor = Supervisor(options.line)
     try:
-        runner, app = _prepare(options, supervisor)
+        settings = Settings.read()
+        _set_up_logging(settings, options.name)
+        runner, app = _prepare(options, settings, supervisor)
     except LtxqError as exc:
         # The memory may be a process's that is still ending.
         later = exc.retryable or isinstance(exc, OutOfMemory)
@@ -179,6 +222,13 @@ def main() -> None:
     _watch_for_the_end(runner, app, supervisor)
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
+    reports = threading.Thread(
+        target=runner.meter.keep_reporting,
+        args=(runner.gate, lambda figures: supervisor.try_to_tell(figures=figures), ended),
+        name="figures",
+        daemon=True,
+    )
+    reports.start()
 
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
@@ -197,14 +247,12 @@ def main() -> None:
     )
     worker.start()
     ended.set()
+    reports.join()
     sys.exit(worker.exitcode)
 
 
-def _set_up_logging(name: str) -> None:
-    """Our lines, and of the libraries only what is wrong."""
-    form = f"%(asctime)s %(levelname)s {name} %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form)
-    logging.getLogger("ltxq").setLevel(logging.INFO)
+def _set_up_logging(settings: Settings, name: str) -> None:
+    set_up_logging(settings.log, name)
     signals.setup_logging.connect(lambda **_: None, weak=False)  # else Celery sets up its own
     # Celery warns of pickle under root; ltxq's workers read JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -220,8 +268,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _prepare(options: argparse.Namespace, supervisor: Supervisor) -> tuple[Runner, Celery]:
-    settings = Settings.read()
+def _prepare(
+    options: argparse.Namespace, settings: Settings, supervisor: Supervisor
+) -> tuple[Runner, Celery]:
     shutil.rmtree(options.spool, ignore_errors=True)  # left by a process that died
     options.spool.mkdir(parents=True)
     storage = Storage.from_settings(settings)
@@ -236,11 +285,8 @@ def _prepare(options: argparse.Namespace, supervisor: Supervisor) -> tuple[Runne
         settings=settings,
         worker=options.name,
         spool=options.spool,
-        report_outcome=lambda job_id: report_outcome(app, ledger, job_id),
-        announce=lambda ticket: announce(app, ticket),
     )
-    app = build_app(runner, settings)
-    return runner, app
+    return runner, build_app(runner, settings)
 
 
 def _watch_for_the_end(runner: Runner, app: Celery, supervisor: Supervisor) -> None:
@@ -263,9 +309,8 @@ def _drain(runner: Runner, app: Celery) -> None:
 
 def _give_back_and_exit(runner: Runner, app: Celery, code: int) -> None:
     try:
-        for returned in runner.give_back():
-            if returned.ticket:
-                announce(app, returned.ticket)
+        tickets = [returned.ticket for returned in runner.give_back() if returned.ticket]
+        announce_known(app, runner.ledger, tickets)
     except LtxqError as exc:
         log.warning("Not all jobs were given back; their leases end instead: %s", exc)
     shutil.rmtree(runner.spool, ignore_errors=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from ltxq.errors import LtxqError, TimedOut
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger, Standing
+from ltxq.logs import about_job
+from ltxq_worker.meter import Meter
 
 log = logging.getLogger("ltxq.worker")
 
@@ -51,11 +54,22 @@ class Attempt:
     stand when Redis is back.
     """
 
-    def __init__(self, ledger: Ledger, claim: Claim, *, lease: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        claim: Claim,
+        *,
+        lease: float,
+        meter: Meter | None = None,
+        show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None,
+    ) -> None:
+        """`show`: told of the progress about as often as the ledger is, from another thread."""
         self.claim = claim
         self.timings: dict[str, float] = {"queued": round(claim.waited, 3)}  # seconds by stage
         self._ledger = ledger
         self._lease = lease
+        self._meter = meter or Meter()
+        self._show = show
         self._began = self._stage_began = time.monotonic()
         self._deadline: float | None = self._began + claim.request.timeout
         self._progress = Progress(stage="encode_text", step=0, steps=1, fraction=0)
@@ -64,8 +78,10 @@ class Attempt:
         self._news = threading.Event()
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._keep_lease, name=f"lease-{claim.job_id}", daemon=True),
-            threading.Thread(target=self._send_reports, name=f"report-{claim.job_id}", daemon=True),
+            threading.Thread(
+                target=self._about_it, args=(act,), name=f"{name}-{claim.job_id}", daemon=True
+            )
+            for name, act in (("lease", self._keep_lease), ("report", self._send_reports))
         ]
 
     def __enter__(self) -> Self:
@@ -138,11 +154,16 @@ class Attempt:
         self.timings[stage] = round(self.timings.get(stage, 0) + now - self._stage_began, 3)
         self._stage_began = now
 
+    def _about_it(self, act: Callable[[], None]) -> None:
+        with about_job(self.claim.job_id):
+            act()
+
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._lease / 5):
             try:
                 self._learn(self._ledger.renew(self.claim))
             except LtxqError as exc:
+                self._meter.count("lease_failures")
                 log.warning("%s: the lease is not renewed: %s", self.claim.job_id, exc)
 
     def _send_reports(self) -> None:
@@ -154,6 +175,7 @@ class Attempt:
                 return
             try:
                 self._learn(self._ledger.report(self.claim, self._progress, on_gpu=self._on_gpu))
+                self._show(self.claim, self._progress)
                 away = False
             except LtxqError as exc:
                 if not away:

@@ -5,7 +5,6 @@ The CLI loads this by name. What starts and keeps the processes is `stack.py` an
 
 from __future__ import annotations
 
-import logging
 import shlex
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from ltxq.cli import screen
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
+from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.stack import STOP_SIGNALS, Stack, held_signals
@@ -153,8 +153,7 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
 
     settings = Settings.read()
     model = model or settings.default_model
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("ltxq").setLevel(logging.INFO)
+    set_up_logging(settings.log)
     code = supervisor.main(settings, model=model, gpus=gpus, name=name)
     if as_json:
         screen.emit({"model": model, "exit_code": code})

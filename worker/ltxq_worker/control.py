@@ -18,6 +18,7 @@ from ltxq.celery import report_outcome
 from ltxq.errors import JobNotFound, LtxqError
 from ltxq.job import is_job_id
 from ltxq.ledger import Ledger
+from ltxq.logs import about_job
 
 log = logging.getLogger("ltxq.worker")
 
@@ -116,9 +117,10 @@ class _Mailbox(Pidbox):  # type: ignore[misc]
         for job_id in jobs:
             try:
                 if self._ledger.cancel(job_id) == "cancelled":
-                    report_outcome(self._app, self._ledger, job_id)
+                    report_outcome(self._app, self._ledger, job_id, worker=self.hostname)
             except JobNotFound:
-                log.info("revoke: there is no job %s", job_id)
+                with about_job(job_id):
+                    log.info("revoke: there is no job %s", job_id)
             except LtxqError as exc:
                 return {"error": str(exc)}
         return {"ok": f"cancelled in the ledger: {jobs}"}

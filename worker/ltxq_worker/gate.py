@@ -20,6 +20,8 @@ class Gate:
         """`threads`: messages in hand at the most: one on the GPU, the rest uploading."""
         self._threads = threads
         self._on_gpu: dict[str, bool] = {}
+        self._busy = 0.0  # seconds the GPU was somebody's, up to the last release
+        self._taken_at: float | None = None  # since when it is, on the monotonic clock
         self._closed = False
         self._paused_until = 0.0
         self._lock = threading.Lock()
@@ -51,19 +53,31 @@ class Gate:
         """A message has come: it has the GPU now."""
         with self._lock:
             self._on_gpu[delivery] = True
+            self._note_gpu()
 
     def release_gpu(self, delivery: str) -> None:
         """The message's job no longer needs the GPU."""
         with self._lock:
             if delivery in self._on_gpu:
                 self._on_gpu[delivery] = False
+                self._note_gpu()
         self._wake()
 
     def release(self, delivery: str) -> None:
         """The message is done with."""
         with self._lock:
             self._on_gpu.pop(delivery, None)
+            self._note_gpu()
         self._wake()
+
+    def standing(self) -> tuple[float, int, int]:
+        """Seconds the GPU was somebody's since the start; messages that have it; those that do not
+        need it any more.
+        """
+        with self._lock:
+            held = 0.0 if self._taken_at is None else time.monotonic() - self._taken_at
+            on_gpu = sum(self._on_gpu.values())
+            return self._busy + held, on_gpu, len(self._on_gpu) - on_gpu
 
     def pause(self, seconds: float) -> None:
         """Take no more messages for a while."""
@@ -85,6 +99,14 @@ class Gate:
         qos.can_consume = MethodType(lambda _qos: self.is_open and without_gate(), qos)
         # The event loop sleeps up to a second; a byte in a pipe wakes it the moment we open.
         consumer.hub.add_reader(self._wake_reader, self._drain)
+
+    def _note_gpu(self) -> None:
+        """The book has changed: does the GPU's clock run?"""
+        if any(self._on_gpu.values()):
+            self._taken_at = self._taken_at or time.monotonic()
+        elif self._taken_at is not None:
+            self._busy += time.monotonic() - self._taken_at
+            self._taken_at = None
 
     def _wake(self) -> None:
         try:

@@ -16,15 +16,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from ltxq.errors import ConfigurationError
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.supervisor")
 
+MOST_NEWS = 256 * 1024  # bytes of one packet of the line
 ORPHAN_SECONDS = 10.0  # given to the workers of a supervisor that died to notice and end
 
 
@@ -120,11 +122,24 @@ class WorkerProcess:
     loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
     failure: str | None = None  # why it cannot start, in its own words
     failure_is_final: bool = False  # and will not, however often it is tried
+    hear_figures: Callable[[Place, dict[str, Any]], None]
 
     @classmethod
-    def start(cls, place: Place, model: str, spool: Path, lock: IO[str]) -> WorkerProcess:
-        """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on."""
-        ours, theirs = socket.socketpair()
+    def start(
+        cls,
+        place: Place,
+        model: str,
+        spool: Path,
+        lock: IO[str],
+        hear_figures: Callable[[Place, dict[str, Any]], None],
+    ) -> WorkerProcess:
+        """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on.
+
+        Args:
+            hear_figures: told, from a thread of its own, what the process measures (meter.py).
+        """
+        # Packets: what is sent without waiting is sent whole or not at all.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             *(sys.executable, "-m", "ltxq_worker.app"),
             *("--model", model, "--name", place.name, "--device", place.device),
@@ -141,7 +156,7 @@ class WorkerProcess:
             start_new_session=True,
         )
         theirs.close()
-        worker = cls(place=place, process=process, line=ours)
+        worker = cls(place=place, process=process, line=ours, hear_figures=hear_figures)
         threading.Thread(target=worker._listen, name=f"line-{place.name}", daemon=True).start()
         return worker
 
@@ -165,9 +180,9 @@ class WorkerProcess:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
 
     def _listen(self) -> None:
-        with self.line.makefile("rb") as news:
-            for line in news:
-                self._hear(json.loads(line))
+        with self.line:
+            while news := self.line.recv(MOST_NEWS):
+                self._hear(json.loads(news))
 
     def _hear(self, news: dict[str, object]) -> None:
         name = self.place.name
@@ -179,6 +194,8 @@ class WorkerProcess:
             if (news["loading"], percent) != self.loaded:  # it is told tensor by tensor
                 log.info("%s loads the %s (%d %%)", name, news["loading"], percent)
             self.loaded = news["loading"], percent
+        elif isinstance(figures := news.get("figures"), dict):
+            self.hear_figures(self.place, figures)
         elif "failed" in news:
             self.failure = str(news["failed"])
             self.failure_is_final = not news["retryable"]

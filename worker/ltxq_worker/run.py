@@ -9,20 +9,22 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ltxq.errors import JobError, LtxqError, StorageUnavailable
-from ltxq.job import VideoResult
+from ltxq.job import Progress, VideoResult
 from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
+from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage, clip_keys
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
 from ltxq_worker.encode import DiskFull, Encoded, encode, full_disk_named, write_sidecar
 from ltxq_worker.gate import Gate
+from ltxq_worker.meter import Meter
 from ltxq_worker.pipeline import Clip, DeviceBroken, Pipeline
 
 if TYPE_CHECKING:
@@ -48,8 +50,11 @@ class Runner:
     settings: Settings
     worker: str  # this worker's stable name
     spool: Path  # this worker's own folder for clips on their way to storage
-    report_outcome: Callable[[str], None]  # tells Celery of a job's final state
-    announce: Callable[[Ticket], None]  # wakes a worker for a job that is queued again
+    # Set by who joins it to Celery:
+    report_outcome: Callable[[str], None] = lambda _job_id: None  # a job has its final state
+    announce: Callable[[Ticket], None] = lambda _ticket: None  # a job is queued again
+    show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None  # to who watches
+    meter: Meter = field(default_factory=Meter)
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
 
     def __post_init__(self) -> None:
@@ -62,6 +67,10 @@ class Runner:
         Returns:
             The outcome that stands; None if the job was not to be had or was lost on the way.
         """
+        with about_job(ticket.job_id):
+            return self._run(ticket, delivery)
+
+    def _run(self, ticket: Ticket, delivery: str) -> VideoResult | JobError | None:
         try:
             claim = self.ledger.claim(ticket, self.worker)
         except LtxqError as exc:
@@ -72,7 +81,9 @@ class Runner:
             return None
         log.info("%s claimed (token %d)", claim.job_id, claim.token)
         try:
-            with Attempt(self.ledger, claim, lease=self.settings.lease) as attempt:
+            with Attempt(
+                self.ledger, claim, lease=self.settings.lease, meter=self.meter, show=self.show
+            ) as attempt:
                 self._attempts[delivery] = attempt
                 return self._finish(attempt, self._outcome(attempt, delivery))
         except ClaimLost:
@@ -221,6 +232,7 @@ class Runner:
 
         def wait(state: Any) -> None:
             log.warning("%s waits for storage: %s", attempt.claim.job_id, _error(state))
+            self.meter.count("storage_failures")
             if self.gate.is_full and not self._said_full:
                 self._said_full = True
                 log.error(
@@ -250,6 +262,7 @@ class Runner:
         self.report_outcome(claim.job_id)
         if isinstance(outcome, VideoResult):
             log.info("%s succeeded in %.1f s", claim.job_id, attempt.seconds())
+            self.meter.finished(outcome.timings)
         else:
             log.info("%s ended: %s", claim.job_id, outcome.code)
             self._remove_objects(claim)

@@ -19,12 +19,15 @@ from typing import IO, Any
 
 from celery import Celery
 
-from ltxq.celery import announce, make_app, report_outcome
+from ltxq.celery import announce_known, make_app, report_outcome
 from ltxq.errors import LtxqError, QueueUnavailable
 from ltxq.housekeeping import CLEAN_SECONDS, clean
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned, WorkerState
+from ltxq.logs import about_job
+from ltxq.metrics import MetricsServer
 from ltxq.settings import Settings
 from ltxq.storage import Storage
+from ltxq_worker.metrics import WorkerMetrics
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.process import Place, WorkerProcess, find_places, lock_place, spool_root
@@ -34,6 +37,7 @@ log = logging.getLogger("ltxq.supervisor")
 
 LOOK_SECONDS = 0.1  # between looks at the processes
 SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+STUCK_SECONDS = 60.0  # without a look at the processes: this one hangs itself
 HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
 BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each next replacement
 _NEVER = float("inf")
@@ -68,6 +72,8 @@ class Supervisor:
         self._ledger = Ledger.from_settings(settings)
         self._storage = Storage.from_settings(settings)
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
+        self._metrics = WorkerMetrics(model, [p.place for p in posts], settings.spool_jobs)
+        self._looked = time.monotonic()  # at the posts, last
         self._stops = 0
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
@@ -80,6 +86,7 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
+        metrics = self._serve_metrics()
         self._ask_whether_to_drain()
         sweeper = threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True)
         cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
@@ -88,6 +95,7 @@ class Supervisor:
         senders = self._webhooks.start(self._ended)
         try:
             while True:
+                self._looked = time.monotonic()
                 for post in self._posts:
                     self._look_after(post)
                 if all(post.worker is None for post in self._posts) and self._stops:
@@ -105,6 +113,18 @@ class Supervisor:
                     post.worker.kill()
                     self._give_back(post)
                 shutil.rmtree(post.spool, ignore_errors=True)
+            if metrics:
+                metrics.close()
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        return self._metrics.serve(
+            self._settings,
+            self._ledger,
+            [post.place for post in self._posts],
+            spool_root(self._settings),
+            healthy=lambda: time.monotonic() - self._looked < STUCK_SECONDS,
+            state=lambda place: next(self._state(p) for p in self._posts if p.place == place),
+        )
 
     def _on_stop(self, *_: Any) -> None:
         self._stops += 1
@@ -124,11 +144,15 @@ class Supervisor:
         if post.holds_jobs and not self._give_back(post):
             return
         if not (self._stops or self._drained) and time.monotonic() >= post.start_at:
-            post.worker = WorkerProcess.start(post.place, self._model, post.spool, post.lock)
+            post.worker = WorkerProcess.start(
+                post.place, self._model, post.spool, post.lock, self._metrics.hear
+            )
+            self._metrics.started(post.place)
             log.info("%s starts (%s)", post.place.name, self._model)
 
     def _note_end(self, post: Post, worker: WorkerProcess) -> None:
         post.worker, post.holds_jobs = None, True
+        self._metrics.ended(post.place)
         lived = time.monotonic() - worker.started
         post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
         wait = BACKOFF[min(post.ends, len(BACKOFF)) - 1]
@@ -154,21 +178,22 @@ class Supervisor:
     def _follow_up(self, *returned: Returned) -> None:
         """Wake workers for jobs queued again, and tell Celery of those that are final."""
         for job in returned:
-            log.warning("%s is %s", job.job_id, "queued again" if job.ticket else job.state)
+            with about_job(job.job_id):
+                log.warning("%s is %s", job.job_id, "queued again" if job.ticket else job.state)
             if job.ticket is None:
                 report_outcome(self._app, self._ledger, job.job_id)
-                continue
-            try:
-                announce(self._app, job.ticket)
-            except QueueUnavailable as exc:
-                log.warning("%s The sweep does it.", exc)
+        try:
+            announce_known(self._app, self._ledger, [job.ticket for job in returned if job.ticket])
+        except QueueUnavailable as exc:
+            log.warning("%s The sweep does it.", exc)
 
     def _keep_sweeping(self) -> None:
         away = False
         while not self._ended.wait(SWEEP_SECONDS):
             try:
                 self._say_who_is_there()
-                self._sweep()
+                with self._metrics.sweep():
+                    self._sweep()
                 self._kill_hung()
                 away = False
             except LtxqError as exc:
@@ -208,11 +233,11 @@ class Supervisor:
     def _sweep(self) -> None:
         swept = self._ledger.sweep(interval=SWEEP_SECONDS)
         for returned in swept.lease_ended:
-            log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
+            with about_job(returned.job_id):
+                log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
             if returned.ticket is None:
                 report_outcome(self._app, self._ledger, returned.job_id)
-        for ticket in swept.tickets:
-            announce(self._app, ticket)
+        announce_known(self._app, self._ledger, swept.tickets)
         for job_id in swept.unreported:
             report_outcome(self._app, self._ledger, job_id)
         for job_id in swept.expired:
@@ -242,7 +267,8 @@ class Supervisor:
                 continue
             for job in self._ledger.held(post.place.name):
                 if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
-                    log.error("%s hangs in %s: killed", post.place.name, job.job_id)
+                    with about_job(job.job_id):
+                        log.error("%s hangs in %s: killed", post.place.name, job.job_id)
                     post.hung = True
                     post.worker.process.kill()
 

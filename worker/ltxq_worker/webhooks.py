@@ -19,6 +19,7 @@ from standardwebhooks import Webhook
 from ltxq.errors import LtxqError
 from ltxq.job import Job
 from ltxq.ledger import Delivery, Ledger
+from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.outbound import TOTAL_SECONDS, NotSent, Outbound
@@ -82,13 +83,17 @@ class Webhooks:
         delivery = self._ledger.take_webhook(lease=self._lease)
         if delivery is None:
             return False
+        with about_job(delivery.job_id):
+            self._deliver(delivery)
+        return True
+
+    def _deliver(self, delivery: Delivery) -> None:
         try:
             self._send(self._ledger.get(delivery.job_id))
         except (NotSent, LtxqError) as exc:
             self._note_failure(delivery, str(exc))
         else:
             self._ledger.webhook_delivered(delivery)
-        return True
 
     def _send(self, job: Job) -> None:
         if self._secret is None or job.request.webhook_url is None:

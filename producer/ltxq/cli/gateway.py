@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
@@ -29,10 +28,11 @@ def gateway(
         if (exc.name or "").partition(".")[0] == "ltxq":
             raise
         raise MissingExtra("ltxq gateway", "gateway") from exc
+    from ltxq.logs import set_up_logging
     from ltxq.settings import Settings
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("ltxq").setLevel(logging.INFO)
+    settings = Settings.read()
+    set_up_logging(settings.log, "gateway")
 
     def ready(url: str) -> None:
         if as_json:
@@ -40,7 +40,7 @@ def gateway(
         else:
             screen.say(f"The page is {url}/ and the API {url}/v1; Ctrl-C stops.")
 
-    serve(Settings.read(), host=host, port=port, ready=ready)
+    serve(settings, host=host, port=port, ready=ready)
 
 
 def key(

@@ -9,7 +9,7 @@ connection.py   Redis with patience, and its errors as ltxq's
 """
 
 from ltxq.ledger.connection import PATIENCE, Subscription
-from ltxq.ledger.fleet import Queue, Worker, WorkerState
+from ltxq.ledger.fleet import FleetFigures, Queue, Worker, WorkerState
 from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
@@ -35,6 +35,7 @@ __all__ = [
     "WORKER_LOST",
     "Claim",
     "Delivery",
+    "FleetFigures",
     "Held",
     "Ledger",
     "Queue",

@@ -68,6 +68,23 @@ class Queue:
         return self.depth / self.workers * pace + (self.job_seconds or 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FleetFigures:
+    """What metrics are made of."""
+
+    queues: tuple[Queue, ...]
+    workers: tuple[Worker, ...]
+    served: frozenset[str]  # models that had a worker within a week
+    totals: Mapping[str, Mapping[str, int]]  # model → what happened → how often, since ever
+    webhooks: int  # due now or later
+    webhooks_overdue: float  # seconds the one due longest has been
+    leases_overdue: int  # ended, and not swept
+    unreported: int  # final states Celery is yet to be told
+    sweep_age: float | None  # seconds since anybody swept
+    memory_used: float | None  # bytes, of Redis
+    memory_limit: float | None  # its maxmemory; 0: none
+
+
 class FleetRecords(JobReader):
     """Reads and keeps what is known of workers and queues; `Ledger` adds the jobs' life."""
 
@@ -104,6 +121,25 @@ class FleetRecords(JobReader):
         """
         rows, finished = self._run("queues", int(retention * 1000))
         return tuple(sorted((_read_queue(*row) for row in rows), key=lambda q: q.model)), finished
+
+    def figures(self) -> FleetFigures:
+        """What metrics are made of, in four calls."""
+        queues, _ = self.queues(retention=0)
+        workers, _ = self.workers()
+        rows, webhooks, overdue, leases, unreported, swept, used, limit = self._run("totals")
+        return FleetFigures(
+            queues=queues,
+            workers=workers,
+            served=frozenset(self.served()),
+            totals={queue.removeprefix(QUEUE_PREFIX): _read_totals(row) for queue, row in rows},
+            webhooks=webhooks,
+            webhooks_overdue=overdue / 1000,
+            leases_overdue=leases,
+            unreported=unreported,
+            sweep_age=_seconds(swept),
+            memory_used=_number(used),
+            memory_limit=_number(limit),
+        )
 
     def known(self, job_ids: Collection[str]) -> set[str]:
         """Those of the ids that have a record, be it damaged."""
@@ -169,7 +205,17 @@ def _read_queue(
     )
 
 
+def _read_totals(row: list[str]) -> dict[str, int]:
+    pairs = zip(row[::2], row[1::2], strict=True)
+    return {what: int(number) for what, number in pairs if number.isdecimal()}
+
+
 def _seconds(milliseconds: Any) -> float | None:
-    with suppress(ValueError):  # the pace may have been written over
-        return float(milliseconds) / 1000
+    number = _number(milliseconds)
+    return None if number is None else number / 1000
+
+
+def _number(text: Any) -> float | None:
+    with suppress(ValueError):  # it may have been written over
+        return float(text)
     return None

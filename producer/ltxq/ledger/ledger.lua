@@ -15,6 +15,7 @@
 --   seen                    zset worker → when that was
 --   draining                set of the hosts that are to take no more jobs
 --   cleaned                 there while objects without a job were looked for not long ago
+--   totals:<queue>          hash: what has happened to its jobs so far → how often (see `count`)
 --   pace:<queue>            hash: what recent jobs took, in ms; `gpu` on the GPU, `whole` in all
 --   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
 --   running                 zset id → the lease's deadline
@@ -60,6 +61,14 @@ local function move(id, from, to)
   for _, index in ipairs(indexes(owner, from)) do redis.call('ZREM', index, id) end
   for _, index in ipairs(indexes(owner, to)) do redis.call('ZADD', index, seq, id) end
   set(id, 'state', to)
+end
+
+-- One more of what metrics are made of: submitted, claimed, succeeded, cancelled, failed:<code>, lost,
+-- lease_ended, given_back, sent_again, webhook_delivered, webhook_failed, webhook_given_up. Never
+-- the reason that a step fails.
+local function count(id, what)
+  local queue = redis.pcall('HGET', key('job', id), 'queue')
+  if type(queue) == 'string' then redis.pcall('HINCRBY', key('totals', queue), what, 1) end
 end
 
 -- What a job took goes into the moving average of its queue. An estimate: it must never be the
@@ -137,6 +146,8 @@ local function close(id, from, to, field, value, retention)
   redis.call('ZREM', key('running'), id)
   move(id, from, to)
   if to == 'succeeded' then note_pace(id, 'whole') end
+  local code = to == 'failed' and string.match(value, '"code":"([a-z_]+)"') or ''
+  count(id, code == '' and to or to .. ':' .. code)
   set(id, field, value, 'finished', now)
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
   redis.call('ZADD', key('expiry'), now + retention, id)
@@ -163,7 +174,7 @@ end
 -- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
 -- was lost, so the loss counts against it. `failure` is the error it gets when that is once too
 -- often, `cancelled` the one if its cancelling was asked for.
-local function give_back(id, charged, max_lost, retention, failure, cancelled)
+local function give_back(id, charged, max_lost, retention, failure, cancelled, reason)
   local lost, cancel = unpack(get(id, 'lost', 'cancel'))
   redis.call('ZREM', key('running'), id)
   lost = tonumber(lost or 0)
@@ -178,6 +189,7 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled)
     close(id, 'running', 'failed', 'error', failure, retention)
     return {id, 'failed'}
   end
+  count(id, reason or charged and 'lost' or 'given_back')
   move(id, 'running', 'queued')
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
   local sent = put_at_head(id)
@@ -225,6 +237,7 @@ local function bury(id, retention)
     local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
     redis.call('HDEL', key('job', id), 'progress', 'gpu', 'result')
     set(id, 'state', 'failed', 'error', DAMAGED, 'finished', now)
+    count(id, 'failed:internal')
     for _, index in ipairs(indexes(redis.call('HGET', key('job', id), 'owner'), 'failed')) do
       redis.call('ZADD', index, seq, id)
     end
@@ -288,6 +301,7 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
   redis.call('ZADD', key('waiting', queue, lane), stamp, id)
   redis.call('SADD', key('queues'), queue)
+  count(id, 'submitted')
   return {'accepted', {id, queue, lane, stamp}, now, place(id)}
 end
 
@@ -365,6 +379,28 @@ function operation.queues(retention)
   return {rows, hour}
 end
 
+-- What metrics are made of beside `queues` and `fleet`.
+function operation.totals()
+  local rows = {}
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    local counts = redis.pcall('HGETALL', key('totals', queue))
+    if not counts.err then rows[#rows + 1] = {queue, counts} end
+  end
+  local due = redis.call('ZRANGE', key('webhooks'), 0, 0, 'WITHSCORES')[2]
+  local swept = redis.call('GET', key('swept'))
+  local memory = redis.pcall('INFO', 'memory')
+  return {
+    rows,
+    redis.call('ZCARD', key('webhooks')),
+    due and math.max(0, now - due) or 0,
+    redis.call('ZCOUNT', key('running'), '-inf', now),
+    redis.call('ZCARD', key('unreported')),
+    swept and now - swept or '',
+    type(memory) == 'string' and string.match(memory, 'used_memory:(%d+)') or '',
+    type(memory) == 'string' and string.match(memory, 'maxmemory:(%d+)') or '',
+  }
+end
+
 -- Whether the caller is the one to look for objects without a job, which nobody does again for `every` ms.
 function operation.may_clean(every)
   return redis.call('SET', key('cleaned'), now, 'NX', 'PX', every) and 1 or 0
@@ -391,6 +427,7 @@ local function claim(id, queue, nonce, worker, lease)
     redis.call('ZADD', key('running'), now + lease, id)
     move(id, 'queued', 'running')
     set(id, 'token', token, 'nonce', nonce, 'worker', worker, 'started', now, 'gpu', 1)
+    count(id, 'claimed')
     changed(id)
   end
   local request, submitted, started = unpack(get(id, 'request', 'submitted', 'started'))
@@ -549,6 +586,7 @@ function operation.webhook_delivered(id)
   redis.call('HDEL', key('job', id), 'webhook_error')
   set(id, 'webhook', 'delivered', 'webhook_delivered', now)
   settle_webhook(id, receiver or '', nil)
+  count(id, 'webhook_delivered')
   changed(id)
   return 'delivered'
 end
@@ -560,6 +598,7 @@ function operation.webhook_failed(id, attempt, reason, wait)
   set(id, 'webhook_error', reason)
   if wait == '' then set(id, 'webhook', 'failed') end
   settle_webhook(id, receiver or '', wait ~= '' and now + wait or nil)
+  count(id, wait == '' and 'webhook_given_up' or 'webhook_failed')
   changed(id)
   return 'noted'
 end
@@ -589,7 +628,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
 
   local function end_lease(id)
     local gpu = redis.call('HGET', key('job', id), 'gpu')
-    return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
+    return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled, 'lease_ended')
   end
   local given = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('running'), '-inf', now, 'LIMIT', 0, most)) do
@@ -599,6 +638,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   -- A queued job whose message is gone: its lane is empty, or a later message was taken before it.
   local function send_again(id)
     if now - redis.call('HGET', key('job', id), 'sent') <= grace then return nil end
+    count(id, 'sent_again')
     return put_at_head(id)
   end
   local again = {}

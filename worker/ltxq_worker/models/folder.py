@@ -6,6 +6,7 @@ Reads headers only, without torch, so that a supervisor or the CLI can ask cheap
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,55 +15,13 @@ from typing import Any
 
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
+from ltxq_worker.models.header import SafetensorsHeader
 
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
 
-_MAX_HEADER = 100_000_000  # bytes: the bound of the safetensors format itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class SafetensorsHeader:
-    """What a .safetensors file says of itself, checked against its length."""
-
-    metadata: dict[str, str]
-    tensors: frozenset[str]
-
-    @classmethod
-    def read(cls, path: Path, again: str) -> SafetensorsHeader:
-        """Read the header of `path`; `again` says how to get the file anew.
-
-        Raises:
-            ModelUnusable: it is cut short, or is no safetensors file.
-        """
-        foreign = ModelUnusable(f"{path} is not a safetensors file.", hint=again)
-        try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if size < 8 or not 2 <= length <= _MAX_HEADER:
-                    raise foreign
-                header = file.read(length)
-        except OSError as exc:
-            raise ModelUnusable(f"{path} cannot be read: {exc.strerror}.", hint=again) from exc
-        if header[:1] != b"{":
-            raise foreign
-        try:
-            if len(header) < length:
-                raise _cut_short(path, size, 8 + length, again)
-            tensors = json.loads(header)
-            metadata = tensors.pop("__metadata__", {})
-            ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
-            texts = [*metadata.items()]
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
-            raise foreign from None
-        if not all(type(end) is int for end in ends):
-            raise foreign
-        if not all(isinstance(text, str) for pair in texts for text in pair):
-            raise foreign
-        end = max(ends, default=0)
-        if size < 8 + length + end:
-            raise _cut_short(path, size, 8 + length + end, again)
-        return cls(metadata=metadata, tensors=frozenset(tensors))
+_TRANSFORMER = "model.diffusion_model."  # how its weights' names begin
+_FP8, _SCALE, _WEIGHT = "F8_E4M3", ".weight_scale", ".weight"
+_READABLE = {"BF16", "F16", "F32", _FP8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +36,7 @@ class ModelFolder:
     text_encoder: Path
     config: dict[str, Any]  # the checkpoint's own: transformer, vae, audio_vae, vocoder
     version: str  # its model_version; '' where an LTX-2 file has none
+    fp8_scales: dict[str, float]  # what FP8 weights' numbers are worth, by name; published FP8 only
     tiny: bool  # random weights: its pictures are abstract, say so where they are shown
 
     @classmethod
@@ -97,7 +57,6 @@ class ModelFolder:
         checkpoint, config = _only_checkpoint(path, configs, again)
         version = headers[checkpoint].metadata.get("model_version", "")
         _check_kind(checkpoint, config, version)
-        _check_not_fp8(checkpoint, headers[checkpoint])
         upscaler = _upscaler(headers, configs)
         return cls(
             path=path,
@@ -108,6 +67,7 @@ class ModelFolder:
             text_encoder=_text_encoder(path, again),
             config=config,
             version=version,
+            fp8_scales=_fp8_scales(headers[checkpoint], again),
             tiny=bool(config.get("random_weights", False)),
         )
 
@@ -181,11 +141,39 @@ def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
         )
 
 
-def _check_not_fp8(checkpoint: Path, header: SafetensorsHeader) -> None:
-    if any(name.endswith(".weight_scale") for name in header.tensors):
+def _fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
+    """The scale of each weight that a checkpoint stores in FP8; empty for a bf16 checkpoint.
+
+    Published FP8 checkpoints have one beside each such weight. A plain cast to FP8 has none: it
+    would be read as noise.
+    """
+    tensors = header.tensors
+    for name, tensor in tensors.items():
+        if name.startswith(_TRANSFORMER) and tensor.dtype not in _READABLE:
+            raise ModelUnusable(
+                f"{header.path} stores {name} as {tensor.dtype}, which ltxq cannot load.",
+                hint="Use the bf16 checkpoint, or the one published in FP8 with scales.",
+            )
+    weights = {name for name, tensor in tensors.items() if tensor.dtype == _FP8}
+    scales = {
+        name.removesuffix(_SCALE) + _WEIGHT: name for name in tensors if name.endswith(_SCALE)
+    }
+    _refuse_fp8(header, "has no scale for the FP8 weights", weights - scales.keys(), again)
+    _refuse_fp8(header, "has scales for what are no FP8 weights:", scales.keys() - weights, again)
+    shapes = {(tensors[scale].dtype, tensors[scale].numel): name for name, scale in scales.items()}
+    shapes.pop(("F32", 1), None)
+    _refuse_fp8(header, "has scales that are not one F32, of", set(shapes.values()), again)
+    worths = dict(zip(scales, header.floats([*scales.values()], again), strict=True))
+    wrong = {name for name, worth in worths.items() if not 0 < worth < math.inf}
+    _refuse_fp8(header, "has scales that are no positive numbers, of", wrong, again)
+    return worths
+
+
+def _refuse_fp8(header: SafetensorsHeader, problem: str, names: set[str], again: str) -> None:
+    if names:
         raise ModelUnusable(
-            f"{checkpoint} is a checkpoint stored in FP8 with scales, which ltxq cannot load yet.",
-            hint="Use the bf16 checkpoint; it is made FP8 while loading (LTXQ_QUANTIZATION=fp8).",
+            f"{header.path} {problem} {', '.join(sorted(names)[:3])} ({len(names)} in all).",
+            hint=f"It is damaged, or of a kind that ltxq cannot load. {again}",
         )
 
 
@@ -221,9 +209,3 @@ def _require(folder: Path, names: tuple[str, ...], again: str) -> None:
         there = False
     if not there:
         raise ModelUnusable(f"{folder} has no {' or '.join(names)[:200]}.", hint=again)
-
-
-def _cut_short(path: Path, size: int, whole: int, again: str) -> ModelUnusable:
-    return ModelUnusable(
-        f"{path} is cut short: it has {size:,} of {whole:,} bytes.", hint=f"Delete it. {again}"
-    )

@@ -1,14 +1,11 @@
-"""A checkpoint's parts on the device: built by ltx-core's configurators, filled strictly.
+"""What stays on the device between jobs: which parts, from which files, in which numbers.
 
-ltx-core's own builder leaves a missing weight uninitialised and only logs it; here every weight
-of a part must be in the file, and every weight in the file must have a place.
+How a part is read from a checkpoint is in `checkpoint.py`, Gemma in `text.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,15 +21,17 @@ from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from ltx_core.model.video_vae import VAE_DECODER_COMFY_KEYS_FILTER, VideoDecoderConfigurator
 from ltx_core.quantization import QuantizationPolicy
 from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
-from safetensors import SafetensorError, safe_open
 
-from ltxq.errors import ModelUnusable
+from ltxq.errors import ConfigurationError
+from ltxq_worker.models import fp8
+from ltxq_worker.models.checkpoint import Checkpoint, LoadReport
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.text import TextEncoder, build_embeddings, load_gemma, load_tokenizer
 
-Quantization = Literal["bf16", "fp8"]
-LoadReport = Callable[[str, float], None]  # what is being loaded, share of all that is done, 0..1
-Build = Callable[[dict[str, Any]], torch.nn.Module]
+# fp8_cast is ltx-core's own, which widens each weight to bf16 as it is used: for comparison alone.
+Quantization = Literal["bf16", "fp8", "fp8_cast"]
+
+_FP8_CARDS = (8, 9)  # the first compute capability with FP8 arithmetic: Ada; Hopper has 9.0
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,27 @@ def load(
 ) -> Resident:
     """Every part a text-to-video job needs, in bf16, or with the transformer's layers in fp8.
 
+    A checkpoint may be of either kind, bf16 or published FP8.
+
     Raises:
+        ConfigurationError: the device has no FP8 arithmetic.
         ModelUnusable: the checkpoint or the text encoder does not hold what it says.
         torch.OutOfMemoryError: the device cannot hold them.
     """
+    if quantization == "fp8" and device.type == "cuda":
+        _require_fp8(device)
     report("text encoder", 0.0)
     tokenizer = load_tokenizer(folder.text_encoder)
     gemma = load_gemma(folder.text_encoder, device)
     # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
-    file = _Checkpoint(folder.checkpoint, folder.config, device, report, done=0.35)
+    file = Checkpoint(
+        folder.checkpoint,
+        folder.config,
+        device,
+        report,
+        done=0.35,
+        fp8_scales=folder.fp8_scales,
+    )
     embeddings = file.part(
         "text connectors",
         lambda config: build_embeddings(
@@ -93,19 +104,33 @@ def load(
     return resident
 
 
-def _transformer(file: _Checkpoint, quantization: Quantization, until: float) -> X0Model:
-    """The transformer, predicting clean latents. fp8: each layer upcast as it runs."""
+def _transformer(file: Checkpoint, quantization: Quantization, until: float) -> X0Model:
+    """The transformer, predicting clean latents."""
     keys = LTXV_MODEL_COMFY_RENAMING_MAP
-    if quantization == "bf16":
-        velocity = file.part("transformer", LTXModelConfigurator.from_config, keys, until)
-        return X0Model(velocity).eval()
+
+    def build(config: dict[str, Any]) -> torch.nn.Module:
+        model = LTXModelConfigurator.from_config(config)
+        if quantization == "fp8":
+            fp8.use_fp8(model, file.fp8_layers(keys) or fp8.large_layers(model))
+        return model
+
+    if quantization != "fp8_cast":
+        return X0Model(file.part("transformer", build, keys, until)).eval()
     policy = QuantizationPolicy.fp8_cast()
-    downcast = policy.sd_ops.mapping if policy.sd_ops else ()
-    keys = replace(keys, name="transformer_fp8", mapping=(*keys.mapping, *downcast))
-    velocity = file.part("transformer", LTXModelConfigurator.from_config, keys, until)
+    keys = replace(keys, name="fp8_cast", mapping=(*keys.mapping, *policy.sd_ops.mapping))
+    velocity = file.part("transformer", build, keys, until)
     for operation in policy.module_ops:
         velocity = operation.mutator(velocity)
     return X0Model(velocity).eval()
+
+
+def _require_fp8(device: torch.device) -> None:
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < _FP8_CARDS:
+        raise ConfigurationError(
+            f"{torch.cuda.get_device_name(device)} has no FP8 arithmetic.",
+            hint="Set LTXQ_QUANTIZATION=bf16, or use an H100, an H200 or another card that has.",
+        )
 
 
 def _upsampler(
@@ -113,91 +138,8 @@ def _upsampler(
 ) -> torch.nn.Module | None:
     if folder.upscaler is None:
         return None
-    file = _Checkpoint(folder.upscaler, folder.upscaler_config, device, report, done)
+    file = Checkpoint(
+        folder.upscaler, folder.upscaler_config, device, report, done=done, fp8_scales={}
+    )
     every = SDOps("upsampler").with_matching()
     return file.part("upsampler", LatentUpsamplerConfigurator.from_config, every, until=1.0)
-
-
-class _Checkpoint:
-    """One checkpoint file being read onto a device, part by part, told to `report`."""
-
-    def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        device: torch.device,
-        report: LoadReport,
-        done: float,
-    ) -> None:
-        self._path = path
-        self._config = config
-        self._device = device
-        self._report = report
-        self._done = done
-
-    def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
-        """One part, filled with the weights `keys` selects, in bf16 unless `keys` made them fp8.
-
-        Raises:
-            ModelUnusable: it cannot be built or read, or file and part disagree on a weight.
-        """
-        try:
-            with torch.device("meta"):
-                module = build(self._config)
-        except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
-            raise ModelUnusable(
-                f"{self._path} describes a {what} that this ltx-core cannot build: {exc!r}.",
-                hint="Use an LTX-2 or LTX-2.3 checkpoint.",
-            ) from exc
-        weights = self._read(what, keys, until)
-        self._check(what, module.state_dict(), weights)
-        module.load_state_dict(weights, strict=True, assign=True)
-        self._done = until
-        return module.to(self._device).eval()  # filters that are in no file move here
-
-    def _read(self, what: str, keys: SDOps, until: float) -> dict[str, torch.Tensor]:
-        """The tensors `keys` selects under their names in the part, one at a time."""
-        weights: dict[str, torch.Tensor] = {}
-        try:
-            with safe_open(self._path, framework="pt", device=str(self._device)) as file:
-                names = [(name, keys.apply_to_key(name)) for name in file.keys()]  # noqa: SIM118
-                mine = [(name, key) for name, key in names if key and not _elsewhere(key)]
-                for count, (name, key) in enumerate(mine):
-                    share = count / len(mine)
-                    self._report(what, self._done + share * (until - self._done))
-                    for its_key, value in keys.apply_to_key_value(key, file.get_tensor(name)):
-                        fp8 = value.dtype == torch.float8_e4m3fn
-                        weights[its_key] = value if fp8 else value.to(torch.bfloat16)
-        except (OSError, SafetensorError) as exc:
-            raise ModelUnusable(
-                f"{self._path} cannot be read: {exc}.", hint="Download it again."
-            ) from exc
-        return weights
-
-    def _check(
-        self, what: str, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
-    ) -> None:
-        both = expected.keys() & found.keys()
-        for problem, names in (
-            ("lacks", expected.keys() - found.keys()),
-            ("has unknown", found.keys() - expected.keys()),
-            ("has misshapen", {key for key in both if expected[key].shape != found[key].shape}),
-        ):
-            if names:
-                raise ModelUnusable(
-                    f"{self._path} {problem} weights of the {what}: "
-                    f"{', '.join(sorted(names)[:3])} ({len(names)} in all).",
-                    hint="Download the checkpoint again.",
-                )
-
-
-def _elsewhere(key: str) -> bool:
-    """A key that belongs to another part, or to none.
-
-    The text connectors lie among the transformer's keys. The published VAEs carry statistics
-    beside the two the decoders use, as diffusers' conversion of these files shows.
-    """
-    return key.startswith(("video_embeddings_connector.", "audio_embeddings_connector.")) or (
-        key.startswith("per_channel_statistics.")
-        and not key.endswith((".mean-of-means", ".std-of-means"))
-    )

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from ltxq_worker.models import fp8
 from ltxq_worker.models.text import build_embeddings
 
 Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
@@ -33,6 +34,7 @@ HIDDEN, LAYERS = 64, 4  # Gemma's width and depth; 3,840 and 48 in Gemma 3 12B
 CHECKPOINT = "checkpoint.safetensors"
 UPSAMPLER = "spatial_upsampler.safetensors"
 
+_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
 _VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
 
 # Where the random numbers start: of sixteen looked at, the most varied colours.
@@ -48,8 +50,19 @@ drone shot over the mountains in the morning, clouds, a river and a forest of gr
 """
 
 
-def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
+def make_tiny(
+    folder: Path,
+    base: Base = "ltx-2-19b",
+    seed: int = 0,
+    *,
+    blocks: int = 2,
+    published_fp8: bool = False,
+) -> None:
     """Write a tiny model into `folder`, all of it or nothing; the same bytes for the same seed.
+
+    `blocks`: of the transformer. In FP8 the first and the last five stay in bf16, so there must be
+    more to see any of it. `published_fp8`: the checkpoint in the form of the published FP8 ones, of
+    the weights it has else.
 
     Raises:
         FileExistsError: `folder` is there and is not empty.
@@ -63,7 +76,9 @@ def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
     try:
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
             _write_text_encoder(partial / "gemma", seed)
-            _write_checkpoint(partial / CHECKPOINT, base, seed)
+            _write_checkpoint(
+                partial / CHECKPOINT, _shrunk(base, blocks), base, seed, published_fp8
+            )
             _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
         partial.rename(folder)
@@ -72,13 +87,13 @@ def make_tiny(folder: Path, base: Base = "ltx-2-19b", seed: int = 0) -> None:
         raise
 
 
-def _shrunk(base: Base) -> dict[str, Any]:
+def _shrunk(base: Base, blocks: int) -> dict[str, Any]:
     """The real checkpoint's configuration with everything small that may be small."""
     source = files("ltxq_worker.models") / f"{base}.json"
     config: dict[str, Any] = json.loads(source.read_text())
     config["random_weights"] = True
     config["transformer"] |= {
-        "num_layers": 2,
+        "num_layers": blocks,
         "num_attention_heads": 4,
         "attention_head_dim": 32,
         "cross_attention_dim": 128,
@@ -112,15 +127,32 @@ def _shrunk(base: Base) -> dict[str, Any]:
     return config
 
 
-def _write_checkpoint(path: Path, base: Base, seed: int) -> None:
-    config = _shrunk(base)
+def _write_checkpoint(
+    path: Path, config: dict[str, Any], base: Base, seed: int, published_fp8: bool
+) -> None:
     generator = torch.Generator().manual_seed(_PALETTE[base] + seed)
     tensors = {
         name: _filled(name, tensor, generator).to(torch.bfloat16)
         for name, tensor in sorted(_named(config))
     }
+    if published_fp8:
+        with torch.device("meta"):
+            layers = fp8.large_layers(LTXModelConfigurator.from_config(config))
+        for layer in layers:
+            tensors |= _as_published(f"model.diffusion_model.{layer}", tensors)
     metadata = {"config": json.dumps(config, sort_keys=True), "model_version": _VERSION[base]}
     _write_safetensors(path, tensors, metadata)
+
+
+def _as_published(layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A layer's weight in FP8 with one scale for all of it, and one for its inputs."""
+    weight = tensors[layer + fp8.WEIGHT].float()
+    scale = weight.abs().max() / fp8.LARGEST
+    return {
+        layer + fp8.WEIGHT: (weight / scale).to(torch.float8_e4m3fn),
+        layer + fp8.SCALE: scale,
+        layer + fp8.INPUT_SCALE: torch.tensor(4 / fp8.LARGEST),  # inputs up to 4, as if measured
+    }
 
 
 def _write_upsampler(path: Path, base: Base, seed: int) -> None:
@@ -212,18 +244,25 @@ def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
 def _write_safetensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> None:
-    """As safetensors.torch.save_file, which orders its metadata anew each time."""
+    """As safetensors.torch.save_file, which orders its metadata anew each time: the widest types
+    first, so that each number lies at a multiple of its size.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks that tensors start at a multiple of 8
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _write_text_encoder(folder: Path, seed: int) -> None:

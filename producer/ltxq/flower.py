@@ -1,0 +1,120 @@
+"""What Flower shows of jobs, and whoever else reads Celery's events: what each one makes, how far
+it is, how it ended. Celery's own events say when a message was sent, received and started; it knows
+nothing of the rest. Nothing here matters to a job: what cannot be told is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from ltxq.job import Job, Progress, VideoRequest
+
+log = logging.getLogger("ltxq")
+
+PROMPT_WORDS = 60  # characters of a prompt that are shown
+PROGRESS_SECONDS = 1.0  # between two events of one stage of a job
+
+
+def describe(job_id: str, request: VideoRequest, *, prompt: bool = True) -> str:
+    """`video_…, 768x512, 33 frames, 'a red fox trots…'`: in place of the message's arguments.
+
+    Args:
+        prompt: False: without the words.
+    """
+    width, height = request.output_size
+    parts = [job_id, f"{width}x{height}", f"{request.num_frames} frames"]
+    if prompt:
+        # A control character, or a mark that turns the text around, could upset what follows it.
+        shown = "".join(c if c.isprintable() else " " for c in request.prompt[: 4 * PROMPT_WORDS])
+        words = " ".join(shown.split())
+        cut = len(words) > PROMPT_WORDS or len(request.prompt) > 4 * PROMPT_WORDS
+        parts.append(f"'{words[:PROMPT_WORDS].rstrip()}…'" if cut else f"'{words}'")
+    return ", ".join(parts)
+
+
+@dataclass
+class _Shown:
+    began: float  # seconds since 1970, as of `told`
+    stage: str = ""
+    told: float = 0.0
+
+
+class Showcase:
+    """Sends events of one worker's jobs, sparingly."""
+
+    def __init__(self, app: Celery, worker: str) -> None:
+        self._app = app
+        self._worker = worker
+        self._shown: dict[str, _Shown] = {}
+        self._lock = threading.Lock()
+
+    def begins(self, job_id: str) -> None:
+        """The worker is given a job."""
+        with self._lock:
+            self._shown[job_id] = _Shown(began=time.time())
+
+    def progress(self, job_id: str, progress: Progress) -> None:
+        """Tell of a running job how far it is, if that was not just told."""
+        now = time.time()
+        with self._lock:  # also while it is told: nothing may come after the outcome
+            shown = self._shown.get(job_id)
+            if shown is None:
+                return
+            if progress.stage == shown.stage and now - shown.told < PROGRESS_SECONDS:
+                return
+            shown.stage, shown.told = progress.stage, now
+            stage = progress.stage.replace("_", " ")
+            text = f"{stage} {progress.step} of {progress.steps}, {progress.fraction:.0%} in all"
+            # No event of Celery's says this. Once more that it has started, with a text where the
+            # result will be, is what Flower takes without losing the states that follow.
+            with _sender(self._app, self._worker) as send:
+                send("task-started", job_id, started=shown.began, result=text)
+
+    def ends(self, job_id: str) -> None:
+        """No more is told of the job's progress."""
+        with self._lock:
+            self._shown.pop(job_id, None)
+
+
+def show_outcome(app: Celery, job: Job, worker: str) -> None:
+    """Tell of a final state, in the name of the worker that had the job."""
+    with _sender(app, worker) as send:
+        if job.result is not None:
+            took = job.result.timings.get("total", 0.0)
+            text = f"{job.result.key}, {job.result.size:,} bytes"
+            send("task-succeeded", job.id, result=text, runtime=took)
+        elif job.state == "cancelled":
+            send("task-revoked", job.id, terminated=job.started_at is not None, signum=None,
+                 expired=False, result="cancelled")  # fmt: skip
+        elif job.error is not None:
+            send("task-failed", job.id, exception=f"{job.error.code}: {job.error.message}",
+                 traceback=job.error.hint, result=None)  # fmt: skip
+
+
+def show_requeued(app: Celery, job_id: str, worker: str) -> None:
+    """Tell that a worker's job waits for another one."""
+    with _sender(app, worker) as send:
+        send("task-retried", job_id, exception="given back to the queue", traceback="", result=None)
+
+
+@contextmanager
+def _sender(app: Celery, worker: str) -> Iterator[Any]:
+    """A function that sends one event: its type, the job's id, and what it says."""
+    if not app.conf.worker_send_task_events:
+        yield lambda *_, **__: None
+        return
+    try:
+        with app.events.default_dispatcher(hostname=worker) as dispatcher:
+            yield lambda kind, job_id, **fields: dispatcher.send(kind, uuid=job_id, **fields)
+    except (KombuError, RedisError, OSError) as exc:
+        log.debug("Flower is not told: %s", exc)

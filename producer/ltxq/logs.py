@@ -1,0 +1,79 @@
+"""Logs of workers, supervisors and the gateway: lines for people, or JSON for machines
+(`LTXQ_LOG`), each with the job it concerns. The standard library does it: a formatter and a
+context variable are all there is to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+LogForm = Literal["human", "json"]
+
+_job: ContextVar[str | None] = ContextVar("ltxq_job", default=None)
+
+
+@contextmanager
+def about_job(job_id: str) -> Iterator[None]:
+    """What is logged inside, in this thread, concerns the job; libraries' lines too."""
+    token = _job.set(job_id)
+    try:
+        yield
+    finally:
+        _job.reset(token)
+
+
+def set_up_logging(form: LogForm, part: str = "") -> None:
+    """Our lines to standard error, and of the libraries only what is wrong.
+
+    Args:
+        part: who speaks, on every line: a worker's name, 'gateway'.
+    """
+    output = logging.StreamHandler()
+    output.setFormatter(_Json(part) if form == "json" else _Human(part))
+    logging.basicConfig(level=logging.WARNING, handlers=[output], force=True)
+    logging.getLogger("ltxq").setLevel(logging.INFO)
+
+
+class _Human(logging.Formatter):
+    """`2026-11-24 07:10:00,123 WARNING gpu0@host video_…: what happened`"""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)s {part + ' ' if part else ''}%(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # What a stranger sent may be in it: it must not look like another line.
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
+        job = _job.get()
+        record.message = text if job is None or job in text else f"{job}: {text}"
+        return super().formatMessage(record)
+
+
+class _Json(logging.Formatter):
+    """One object on one line: time, level, part, logger, job_id (where there is one), message."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": _moment(record.created),
+            "level": record.levelname.lower(),
+            "part": self._part or "supervisor",
+            "logger": record.name,
+            "job_id": _job.get(),
+            "message": record.getMessage(),
+            "trace": self.formatException(record.exc_info) if record.exc_info else None,
+        }
+        return json.dumps({name: text for name, text in fields.items() if text is not None})
+
+
+def _moment(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,298 @@
+"""`/metrics` for Prometheus: serving it, and what it says of the whole fleet, read from the ledger
+when asked. The same from every process that serves it, so queries take the maximum, never the sum.
+
+What one worker measures is ltxq_worker's, what the gateway answers is the gateway's.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from socketserver import ThreadingMixIn
+from typing import Any, get_args
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    make_wsgi_app,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ltxq.errors import ConfigurationError, LtxqError
+from ltxq.ledger import FleetFigures, Ledger, WorkerState
+
+log = logging.getLogger("ltxq")
+
+REQUEST_SECONDS = 10.0  # a scraper may take to say what it wants
+OTHER = "other"  # models that had no worker for a week: a stranger may name any
+WORKER_STATES = (*get_args(WorkerState), "away")
+# What the ledger counts of a queue, as the metrics say it: name → (metric, label).
+REQUEUED = {
+    "lost": "worker_lost",
+    "lease_ended": "lease_ended",
+    "given_back": "given_back",
+    "sent_again": "message_lost",
+}
+WEBHOOKS = {
+    "webhook_delivered": "delivered",
+    "webhook_failed": "failed",
+    "webhook_given_up": "given_up",
+}
+
+
+class FleetCollector(Collector):
+    """What the ledger knows: queues, workers, outcomes, webhooks."""
+
+    def __init__(self, ledger: Ledger, *, default_model: str) -> None:
+        self._ledger = ledger
+        self._default_model = default_model
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask Redis."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics now; of a Redis that is away, only that it is."""
+        up = GaugeMetricFamily("ltxq_ledger_up", "1: Redis answers; 0: it does not.")
+        try:
+            figures = self._ledger.figures()
+        except LtxqError as exc:
+            log.debug("No figures of the fleet: %s", exc)
+            up.add_metric((), 0)
+            yield up
+            return
+        up.add_metric((), 1)
+        yield up
+        yield from _queues(figures, self._default_model)
+        yield from _counts(figures, self._default_model)
+        yield from _whole(figures)
+
+
+def _shown(figures: FleetFigures, default_model: str) -> Callable[[str], str]:
+    known = {default_model, *figures.served}
+    return lambda model: model if model in known else OTHER
+
+
+def _queues(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
+    shown = _shown(figures, default_model)
+    depth: dict[tuple[str, str], int] = {}
+    oldest: dict[tuple[str, str], float] = {}
+    running: dict[tuple[str], int] = {}
+    unfinished: dict[tuple[str], int] = {(default_model,): 0}
+    for queue in figures.queues:
+        model = shown(queue.model)
+        for priority, waiting in queue.waiting.items():
+            _add(depth, (model, priority), waiting.jobs)
+            oldest[model, priority] = max(oldest.get((model, priority), 0.0), waiting.oldest)
+        _add(running, (model,), queue.running)
+        _add(unfinished, (model,), queue.running + queue.depth)
+    workers = {(model, s): 0 for model in (default_model, *figures.served) for s in WORKER_STATES}
+    for worker in figures.workers:
+        _add(workers, (shown(worker.model), worker.state), 1)
+    yield _family(
+        GaugeMetricFamily, "ltxq_queue_depth", "Queued jobs.", ("model", "priority"), depth
+    )
+    yield _family(
+        GaugeMetricFamily,
+        "ltxq_queue_oldest_age_seconds",
+        "Since the first of the queued jobs was submitted; 0: there is none.",
+        ("model", "priority"),
+        oldest,
+    )
+    yield _family(
+        GaugeMetricFamily, "ltxq_running_jobs", "Jobs a worker has a lease of.", ("model",), running
+    )
+    yield _family(
+        GaugeMetricFamily,
+        "ltxq_unfinished_jobs",
+        "Queued and running jobs: what the number of workers may follow.",
+        ("model",),
+        unfinished,
+    )
+    yield _family(
+        GaugeMetricFamily,
+        "ltxq_workers",
+        "Workers by what their supervisor last said; away: it was not heard for 10 s.",
+        ("model", "state"),
+        workers,
+    )
+
+
+def _counts(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
+    shown = _shown(figures, default_model)
+    submitted: dict[tuple[str], int] = {}
+    claimed: dict[tuple[str], int] = {}
+    finished: dict[tuple[str, str, str], int] = {}
+    requeued: dict[tuple[str, str], int] = {}
+    webhooks: dict[tuple[str], int] = dict.fromkeys(((o,) for o in WEBHOOKS.values()), 0)
+    for model in (default_model, *figures.served):
+        requeued |= {(model, reason): 0 for reason in REQUEUED.values()}
+        finished |= {(model, state, ""): 0 for state in ("succeeded", "cancelled")}
+    for name, counted in figures.totals.items():
+        model = shown(name)
+        for what, number in counted.items():
+            state, _, code = what.partition(":")
+            if what == "submitted":
+                _add(submitted, (model,), number)
+            elif what == "claimed":
+                _add(claimed, (model,), number)
+            elif what in REQUEUED:
+                _add(requeued, (model, REQUEUED[what]), number)
+            elif what in WEBHOOKS:
+                _add(webhooks, (WEBHOOKS[what],), number)
+            elif state in ("succeeded", "failed", "cancelled"):
+                _add(finished, (model, state, code if state == "failed" else ""), number)
+    yield _family(
+        CounterMetricFamily, "ltxq_jobs_submitted", "Jobs accepted.", ("model",), submitted
+    )
+    yield _family(
+        CounterMetricFamily, "ltxq_jobs_claimed", "Jobs taken by a worker.", ("model",), claimed
+    )
+    yield _family(
+        CounterMetricFamily,
+        "ltxq_jobs_finished",
+        "Jobs by their final state; code: of the error of a failed one.",
+        ("model", "state", "code"),
+        finished,
+    )
+    yield _family(
+        CounterMetricFamily,
+        "ltxq_jobs_requeued",
+        "Jobs queued again: their worker was lost with them on its GPU, its lease ended, it gave "
+        "them back, or their message was lost.",
+        ("model", "reason"),
+        requeued,
+    )
+    yield _family(
+        CounterMetricFamily,
+        "ltxq_webhook_attempts",
+        "Attempts to deliver a webhook; given_up: the last of a day's.",
+        ("outcome",),
+        webhooks,
+    )
+
+
+def _whole(figures: FleetFigures) -> Iterator[Metric]:
+    for name, help_text, value in (
+        ("ltxq_webhooks_pending", "Webhooks due now or later.", figures.webhooks),
+        (
+            "ltxq_webhooks_overdue_seconds",
+            "How long the webhook that is due longest has been.",
+            figures.webhooks_overdue,
+        ),
+        ("ltxq_leases_overdue", "Leases that ended and were not swept.", figures.leases_overdue),
+        ("ltxq_results_unreported", "Final states Celery is yet to be told.", figures.unreported),
+        ("ltxq_sweep_age_seconds", "Since any supervisor swept.", figures.sweep_age),
+        ("ltxq_redis_memory_used_bytes", "Redis's memory.", figures.memory_used),
+        ("ltxq_redis_memory_limit_bytes", "Its maxmemory; 0: none.", figures.memory_limit),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(name, help_text, value)
+
+
+def _add(into: dict[Any, Any], labels: tuple[str, ...], number: float) -> None:
+    into[labels] = into.get(labels, 0) + number
+
+
+def _family(
+    kind: Callable[..., Any], name: str, text: str, labels: tuple[str, ...], values: dict[Any, Any]
+) -> Metric:
+    family = kind(name, text, labels=labels)
+    for value_labels, value in sorted(values.items()):
+        family.add_metric(value_labels, value)
+    return family  # type: ignore[no-any-return]
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with what every process of ltxq says: its version, memory and CPU time."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of no use here
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    Info("ltxq_build", "The version that runs.", registry=registry).info(
+        {"version": version("ltxq")}
+    )
+    return registry
+
+
+class MetricsServer:
+    """Serves `/metrics`, and `/healthz` and `/readyz` for who starts containers, from a thread.
+
+    Args:
+        address: 'host:port'; port 0: any that is free.
+        healthy: whether this process does its work.
+        ready: whether it can serve jobs now.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        *,
+        healthy: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        metrics = make_wsgi_app(registry)
+
+        def answer(environ: Any, start: Any) -> Iterable[bytes]:
+            checks = {"/healthz": healthy, "/readyz": ready}
+            path = environ.get("PATH_INFO", "")
+            if path == "/metrics":
+                return metrics(environ, start)  # type: ignore[no-any-return]
+            if path not in checks:
+                start("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"There are /metrics, /healthz and /readyz.\n"]
+            fine = checks[path]()
+            status = "200 OK" if fine else "503 Service Unavailable"
+            start(status, [("Content-Type", "text/plain")])
+            return [b"yes\n" if fine else b"no\n"]
+
+        try:
+            self._server = _Server((host.strip("[]"), int(port)), _Handler)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"LTXQ_METRICS_ADDRESS={address} cannot be listened on: {exc.strerror}.",
+                hint="Choose another port, or an address of this machine.",
+            ) from exc
+        self._server.set_app(answer)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+        log.info("metrics are served on %s:%d", host, self.port)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        super().__init__(address, handler)
+
+    def handle_error(self, *_: Any) -> None:
+        """A scraper that went away is no error of ours."""
+        log.debug("A request for metrics was not answered.", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line for each scrape."""

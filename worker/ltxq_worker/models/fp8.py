@@ -1,0 +1,133 @@
+"""The transformer's large layers in FP8: half the bytes of bf16, at twice its arithmetic on Hopper.
+
+A weight has one scale for each of its rows (outputs), an activation one for each of its own
+(tokens), made as it comes. Published FP8 checkpoints, which have one scale for a whole weight, are
+the same with equal scales. Reading the files is left to `checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import torch
+
+FIRST_KEPT, LAST_KEPT = 1, 5  # blocks at both ends that stay in bf16, as in the published files
+WEIGHT, SCALE, INPUT_SCALE = ".weight", ".weight_scale", ".input_scale"  # ends of keys
+
+LARGEST = 448.0  # of E4M3
+SMALLEST = 1e-30  # what a row's largest value is taken for at least: a row of zeros has a scale too
+GRAIN = 16  # torch._scaled_mm wants both sides of a weight to be multiples of it
+
+_GATES = "to_gate_logits"  # one output a head: too few to pay, and they scale whole heads
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
+
+
+class Fp8Linear(torch.nn.Module):
+    """A linear layer with its weight in E4M3, in place of `torch.nn.Linear`.
+
+    On CUDA the product is `torch._scaled_mm`'s, in FP8 with fast accumulation; on a CPU, where
+    torch knows no scales for rows, it is worked out in float32 from the very same FP8 numbers.
+    Nothing in it waits for the device or depends on a value: it can be compiled whole and captured
+    in a CUDA graph. Layers that share an input quantise it each; compiled, they share that too.
+    """
+
+    weight: torch.Tensor  # E4M3 [out, in]
+    weight_scale: torch.Tensor  # float32 [1, out]: what a weight's number is worth
+    bias: torch.Tensor | None  # bf16 [out]
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        """Uninitialised, as the weights are to be loaded."""
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = _kept(torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn))
+        self.weight_scale = _kept(torch.empty(1, out_features, dtype=torch.float32))
+        self.bias = _kept(torch.empty(out_features, dtype=torch.bfloat16)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, in] to […, out], in the type of `x`: bf16 on CUDA."""
+        rows, scale = quantize_rows(x.reshape(-1, self.in_features))
+        if x.is_cuda:
+            # Of two matrices the second must be column-major: the transposed view is.
+            y = torch._scaled_mm(
+                rows,
+                self.weight.t(),
+                scale_a=scale,
+                scale_b=self.weight_scale,
+                bias=self.bias,
+                out_dtype=x.dtype,
+                use_fast_accum=True,
+            )
+        else:
+            exact = (rows.float() @ self.weight.float().t()) * scale * self.weight_scale
+            y = (exact if self.bias is None else exact + self.bias.float()).to(x.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """As torch.nn.Linear's."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix [n, m] as E4M3 [n, m], row-major, and what its rows' numbers are worth, float32
+    [n, 1]: each row's largest value becomes 448.
+    """
+    largest = torch.linalg.vector_norm(
+        values, float("inf"), dim=-1, keepdim=True, dtype=torch.float32
+    ).clamp(min=SMALLEST)
+    scaled = values * (LARGEST / largest)
+    return (
+        scaled.to(torch.float8_e4m3fn, memory_format=torch.contiguous_format),
+        largest / LARGEST,
+    )
+
+
+def state(
+    key: str, weight: torch.Tensor, scale: float | None
+) -> tuple[tuple[str, torch.Tensor], tuple[str, torch.Tensor]]:
+    """An `Fp8Linear`'s weight and scales under their keys, from a weight [out, in] as it is stored:
+    in bf16, or in E4M3 with one scale for all of it.
+    """
+    if scale is None:
+        weight, scales = quantize_rows(weight)
+    else:
+        scales = torch.full((len(weight), 1), scale, device=weight.device)
+    return (key, weight), (key.removesuffix(WEIGHT) + SCALE, scales.view(1, -1))
+
+
+def in_bf16(weight: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """A weight as it is stored, in bf16; itself if it is."""
+    return (weight if scale is None else weight.float() * scale).to(torch.bfloat16)
+
+
+def large_layers(model: torch.nn.Module) -> list[str]:
+    """The names of the linear layers that are worth FP8 and bear it: those of all blocks but the
+    first and the last five, without the gates.
+    """
+    last = len(model.transformer_blocks) - LAST_KEPT
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+        and (block := _BLOCK.match(name))
+        and FIRST_KEPT <= int(block[1]) < last
+        and not name.endswith(_GATES)
+    ]
+
+
+def use_fp8(model: torch.nn.Module, names: Collection[str]) -> None:
+    """Put an `Fp8Linear` in place of each linear layer of these names that can be one."""
+    layers = dict(model.named_modules())
+    for name in names:
+        layer = layers.get(name)
+        if not isinstance(layer, torch.nn.Linear):
+            continue  # a weight that is in the file and nowhere here is noticed when it is read
+        sides = layer.in_features, layer.out_features
+        if any(side % GRAIN for side in sides):
+            continue
+        parent, _, own = name.rpartition(".")
+        setattr(layers[parent], own, Fp8Linear(*sides, bias=layer.bias is not None))
+
+
+def _kept(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
