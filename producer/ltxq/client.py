@@ -201,6 +201,14 @@ class Client:
         """The models that have, or had within a week, a worker; and how many are ready now."""
         return self._transport.models()
 
+    def check_storage(self) -> None:
+        """Write, find and remove a small object where clips are kept, if that is known here.
+
+        Raises:
+            StorageUnavailable, StorageRefused
+        """
+        self._transport.check_storage()
+
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its clip.
 
@@ -352,6 +360,10 @@ class AsyncClient:
     async def models(self) -> dict[str, int]:
         """As `Client.models`."""
         return await asyncio.to_thread(self._client.models)
+
+    async def check_storage(self) -> None:
+        """As `Client.check_storage`."""
+        await asyncio.to_thread(self._client.check_storage)
 
     async def delete(self, job_id: str) -> None:
         """As `Client.delete`."""

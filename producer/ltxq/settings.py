@@ -110,6 +110,17 @@ class Settings(BaseSettings):
         description="Who may use the gateway: name=hash entries with commas between, made by "
         "`ltxq key`. Unset: anyone on its own machine.",
     )
+    rate_limit: str = Field(
+        default="1200/minute",
+        description="How often one API key may submit, cancel or delete, at all gateways together.",
+    )
+    read_limit: str = Field(
+        default="120000/minute",
+        description="How often one API key may ask, at one gateway.",
+    )
+    max_streams_per_key: int = Field(
+        default=200, ge=1, description="Event streams one API key may have open at one gateway."
+    )
     cors_origins: str | None = Field(
         default=None,
         description="Origins with commas between, as https://app.example.com, whose pages may "

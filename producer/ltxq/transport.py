@@ -169,6 +169,10 @@ class RedisTransport:
         with self._ledger.changes(job_id) as subscription:
             yield _Subscribed(subscription)
 
+    def all_changes(self) -> AbstractContextManager[Subscription]:
+        """Hear of every job's changes: `next` gives its id. For who follows many, as a gateway."""
+        return self._ledger.all_changes()
+
     def close(self) -> None:
         self._ledger.close()
         self._app.close()

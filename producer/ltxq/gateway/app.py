@@ -2,68 +2,76 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltxq.errors import LtxqError
-from ltxq.gateway import jobs, videos
+from ltxq.gateway import documents, jobs, probes, videos
 from ltxq.gateway.failures import answer, not_known
 from ltxq.gateway.fields import invalid
+from ltxq.gateway.guard import Guard, origins_of
 from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.probes import Prober
 from ltxq.gateway.queue import Queue
+from ltxq.gateway.rates import Rates
 from ltxq.gateway.state import State
-from ltxq.gateway.static import PageFiles
 from ltxq.settings import Settings
-from ltxq.transport import RedisTransport, Transport
-
-log = logging.getLogger("ltxq.gateway")
+from ltxq.transport import RedisTransport
 
 
-def make_app(settings: Settings, *, keys: ApiKeys, transport: Transport | None = None) -> FastAPI:
+def make_app(settings: Settings) -> FastAPI:
     """A gateway to the queue of the settings.
 
-    Args:
-        transport: another queue, as `ltxq.testing.MemoryTransport()`.
+    Raises:
+        ConfigurationError: a setting is wrong.
     """
+    keys = ApiKeys.from_settings(settings)
+    transport, rates = RedisTransport(settings), Rates(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        queue = Queue(transport or RedisTransport(settings))
-        app.state.gateway = State(settings, keys, queue)
+        queue = Queue(transport)
+        app.state.gateway = State(keys, queue, rates, Prober(queue))
         yield
         await queue.close()
 
     app = FastAPI(
         title="ltxq",
         version=version("ltxq"),
-        summary="A queue for LTX-2 video generation.",
         lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
+        **documents.ABOUT,
     )
     app.include_router(videos.router, prefix="/v1")
     app.include_router(jobs.router, prefix="/v1")
+    app.include_router(probes.router)
+    documents.mount(app, settings)
     _answer_errors(app)
-
-    @app.get("/healthz", tags=["probes"])
-    async def healthz() -> dict[str, str]:
-        """The gateway runs."""
-        return {"status": "ok"}
-
-    page = PageFiles()
-
-    @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> Response:
-        return await page.index(request.scope)
-
-    app.mount("/page", page, name="page")
+    _guard(app, settings, open_to_all=not keys)
     return app
+
+
+def _guard(app: FastAPI, settings: Settings, *, open_to_all: bool) -> None:
+    origins = origins_of(settings)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key"],
+            expose_headers=["openai-poll-after-ms", "retry-after", "x-should-retry"],
+            max_age=600,
+        )
+    app.add_middleware(Guard, open_to_all=open_to_all, origins=origins)
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -75,13 +83,12 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routing(_: Request, exc: HTTPException) -> Response:
-        return answer(not_known(exc.status_code))
+        return answer(not_known(exc.status_code, dict(exc.headers or {})))
 
     @app.exception_handler(RequestValidationError)
     async def parameters(_: Request, exc: RequestValidationError) -> Response:
-        problems = tuple((str(e["loc"][-1]), str(e["msg"])) for e in exc.errors())
-        return answer(invalid(*problems))
+        return answer(invalid(*((str(e["loc"][-1]), str(e["msg"])) for e in exc.errors())))
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, exc: Exception) -> Response:
-        return answer(LtxqError(f"{type(exc).__name__}"))
+        return answer(LtxqError(type(exc).__name__))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, suppress
 
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ltxq.errors import LtxqError
 from ltxq.gateway.failures import ErrorEnvelope, body_of
@@ -14,12 +16,12 @@ from ltxq.gateway.state import Caller
 from ltxq.job import Job
 
 HEARTBEAT_SECONDS = 15.0  # proxies close what is silent for a minute
-RECONNECT_MS = 2000
+RECONNECT_MS = 2000  # a browser whose stream ended early comes again after that
+
+Shown = Callable[[Job], BaseModel]
 
 
-async def stream(
-    caller: Caller, job_id: str, shown: Callable[[Job], BaseModel]
-) -> StreamingResponse:
+async def stream(caller: Caller, job_id: str, shown: Shown) -> StreamingResponse:
     """`data:` with what `shown` makes of the job at each change; ends after the final state.
 
     What goes wrong once it has begun is an event named `error` with the envelope.
@@ -28,32 +30,44 @@ async def stream(
         JobNotFound and the like, before it begins.
     """
     await caller.queue.get(caller.owner, job_id)
-    return StreamingResponse(
-        _events(caller, job_id, shown),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
+    return _Stream(caller, job_id, shown)
 
 
-async def _events(
-    caller: Caller, job_id: str, shown: Callable[[Job], BaseModel]
-) -> AsyncIterator[str]:
+class _Stream(StreamingResponse):
+    """Holds one of the caller's streams while it is open."""
+
+    def __init__(self, caller: Caller, job_id: str, shown: Shown) -> None:
+        super().__init__(
+            _events(caller, job_id, shown),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+        self._caller = caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._caller.gateway.rates.stream(self._caller.owner):
+            await super().__call__(scope, receive, send)
+
+
+async def _events(caller: Caller, job_id: str, shown: Shown) -> AsyncIterator[str]:
     yield f"retry: {RECONNECT_MS}\n\n"
-    jobs = caller.queue.follow(caller.owner, job_id)
-    following = asyncio.ensure_future(anext(jobs, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS)
-            if not done:
-                yield ": still here\n\n"
-                continue
-            job = following.result()
-            if job is None:
-                return
-            yield f"data: {shown(job).model_dump_json()}\n\n"
-            following = asyncio.ensure_future(anext(jobs, None))
-    except LtxqError as exc:
-        envelope = ErrorEnvelope(error=body_of(exc)[0])
-        yield f"event: error\ndata: {envelope.model_dump_json()}\n\n"
-    finally:
-        following.cancel()
+    async with aclosing(caller.queue.follow(caller.owner, job_id)) as jobs:
+        following = asyncio.ensure_future(anext(jobs, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS)
+                if not done:
+                    yield ": still here\n\n"
+                    continue
+                job = following.result()
+                if job is None:
+                    return
+                yield f"data: {shown(job).model_dump_json()}\n\n"
+                following = asyncio.ensure_future(anext(jobs, None))
+        except LtxqError as exc:
+            envelope = ErrorEnvelope(error=body_of(exc)[0])
+            yield f"event: error\ndata: {envelope.model_dump_json()}\n\n"
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError, LtxqError):
+                await following

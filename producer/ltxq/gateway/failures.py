@@ -142,10 +142,11 @@ def answer(error: LtxqError) -> Response:
     return Response(envelope.model_dump_json(), status, headers, media_type="application/json")
 
 
-def not_known(status: int) -> Refused:
+def not_known(status: int, headers: dict[str, str]) -> Refused:
     """What the routing itself refuses: there is no such path, or not with that method."""
     if status == 405:
-        return Refused(405, "method_not_allowed", "This path does not take that method.")
+        message = "This path does not take that method."
+        return Refused(405, "method_not_allowed", message, headers=headers)
     if status == 404:
         return Refused(404, "not_found", "There is nothing at this path.", hint="See /docs.")
-    return Refused(status, "invalid_request", "The request cannot be read.")
+    return Refused(status, "invalid_request", "The request cannot be read.", headers=headers)

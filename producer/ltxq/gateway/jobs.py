@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from ltxq.gateway.documents import CHANGED, READ
 from ltxq.gateway.events import stream
 from ltxq.gateway.fields import invalid
 from ltxq.gateway.forms import body_of, json_object
@@ -42,7 +43,7 @@ class ModelList(BaseModel):
     data: tuple[Model, ...]
 
 
-@router.post("/jobs", status_code=201, response_model=Job)
+@router.post("/jobs", status_code=201, response_model=Job, responses=CHANGED)
 async def submit(
     request: Request,
     caller: AsCaller,
@@ -60,7 +61,7 @@ async def submit(
     return as_json(job, 201)
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, responses=READ)
 async def list_jobs(
     caller: AsCaller,
     state: JobState | None = None,
@@ -83,39 +84,39 @@ async def list_jobs(
     return as_json(page)
 
 
-@router.get("/jobs/{job_id}", response_model=Job)
+@router.get("/jobs/{job_id}", response_model=Job, responses=READ)
 async def get(job_id: str, caller: AsCaller) -> Response:
     """A job as it is now."""
     return as_json(await caller.queue.get(caller.owner, job_id))
 
 
-@router.post("/jobs/{job_id}/cancel", response_model=Job)
+@router.post("/jobs/{job_id}/cancel", response_model=Job, responses=CHANGED)
 async def cancel(job_id: str, caller: AsCaller) -> Response:
     """Cancel a queued job at once; ask a running one to stop."""
     return as_json(await caller.queue.call(caller.client.cancel, job_id))
 
 
-@router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job)
+@router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job, responses=CHANGED)
 async def retry(job_id: str, caller: AsCaller, idempotency_key: IdempotencyKey = None) -> Response:
     """Submit the same request again, as a new job."""
     job = await caller.queue.call(caller.client.retry, job_id, idempotency_key=idempotency_key)
     return as_json(job, 201)
 
 
-@router.delete("/jobs/{job_id}", status_code=204)
+@router.delete("/jobs/{job_id}", status_code=204, responses=CHANGED)
 async def delete(job_id: str, caller: AsCaller) -> Response:
     """Remove a finished job and its clip."""
     await caller.queue.call(caller.client.delete, job_id)
     return Response(status_code=204)
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get("/jobs/{job_id}/events", responses=READ)
 async def events(job_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the job now and at each change, until it is final."""
     return await stream(caller, job_id, lambda job: job)
 
 
-@router.get("/models", response_model=ModelList)
+@router.get("/models", response_model=ModelList, responses=READ)
 async def models(caller: AsCaller) -> Response:
     """The models served, and how many workers of each are ready."""
     served = await caller.queue.call(caller.client.models)

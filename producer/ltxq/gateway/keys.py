@@ -12,6 +12,9 @@ import re
 import secrets
 from typing import NamedTuple
 
+from ltxq.errors import ConfigurationError
+from ltxq.settings import Settings
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 KEY_PREFIX = "ltxq_"
@@ -59,6 +62,18 @@ class ApiKeys:
                     f"entry {place} is not name=hash; `ltxq key NAME` makes a key and its entry"
                 )
             self._hashes.append((name, digest))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ApiKeys:
+        """The keys of the settings, or none.
+
+        Raises:
+            ConfigurationError
+        """
+        try:
+            return cls(settings.api_keys.get_secret_value() if settings.api_keys else "")
+        except ValueError as exc:
+            raise ConfigurationError(f"LTXQ_API_KEYS: {exc}.") from None
 
     def __bool__(self) -> bool:
         return bool(self._hashes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 import socket
@@ -14,7 +13,9 @@ import uvicorn
 
 from ltxq.errors import ConfigurationError
 from ltxq.gateway.app import make_app
+from ltxq.gateway.guard import is_loopback
 from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.protocol import BoundedHttp
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.gateway")
@@ -38,16 +39,17 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             "LTXQ_URL is a gateway's, and a gateway stands before a Redis.",
             hint="Point it at the queue: redis://… or rediss://…",
         )
-    keys = read_keys(settings)
-    if not keys and not _is_loopback(host):
+    if not ApiKeys.from_settings(settings) and not is_loopback(host):
         raise ConfigurationError(
             f"Without API keys the gateway listens on this machine alone, not on {host}.",
             hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
         )
     with _listening(host, port) as listener:
-        app = make_app(settings, keys=keys)
+        app = make_app(settings)
         config = uvicorn.Config(
             app,
+            http=BoundedHttp,
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -58,7 +60,8 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         server = _Server(config, lambda: app.state.gateway.queue.stop_following())
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")
-        asyncio.run(server.serve(sockets=[listener]))
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(server.serve(sockets=[listener]))
 
 
 class _Server(uvicorn.Server):
@@ -81,29 +84,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._end_streams()
         await super().shutdown(sockets)
-
-
-def read_keys(settings: Settings) -> ApiKeys:
-    """The keys of the settings.
-
-    Raises:
-        ConfigurationError
-    """
-    try:
-        return ApiKeys(settings.api_keys.get_secret_value() if settings.api_keys else "")
-    except ValueError as exc:
-        raise ConfigurationError(
-            f"LTXQ_API_KEYS: {exc}.", hint="Correct the environment."
-        ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listening(host: str, port: int) -> socket.socket:

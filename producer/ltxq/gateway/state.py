@@ -11,17 +11,19 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ltxq.client import Client
 from ltxq.gateway.failures import Refused
 from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.probes import Prober
 from ltxq.gateway.queue import Queue
-from ltxq.settings import Settings
+from ltxq.gateway.rates import Rates
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """One gateway."""
 
-    settings: Settings
     keys: ApiKeys
     queue: Queue
+    rates: Rates
+    prober: Prober
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Caller:
 
     @property
     def queue(self) -> Queue:
+        """The queue, for an event loop."""
         return self.gateway.queue
 
 
@@ -48,10 +51,10 @@ async def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
 ) -> Caller:
-    """The caller of a request.
+    """The caller of a request, which counts against their limits.
 
     Raises:
-        Refused: 401, without a key that is known.
+        Refused: 401 without a key that is known, 429 over a limit.
     """
     gateway: State = request.app.state.gateway
     if not gateway.keys:
@@ -65,6 +68,10 @@ async def caller(
             hint="Send it as: Authorization: Bearer ltxq_…",
             headers={"www-authenticate": "Bearer"},
         )
+    if request.method == "GET":
+        gateway.rates.count_read(owner)
+    else:
+        await gateway.queue.call(gateway.rates.count_change, owner)
     return Caller(owner, gateway)
 
 

@@ -9,22 +9,20 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-# Pictures and clips come from the storage, wherever that is; all else from here alone.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src * data:",
-        "media-src *",
+        "img-src data: {clips}",
+        "media-src {clips}",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
 )
-HEADERS = {
-    "content-security-policy": _POLICY,
+_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -33,15 +31,22 @@ HEADERS = {
 
 
 class PageFiles(StaticFiles):
-    """The folder `page`; what is there of a name, or 404."""
+    """The folder `page`; what is there of a name, or 404.
 
-    def __init__(self) -> None:
+    Args:
+        clips: where pictures and clips may come from, as sources of a Content-Security-Policy; all
+            else comes from here alone.
+    """
+
+    def __init__(self, clips: str) -> None:
         super().__init__(directory=str(files("ltxq.gateway").joinpath("page")))
+        self._clips = clips
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """The file, or 304 to who has it."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(HEADERS)
+        policy = _POLICY.format(clips=f"'self' {self._clips}")
+        response.headers.update({**_HEADERS, "content-security-policy": policy})
         return response
 
     async def index(self, scope: Scope) -> Response:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import RedirectResponse, Response
 
 from ltxq.errors import JobNotFinished, UnknownModel
+from ltxq.gateway.documents import CHANGED, READ
 from ltxq.gateway.events import stream
 from ltxq.gateway.failures import Refused, UnsupportedParameter
 from ltxq.gateway.fields import invalid, request_of
@@ -40,7 +41,7 @@ def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None 
     )
 
 
-@router.post("/videos", response_model=Video)
+@router.post("/videos", response_model=Video, responses=CHANGED)
 async def create(
     request: Request,
     caller: AsCaller,
@@ -53,7 +54,7 @@ async def create(
     return await _submit(caller, request_of(fields), idempotency_key, retry_count)
 
 
-@router.get("/videos", response_model=VideoPage)
+@router.get("/videos", response_model=VideoPage, responses=READ)
 async def list_videos(
     caller: AsCaller, after: str | None = None, limit: Limit = 20, order: Order = "desc"
 ) -> Response:
@@ -62,14 +63,14 @@ async def list_videos(
     return as_json(page_of(page))
 
 
-@router.get("/videos/{video_id}", response_model=Video)
+@router.get("/videos/{video_id}", response_model=Video, responses=READ)
 async def retrieve(video_id: str, caller: AsCaller) -> Response:
     """A clip as it is now."""
     job = await caller.queue.get(caller.owner, video_id)
     return as_json(video_of(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
 
 
-@router.delete("/videos/{video_id}", response_model=VideoDeleted)
+@router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
 async def delete(video_id: str, caller: AsCaller) -> Response:
     """Delete a finished clip; cancel one that is not, which stops it within a denoising step."""
     try:
@@ -79,13 +80,13 @@ async def delete(video_id: str, caller: AsCaller) -> Response:
     return as_json(VideoDeleted(id=video_id))
 
 
-@router.post("/videos/{video_id}/cancel", response_model=Video)
+@router.post("/videos/{video_id}/cancel", response_model=Video, responses=CHANGED)
 async def cancel(video_id: str, caller: AsCaller) -> Response:
     """Cancel a clip that is not finished; one that is stays as it is."""
     return as_json(video_of(await caller.queue.call(caller.client.cancel, video_id)))
 
 
-@router.post("/videos/{video_id}/remix", response_model=Video)
+@router.post("/videos/{video_id}/remix", response_model=Video, responses=CHANGED)
 async def remix(
     video_id: str,
     request: Request,
@@ -109,7 +110,7 @@ async def remix(
     return await _submit(caller, remixed, idempotency_key, retry_count)
 
 
-@router.get("/videos/{video_id}/content", status_code=302)
+@router.get("/videos/{video_id}/content", status_code=302, responses=READ)
 async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -> Response:
     """The finished clip, or a picture of it: a redirection to a URL of the storage."""
     job = await caller.queue.get(caller.owner, video_id)
@@ -125,7 +126,7 @@ async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -
     return RedirectResponse(urls[variant], 302, {"cache-control": "no-store"})
 
 
-@router.get("/videos/{video_id}/events")
+@router.get("/videos/{video_id}/events", responses=READ)
 async def events(video_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the clip now and at each change, until it is finished."""
     return await stream(caller, video_id, video_of)

@@ -55,13 +55,16 @@ def connect(settings: Settings) -> redis.Redis:
 
 
 class Subscription:
-    """What is published to a channel from now on."""
+    """What is published from now on: to a channel, or to all whose names begin alike."""
 
-    def __init__(self, pubsub: PubSub) -> None:
+    def __init__(self, pubsub: PubSub, *, beginning: str = "") -> None:
         self._pubsub = pubsub
+        self._beginning = beginning
 
     def next(self, timeout: float) -> str | None:
         """The next message, or None: after `timeout` seconds, or for the subscribing itself.
+
+        Of channels that begin alike it is the rest of the channel's name.
 
         Raises:
             QueueUnavailable: Redis went away; the next call subscribes again.
@@ -70,6 +73,8 @@ class Subscription:
             message = self._pubsub.get_message(timeout=timeout)
         except redis_errors.RedisError as exc:
             raise QueueUnavailable("Redis does not answer to a subscription.") from exc
+        if message and message["type"] == "pmessage":
+            return str(message["channel"]).removeprefix(self._beginning)
         return str(message["data"]) if message else None
 
 

@@ -199,6 +199,14 @@ class Ledger(FleetRecords):
         """Subscribed to the job: `next` returns when its record has changed."""
         return self._subscribed("changed", job_id)
 
+    @contextmanager
+    def all_changes(self) -> Iterator[Subscription]:
+        """Subscribed to every job: `next` gives the id of one whose record has changed."""
+        beginning = self._key("changed", "")
+        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+            patiently(self._redis, lambda: pubsub.psubscribe(f"{beginning}*"))
+            yield Subscription(pubsub, beginning=beginning)
+
     def cancellations(self, worker: str) -> AbstractContextManager[Subscription]:
         """Subscribed to a worker's cancellations: `next` gives the id of a running job.
 

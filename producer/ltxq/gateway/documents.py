@@ -1,0 +1,134 @@
+"""What people look at: the page at /, the API's description at /docs and /openapi.json.
+
+Everything is served from here, nothing from other hosts: the page may hold an API key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fastapi_offline
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ltxq.gateway.failures import ErrorEnvelope
+from ltxq.gateway.static import PageFiles
+from ltxq.settings import Settings
+
+SWAGGER = Path(fastapi_offline.__file__).parent / "static"
+
+ABOUT: dict[str, Any] = {
+    "summary": "A queue for LTX-2 video generation.",
+    "description": """
+`/v1/videos` is what OpenAI's SDKs speak; `/v1/jobs` is ltxq's own, one route for each method of
+its Python `Client`.
+
+Send an API key as `Authorization: Bearer ltxq_…`, where the gateway has keys. A key sees its own
+clips alone.
+
+Every error is `{"error": {message, type, param, code, hint, retryable, problems}}`. After 429 and
+503, `retry-after` says how many seconds to wait. A POST may carry an `Idempotency-Key`: the same
+key with the same body is the same clip, with another body a 409.
+""",
+    "openapi_tags": [
+        {"name": "videos", "description": "The tongue of OpenAI's SDKs."},
+        {"name": "jobs", "description": "ltxq's own."},
+        {"name": "probes", "description": "For who starts containers. No key is needed."},
+    ],
+}
+
+_STRICT = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def mount(app: FastAPI, settings: Settings) -> None:
+    """Serve the page and the description."""
+    page = PageFiles(storage_origin(settings))
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.index(request.scope)
+
+    described = _description()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return described
+
+    app.mount("/page", page, name="page")
+    app.mount("/docs/static", StaticFiles(directory=SWAGGER), name="docs")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+
+def storage_origin(settings: Settings) -> str:
+    """Where clips' URLs lead, as a source of a Content-Security-Policy."""
+    if not settings.s3_bucket:  # the workers alone know
+        return "http: https:"
+    base = settings.s3_public_base_url or settings.s3_public_endpoint or settings.s3_endpoint
+    if base is None:
+        return "https://*.amazonaws.com"
+    parts = urlsplit(base)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _description() -> HTMLResponse:
+    """Swagger UI from our own host; its one inline script is allowed by its hash."""
+    html = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="ltxq's API",
+        swagger_js_url="docs/static/swagger-ui-bundle.js",
+        swagger_css_url="docs/static/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+    (script,) = re.findall(rb"<script>(.*?)</script>", bytes(html.body), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    html.headers["content-security-policy"] = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; connect-src 'self'; "
+        f"style-src 'self' 'unsafe-inline'; img-src 'self' data:; {_STRICT}"
+    )
+    return html
+
+
+def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: the envelope, with what it is for."""
+    said = {
+        400: "A field is wrong, or not supported; `param` names it.",
+        401: "The API key is missing or not known.",
+        403: "Another site's page, or a name that is not this machine's; only without API keys.",
+        404: "There is none, or not of this key.",
+        408: "The request did not arrive in time.",
+        409: "Not in this state; or the idempotency key was used for another request.",
+        413: "The request is too large.",
+        415: "The body is neither JSON nor a form.",
+        429: "Too many requests, or the queue is full: wait for `retry-after`.",
+        500: "The gateway's log says why.",
+        503: "The queue or the storage is away: wait for `retry-after`.",
+    }
+    return {status: {"model": ErrorEnvelope, "description": said[status]} for status in statuses}
+
+
+READ = failing(400, 401, 403, 404, 429, 500, 503)
+CHANGED = failing(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description, without the 422 it adds everywhere and this gateway never answers."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, routes=app.routes, tags=app.openapi_tags,
+            summary=app.summary, description=app.description,
+        )  # fmt: skip
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
