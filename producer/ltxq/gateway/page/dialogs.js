@@ -17,8 +17,9 @@ export function play(job) {
   playing = job;
   const url = safe(job.result.url);
   find("#player-prompt").textContent = job.request.prompt;
-  find("#player .facts").textContent = `${words.facts(job)} · ${job.request.model}`;
+  find("#player .facts").textContent = words.facts(job);
   find("#player [data-do=save]").href = url;
+  video.style.setProperty("--ratio", job.result.width / job.result.height);
   video.poster = safe(job.result.poster_url);
   video.src = url;
   player.showModal();

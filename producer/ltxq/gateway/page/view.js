@@ -24,7 +24,6 @@ function made(job, kind) {
   item.dataset.id = job.id;
   item.dataset.kind = kind;
   say(find(":scope > .prompt", item), job.request.prompt);
-  say(find(":scope > .facts", item), words.facts(job));
   for (const button of item.querySelectorAll("button")) {
     const name = button.dataset.do === "play" ? "Play" : button.textContent;
     button.setAttribute("aria-label", `${name}: ${words.short(job.request.prompt)}`);
@@ -37,6 +36,7 @@ const changed = {
     const fraction = job.progress?.fraction ?? 0;
     say(find(".where", item), words.where(job));
     const bar = find("progress", item);
+    bar.hidden = job.state === "queued";
     bar.value = Math.round(100 * fraction);
     bar.setAttribute("aria-label", `Progress of: ${words.short(job.request.prompt)}`);
     find("button", item).hidden = job.cancel_requested;
@@ -69,6 +69,8 @@ function arrange(list, jobs) {
     let item = there.get(job.id);
     if (item?.dataset.kind !== kind) item = made(job, kind);
     else there.delete(job.id);
+    const tell = kind === "job" ? words.facts : words.brief;
+    say(find(":scope > .facts", item), tell(job, Date.now()));
     changed[kind](item, job);
     if (item === place) place = place.nextElementSibling;
     else list.insertBefore(item, place);
@@ -93,6 +95,7 @@ export function show(jobs) {
     (a.queue_position ?? 0) - (b.queue_position ?? 0) ||
     newest(b, a);
   const active = jobs.filter((job) => kindOf(job) === "job");
+  say(find("#queue-title .count"), active.length ? String(active.length) : "");
   arrange(find("#queue"), active.sort(turn));
   arrange(find("#clips"), jobs.filter((job) => kindOf(job) !== "job").sort(newest));
 }

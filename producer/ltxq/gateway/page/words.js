@@ -46,10 +46,11 @@ export const pixels = ({ width, height, stages }) =>
 
 export const length = (frames, rate) => `${(frames / rate).toFixed(1)} s`;
 
-// A span of time for people: 40 s, 3 min, 2 h.
+// A span of time for people: 40 s, 3 min, 2 h, 4 d.
 function about(seconds) {
-  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+  if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return seconds < 129600 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
 export function where(job) {
@@ -65,15 +66,26 @@ export function where(job) {
   return `${STAGES[stage] ?? stage}${steps > 1 ? ` ${step}/${steps}` : ""}${left}`;
 }
 
+const size = (made) =>
+  `${made.crop_width ?? made.width}×${made.crop_height ?? made.height}`;
+
+// All there is to know of what was asked for.
 export function facts({ request: made }) {
-  const size = `${made.crop_width ?? made.width}×${made.crop_height ?? made.height}`;
   return [
-    size,
+    size(made),
     length(made.num_frames, made.frame_rate),
     made.audio ? "with sound" : "no sound",
     `seed ${made.seed}`,
     ...(made.priority === "normal" ? [] : [`${made.priority} priority`]),
+    made.model,
   ].join(" · ");
+}
+
+// In short, for a tile; `now` in milliseconds.
+export function brief(job, now) {
+  const seconds = Math.max(0, now - Date.parse(job.finished_at ?? job.submitted_at)) / 1000;
+  const ago = seconds < 60 ? "just now" : `${about(seconds)} ago`;
+  return [size(job.request), job.request.audio ? "with sound" : "no sound", ago].join(" · ");
 }
 
 // What is said aloud when the job's state changes.
