@@ -134,7 +134,7 @@ def test_a_prompt_becomes_a_clip_that_plays_with_sound(
         fleet.wait_until_ready()
         expect(page.get_by_text("1 worker ready")).to_be_visible()
         expect(clips(page)).to_contain_text(PROMPT)
-        expect(clips(page)).to_contain_text("384×256 · 0.4 s · with sound")
+        expect(clips(page)).to_contain_text("384×256 · with sound · just now")
         expect(queue(page)).to_have_count(0)
         expect(page.locator("#said")).to_have_text(f"The clip is ready: {PROMPT}")
         assert page.locator(".poster img").evaluate(
