@@ -18,7 +18,7 @@
     │   ├── ConfigurationError      a setting that is missing or wrong
     │   └── MissingExtra            (also an ImportError)
     └── RetryableError              may succeed later, unchanged
-        ├── QueueUnavailable        Redis cannot be reached or cannot write
+        ├── QueueUnavailable        Redis, or the gateway, cannot be reached or cannot write
         ├── QueueFull
         ├── StorageUnavailable      storage_unavailable: away, slow, full
         └── WaitTimeout             (also a TimeoutError)
@@ -182,7 +182,7 @@ class MissingExtra(PermanentError, ImportError):
 
 
 class QueueUnavailable(RetryableError):
-    """Redis cannot be reached, is loading, is full or refuses to write."""
+    """Redis cannot be reached, is loading, is full or takes no writes; or a gateway is busy."""
 
 
 class QueueFull(RetryableError):

@@ -16,7 +16,6 @@ from ltxq.errors import (
     LtxqError,
     QueueFull,
     QueueUnavailable,
-    RetryableError,
     StorageRefused,
     StorageUnavailable,
     UnknownModel,
@@ -71,7 +70,8 @@ def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> Ltxq
         return InvalidRequest(message, hint=hint, problems=_problems(message, fields))
     if code == "storage_unavailable":
         return (StorageUnavailable if retryable else StorageRefused)(message, hint=hint)
-    kind = _KINDS.get(code) or (RetryableError if retryable else LtxqError)
+    # Too much asked, or too much to do: `watch` and `wait` live through that as through an outage.
+    kind = _KINDS.get(code) or (QueueUnavailable if retryable else LtxqError)
     return kind(message, hint=hint)
 
 
