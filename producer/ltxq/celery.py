@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError, QueueUnavailable
 from ltxq.flower import describe, show_outcome, show_requeued
 from ltxq.job import Job, VideoRequest
-from ltxq.ledger import LANE_COUNT, Ledger, Ticket
+from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 
@@ -38,6 +38,7 @@ def make_app(settings: Settings) -> Celery:
         result_serializer="json",
         accept_content=["json"],
         result_accept_content=["json"],
+        task_default_queue=queue_name(settings.default_model),  # Flower counts it
         task_ignore_result=True,  # the ledger's writer stores the result
         task_acks_late=False,
         task_send_sent_event=settings.events,

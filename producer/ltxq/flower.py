@@ -26,20 +26,21 @@ PROGRESS_SECONDS = 1.0  # between two events of one stage of a job
 
 
 def describe(job_id: str, request: VideoRequest, *, prompt: bool = True) -> str:
-    """`video_…, 768x512, 33 frames, 'a red fox trots…'`: in place of the message's arguments.
+    """`768x512, 33 frames, 'a red fox trots…', video_…`, for the message's arguments. A table
+    shows the beginning.
 
     Args:
         prompt: False: without the words.
     """
     width, height = request.output_size
-    parts = [job_id, f"{width}x{height}", f"{request.num_frames} frames"]
+    parts = [f"{width}x{height}", f"{request.num_frames} frames"]
     if prompt:
         # A control character, or a mark that turns the text around, could upset what follows it.
         shown = "".join(c if c.isprintable() else " " for c in request.prompt[: 4 * PROMPT_WORDS])
         words = " ".join(shown.split())
         cut = len(words) > PROMPT_WORDS or len(request.prompt) > 4 * PROMPT_WORDS
         parts.append(f"'{words[:PROMPT_WORDS].rstrip()}…'" if cut else f"'{words}'")
-    return ", ".join(parts)
+    return ", ".join([*parts, job_id])
 
 
 @dataclass

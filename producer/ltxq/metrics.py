@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import Any, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -27,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq.ledger import FleetFigures, Ledger, WorkerState
+from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
@@ -222,12 +225,11 @@ def new_registry() -> CollectorRegistry:
 
 
 class MetricsServer:
-    """Serves `/metrics`, and `/healthz` and `/readyz` for who starts containers, from a thread.
+    """Serves `/metrics` from a thread.
 
     Args:
         address: 'host:port'; port 0: any that is free.
-        healthy: whether this process does its work.
-        ready: whether it can serve jobs now.
+        checks: what else is there to be asked, as {'/healthz': whether this process works}.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -237,21 +239,18 @@ class MetricsServer:
         self,
         address: str,
         registry: CollectorRegistry,
-        *,
-        healthy: Callable[[], bool],
-        ready: Callable[[], bool],
+        checks: Mapping[str, Callable[[], bool]] = MappingProxyType({}),
     ) -> None:
         host, _, port = address.rpartition(":")
         metrics = make_wsgi_app(registry)
 
         def answer(environ: Any, start: Any) -> Iterable[bytes]:
-            checks = {"/healthz": healthy, "/readyz": ready}
             path = environ.get("PATH_INFO", "")
             if path == "/metrics":
                 return metrics(environ, start)  # type: ignore[no-any-return]
             if path not in checks:
                 start("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"There are /metrics, /healthz and /readyz.\n"]
+                return [", ".join(["/metrics", *checks]).encode() + b"\n"]
             fine = checks[path]()
             status = "200 OK" if fine else "503 Service Unavailable"
             start(status, [("Content-Type", "text/plain")])
@@ -296,3 +295,23 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """No line for each scrape."""
+
+
+@contextmanager
+def served_metrics(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """With `/metrics`, the fleet's figures among them, served where the settings say so.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    if settings.metrics_address is None:
+        yield
+        return
+    ledger = Ledger.from_settings(settings)
+    registry.register(FleetCollector(ledger, default_model=settings.default_model))
+    server = MetricsServer(settings.metrics_address, registry)
+    try:
+        yield
+    finally:
+        server.close()
+        ledger.close()

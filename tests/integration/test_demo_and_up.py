@@ -50,7 +50,9 @@ def running_up(
     """`ltxq up` on `folder`; what it printed, and the environment for its clients."""
     command = [*LTXQ, "up", "--data", str(folder), "--model", "instant", "--json"]
     ports = (
-        ("--redis-port", "0", "--s3-port", "0", "--http-port", "0") if not folder.exists() else ()
+        ("--redis-port", "0", "--s3-port", "0", "--http-port", "0", "--flower-port", "0")
+        if not folder.exists()
+        else ()
     )
     with (
         log.open("w") as said,
@@ -137,7 +139,7 @@ def test_up_ends_with_a_clear_word_when_its_worker_cannot_start(
 ) -> None:
     command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--gpus", "99"]
     done = subprocess.run(
-        [*command, "--redis-port", "0", "--s3-port", "0", "--http-port", "0"],
+        [*command, "--redis-port", "0", "--s3-port", "0", "--http-port", "0", "--flower-port", "0"],
         env=environment,
         capture_output=True,
         text=True,

@@ -227,7 +227,7 @@ def test_a_job_on_the_gpu_is_busy_time_while_it_runs(
         wait_until_running(client, job)
         eventually(lambda: Scrape.of(port).value("ltxq_worker_jobs", phase="gpu") == 1)
         eventually(lambda: (Scrape.of(port).value("ltxq_worker_gpu_busy_seconds_total") or 0) > 1)
-        assert Scrape.of(port).value("ltxq_workers", state="ready") == 1
+        eventually(lambda: Scrape.of(port).value("ltxq_workers", state="ready") == 1)
         client.cancel(job.id)
         client.wait(job.id, PATIENCE)
         eventually(lambda: Scrape.of(port).value("ltxq_worker_jobs") == 0)
@@ -273,13 +273,12 @@ def test_nothing_listens_unless_it_is_asked_to(
 
 
 def test_an_address_in_use_is_a_clear_error() -> None:
-    yes = {"healthy": lambda: True, "ready": lambda: False}
-    server = MetricsServer("127.0.0.1:0", new_registry(), **yes)
+    server = MetricsServer("127.0.0.1:0", new_registry(), {"/readyz": lambda: False})
     try:
         assert status(server.port, "/readyz") == 503
         assert status(server.port, "/secret") == 404
         with pytest.raises(ConfigurationError, match="cannot be listened on"):
-            MetricsServer(f"127.0.0.1:{server.port}", new_registry(), **yes)
+            MetricsServer(f"127.0.0.1:{server.port}", new_registry())
     finally:
         server.close()
 

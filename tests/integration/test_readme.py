@@ -98,6 +98,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         "0",
         "--http-port",
         "0",
+        "--flower-port",
+        "0",
         "--json",
     ]
     with subprocess.Popen(

@@ -104,28 +104,30 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
     with Stack(data, model=model, ports=ports) as stack:
         stack.start_worker(model=model, gpus=gpus or ("cpu" if model in (TINY, INSTANT) else "all"))
         url = stack.start_gateway()
+        flower = stack.start_flower()
         file = stack.write_environment()
         if as_json:
             about = {"data": str(stack.folder), "environment_file": str(file), "model": model}
             servers = {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint}
-            screen.emit(about | servers | {"url": url, "api": f"{url}/v1"})
+            screen.emit(about | servers | {"url": url, "api": f"{url}/v1", "flower": flower})
         else:
-            _welcome(stack, file, model, url)
+            _welcome(stack, file, model, url, flower)
         # Held from here on: one that nobody waits for would end Redis before the worker.
         with held_signals():
             _sleep_until_a_signal(stack)
             screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+            stack.stop_flower()
             stack.stop_gateway()
             stack.stop_worker()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
 
 
-def _welcome(stack: Stack, file: Path, model: str, url: str) -> None:
+def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> None:
     program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
     screen.say(
         f"Redis listens on port {stack.redis.port}, S3 on {stack.s3.endpoint}; "
         f"the worker loads {model}.\n\n"
-        f"The page is {url}/ and the API {url}/v1.\n\n"
+        f"The page is {url}/ and the API {url}/v1. Flower shows workers and jobs on {flower}/.\n\n"
         f"In another terminal:\n\n"
         f"  . {shlex.quote(str(file))}\n"
         f"  {program} submit 'a red fox in the snow' --wait\n\n"

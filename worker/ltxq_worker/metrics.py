@@ -154,12 +154,11 @@ class WorkerMetrics:
         gpus = GpuCollector(places)
         self.registry.register(gpus)
         gpus.start()
-        return MetricsServer(
-            settings.metrics_address,
-            self.registry,
-            healthy=healthy,
-            ready=lambda: any(_is_ready(state, place) for place in places),
-        )
+        checks = {  # for who starts containers
+            "/healthz": healthy,
+            "/readyz": lambda: any(_is_ready(state, place) for place in places),
+        }
+        return MetricsServer(settings.metrics_address, self.registry, checks)
 
     def started(self, place: Place) -> None:
         """A process was started for the place."""

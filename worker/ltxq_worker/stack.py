@@ -26,7 +26,9 @@ SERVERS = "servers.json"  # ports and keys
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 GATEWAY_SECONDS = 10.0  # for the requests under way when it is told to stop
 LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
-USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080}
+USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080, "flower_port": 5555}
+# What Flower's table of tasks shows, from the left.
+FLOWER_COLUMNS = "uuid,args,state,result,received,runtime,worker"
 
 # What decides which queue and bucket are used: never the surroundings' while a stack runs.
 _OURS = (
@@ -42,8 +44,8 @@ class Stack:
     Args:
         folder: made where missing, for its owner's eyes only.
         model: what requests that name none get.
-        ports: `redis_port`, `s3_port`, `http_port`; 0: any that is free. One not given is the last
-            time's, the usual one, or any that is free.
+        ports: `redis_port`, `s3_port`, `http_port`, `flower_port`; 0: any that is free. One not
+            given is the last time's, the usual one, or any that is free.
 
     Raises:
         ConfigurationError: another stack has the folder, or a server does not start.
@@ -54,6 +56,7 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._worker: subprocess.Popen[bytes] | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
+        self._flower: subprocess.Popen[bytes] | None = None
         with ExitStack() as parts:
             parts.enter_context(_lock(self.folder))
             kept = _kept(self.folder, ports or {})
@@ -74,7 +77,9 @@ class Stack:
             )
             self._http_port = kept["http_port"] or free_port()
             ports = {"redis_port": self.redis.port, "s3_port": self.s3.port}
-            kept |= ports | {"http_port": self._http_port}
+            self._flower_port = kept["flower_port"] or free_port()
+            self._flower_password = kept["flower_password"]
+            kept |= ports | {"http_port": self._http_port, "flower_port": self._flower_port}
             _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
         self.environment = {
@@ -124,11 +129,34 @@ class Stack:
         self._parts.callback(self.stop_gateway)
         return f"http://{LOOPBACK}:{self._http_port}"
 
+    def start_flower(self, log: Path | None = None) -> str:
+        """Start Flower here; returns its address, with the user and password it asks for.
+
+        Args:
+            log: as of the worker.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "celery", "-A", "ltxq.celery:app", "flower"]
+        options = {
+            "FLOWER_ADDRESS": LOOPBACK,
+            "FLOWER_PORT": str(self._flower_port),
+            "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
+            "FLOWER_BASIC_AUTH": f"flower:{self._flower_password}",
+        }
+        # By the environment, so that the password is in no list of processes.
+        self._flower = spawn([*command, "--logging=warning"], log, environment=options)
+        self._parts.callback(self.stop_flower)
+        return f"http://flower:{self._flower_password}@{LOOPBACK}:{self._flower_port}"
+
     @property
     def processes(self) -> dict[str, subprocess.Popen[bytes]]:
         """What runs, by a name for people."""
         processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
-        started = {"The worker": self._worker, "The gateway": self._gateway}
+        started = {
+            "The worker": self._worker,
+            "The gateway": self._gateway,
+            "Flower": self._flower,
+        }
         return processes | {name: process for name, process in started.items() if process}
 
     def check(self) -> None:
@@ -139,14 +167,11 @@ class Stack:
 
     def stop_gateway(self) -> None:
         """Let the gateway finish what it answers, and wait."""
-        if self._gateway is None or self._gateway.poll() is not None:
-            return
-        self._gateway.terminate()
-        try:
-            self._gateway.wait(GATEWAY_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._gateway.kill()
-            self._gateway.wait()
+        _stop(self._gateway)
+
+    def stop_flower(self) -> None:
+        """End Flower, which holds nothing."""
+        _stop(self._flower)
 
     def stop_worker(self) -> None:
         """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
@@ -163,6 +188,17 @@ class Stack:
 
     def __exit__(self, *exc: Any) -> None:
         self._parts.close()
+
+
+def _stop(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GATEWAY_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -200,7 +236,8 @@ def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
     for name, usual in USUAL_PORTS.items():
         new = usual if port_is_free(usual) else free_port()
         kept[name] = ports[name] if name in ports else kept.get(name, new)
-    for name, size in {"redis_password": 20, "access_key": 10, "secret_key": 20}.items():
+    sizes = {"redis_password": 20, "access_key": 10, "secret_key": 20, "flower_password": 10}
+    for name, size in sizes.items():
         kept.setdefault(name, secrets.token_hex(size))
     return kept
 

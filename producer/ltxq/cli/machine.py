@@ -68,14 +68,22 @@ def up(
     http_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0: any [default: 8080 if free; then kept]")
     ] = None,
+    flower_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: any [default: 5555 if free; then kept]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a queue, a worker and the HTTP gateway with its page on this machine until Ctrl-C.
 
-    Redis and an S3 server come with it. Jobs and clips are kept in one folder and are there
+    Redis, an S3 server and Flower come with it. Jobs and clips are kept in one folder and are there
     again the next time.
     """
-    given = {"redis_port": redis_port, "s3_port": s3_port, "http_port": http_port}
+    given = {
+        "redis_port": redis_port,
+        "s3_port": s3_port,
+        "http_port": http_port,
+        "flower_port": flower_port,
+    }
     ports = {name: port for name, port in given.items() if port is not None}
     with _commands("ltxq up") as commands:
         commands.up(data, model=model, gpus=gpus, ports=ports, as_json=as_json)

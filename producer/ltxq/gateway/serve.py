@@ -15,7 +15,9 @@ from ltxq.errors import ConfigurationError
 from ltxq.gateway.app import make_app
 from ltxq.gateway.guard import is_loopback
 from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.metrics import Requests
 from ltxq.gateway.protocol import BoundedHttp
+from ltxq.metrics import new_registry, served_metrics
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.gateway")
@@ -44,10 +46,11 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             f"Without API keys the gateway listens on this machine alone, not on {host}.",
             hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
         )
-    with _listening(host, port) as listener:
+    registry = new_registry()
+    with _listening(host, port) as listener, served_metrics(settings, registry):
         app = make_app(settings)
         config = uvicorn.Config(
-            app,
+            Requests(registry).around(app),
             http=BoundedHttp,
             ws="none",
             log_config=None,
