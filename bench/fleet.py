@@ -1,0 +1,318 @@
+"""How far one Redis goes: many workers as claimers on the ledger, over a deep queue.
+
+    python bench/fleet.py                     # 1,000 workers, 200,000 queued jobs; about 5 minutes
+    python bench/fleet.py --workers 50 --jobs 5000 --seconds 5     # a quick look
+
+A real redis-server with its append-only file on. Jobs are loaded in bulk through pipelines, with a
+message each, as submissions leave them. Workers are threads that do with the ledger what a worker
+does in a job's life: claim, renew the lease, report each step, finish. There are no Celery
+processes, and nobody takes the messages. Load generator and Redis share this machine's cores, so
+Redis's own CPU time is measured too: it says where a Redis with a core to itself stops. Prints a
+table, and writes the same as JSON to bench/results/fleet.json.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from ltxq.celery import announce, make_app
+from ltxq.job import CONTRACT, JobError, Progress, VideoRequest, new_job_id
+from ltxq.ledger import LANES, PREFIX, Ledger, Ticket, queue_name
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer
+
+PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
+MODEL = "ltx-2-19b-distilled"
+REQUEST = VideoRequest(prompt=PROMPT, model=MODEL)
+STEPS = 20  # reports in a job: eight denoising steps, and the stages around them
+BATCH = 500  # jobs in one pipeline
+LANE = LANES["normal"]
+MILLION = 1_000_000
+RESULTS = Path(__file__).parent / "results" / "fleet.json"
+DONE = JobError(code="internal", message="simulated")  # ends a job as a result would, in less bytes
+
+
+def main() -> None:
+    options = _options()
+    if options.claim_from:
+        simulate(options)
+        return
+    figures: dict[str, dict[str, float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer.start(Path(folder)) as server,
+        redis.Redis.from_url(server.url, socket_timeout=60, decode_responses=True) as direct,
+    ):
+        settings = Settings(url=server.url, max_queued=10 * MILLION)
+        ledger = Ledger.from_settings(settings)
+        figures["a deep queue"] = load(ledger, settings, direct, options.jobs)
+        figures["asked of it"] = ask(ledger)
+        pace = options.workers / options.job_seconds
+        title = f"{options.workers:,} workers, {options.job_seconds:g} s a job ({pace:g} jobs/s)"
+        figures[title] = run(server.url, direct, options, options.workers, options.job_seconds)
+        title = "as fast as it goes"
+        figures[title] = run(server.url, direct, options, min(options.workers, 32), 0.0)
+        figures["every lease ends at once"] = lose_everything(ledger, direct, options.workers)
+        ledger.close()
+    report(figures, options)
+
+
+def load(ledger: Ledger, settings: Settings, direct: redis.Redis, jobs: int) -> dict[str, float]:
+    """Fill the queue: records by the ledger's own script, and messages like Celery's first."""
+    queue = queue_name(MODEL)
+    first, ticket = ledger.submit(new_job_id(), REQUEST)
+    assert ticket is not None
+    with make_app(settings) as app:
+        announce(app, ticket)
+    place = f"{queue}\x06\x16{LANE}"
+    message = direct.lindex(place, 0)
+    assert isinstance(message, str)
+    empty = used(direct)
+    began = time.perf_counter()
+    for start in range(1, jobs, BATCH):
+        pipe = direct.pipeline(transaction=False)
+        for _ in range(min(BATCH, jobs - start)):
+            job_id = new_job_id()
+            arguments = [
+                *("submit", job_id, CONTRACT, REQUEST.model_dump_json(), "", queue, LANE),
+                *("", "", "", "", 10 * MILLION, MILLION),
+            ]
+            ledger._script(keys=[PREFIX], args=arguments, client=pipe)
+            pipe.lpush(place, message.replace(first.id, job_id))
+        pipe.execute()
+    seconds = time.perf_counter() - began
+    per_job = (used(direct) - empty) / jobs
+    return {
+        "jobs queued": jobs,
+        "loaded in bulk, jobs per second": jobs / seconds,
+        "bytes per queued job, message included": per_job,
+        "Redis's memory (MB)": used(direct) / 1e6,
+        "a million queued would take (GB, extrapolated)": per_job * MILLION / 1e9,
+    }
+
+
+def ask(ledger: Ledger) -> dict[str, float]:
+    """What the depth of the queue costs those who ask."""
+    last = ledger.list(limit=1).jobs[0].id
+    return {
+        "one sweep, nothing wrong (ms)": 1000 * median(lambda: sweep(ledger), 20),
+        "read the last job, with its position (ms)": 1000 * median(lambda: ledger.get(last), 200),
+        "list 20 jobs (ms)": 1000 * median(lambda: ledger.list(limit=20), 50),
+        "depth and age of every queue (ms)": 1000
+        * median(lambda: ledger.queues(retention=3600), 50),
+        "submit (ms)": 1000 * median(lambda: ledger.submit(new_job_id(), REQUEST), 200),
+    }
+
+
+def run(
+    url: str, direct: redis.Redis, options: argparse.Namespace, workers: int, job_seconds: float
+) -> dict[str, float]:
+    """Claimers in processes of their own, for a while; and submissions beside them."""
+    processes = min(2, workers)
+    busy, calls = cpu(direct), commands(direct)
+    began = time.perf_counter()
+    children = [
+        subprocess.Popen(
+            [
+                *(sys.executable, __file__, "--claim-from", url, "--name", f"host{i}"),
+                *("--workers", str(workers // processes), "--job-seconds", str(job_seconds)),
+                *("--seconds", str(options.seconds)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    outputs = [
+        json.loads(child.communicate(timeout=options.seconds + 120)[0]) for child in children
+    ]
+    seconds = time.perf_counter() - began
+    busy, calls = cpu(direct) - busy, commands(direct) - calls
+    jobs = sum(output["jobs"] for output in outputs)
+    figures: dict[str, float] = {
+        "workers": workers,
+        "jobs per second": jobs / options.seconds,
+        "Redis busy (share of one core)": busy / seconds,
+        "Redis CPU per job (ms)": 1000 * busy / jobs if jobs else float("nan"),
+        "commands per second": calls / seconds,
+    }
+    if jobs:
+        figures["jobs per second a core of Redis would bear"] = jobs / busy
+    for what in ("claim", "report", "finish"):
+        times = sorted(t for output in outputs for t in output[what])
+        if times:
+            figures[f"{what} p50 (ms)"] = 1000 * percentile(times, 50)
+            figures[f"{what} p99 (ms)"] = 1000 * percentile(times, 99)
+    return figures
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """A process of claimers: prints what its calls took, as JSON."""
+    settings = Settings(url=options.claim_from, lease=30)
+    ledger = Ledger.from_settings(settings)
+    end = time.monotonic() + options.seconds
+    took: dict[str, list[float]] = {"claim": [], "report": [], "finish": []}
+    jobs = count()
+    with redis.Redis.from_url(options.claim_from, decode_responses=True) as direct:
+        tickets = _tickets(direct, options)
+
+        def timed(what: str, call: Callable[[], Any]) -> Any:
+            start = time.perf_counter()
+            try:
+                return call()
+            finally:
+                took[what].append(time.perf_counter() - start)
+
+        def work(number: int) -> None:
+            pause = options.job_seconds / STEPS
+            # Fleets do not start at one instant.
+            threading.Event().wait(options.job_seconds * (number % 97) / 97)
+            while time.monotonic() < end and (ticket := next(tickets, None)):
+                claim = timed(
+                    "claim", lambda t=ticket: ledger.claim(t, f"gpu{number}@{options.name}")
+                )
+                if claim is None:
+                    continue
+                for step in range(STEPS):
+                    if time.monotonic() > end:
+                        return
+                    at = Progress(stage="denoise", step=step, steps=STEPS, fraction=step / STEPS)
+                    timed("report", lambda c=claim, p=at: ledger.report(c, p, on_gpu=True))
+                    if step % 4 == 0:
+                        ledger.renew(claim)
+                    threading.Event().wait(pause)
+                timed("finish", lambda c=claim: ledger.finish(c, DONE))
+                next(jobs)
+
+        with ThreadPoolExecutor(options.workers) as pool:
+            list(pool.map(work, range(options.workers)))
+    print(json.dumps({"jobs": next(jobs), **took}))
+
+
+def _tickets(direct: redis.Redis, options: argparse.Namespace) -> Iterator[Ticket]:
+    """Queued jobs as their messages name them: each process its own half, from Redis in pages."""
+    queue, lock = queue_name(MODEL), threading.Lock()
+    waiting = f"{PREFIX}waiting:{queue}:{LANE}"
+    pages = iter(lambda: direct.zrange(waiting, 4 * BATCH, 5 * BATCH - 1, withscores=True), [])
+    mine = int(options.name.removeprefix("host")) if options.name.startswith("host") else 0
+    found = (
+        Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=int(stamp))
+        for page in pages
+        for job_id, stamp in page
+        if int(stamp) % 2 == mine % 2
+    )
+
+    class Shared:
+        def __iter__(self) -> Shared:
+            return self
+
+        def __next__(self) -> Ticket:
+            with lock:
+                return next(found)
+
+    return iter(Shared())
+
+
+def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
+    """A whole fleet dies at once: one sweep gives back all it had."""
+    queue = queue_name(MODEL)
+    rows = direct.zrange(f"{PREFIX}waiting:{queue}:{LANE}", 0, workers - 1, withscores=True)
+    for number, (job_id, stamp) in enumerate(rows):
+        ticket = Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=int(stamp))
+        assert ledger.claim(ticket, f"gpu{number}@lost")
+    sweep(ledger)
+    for job_id in direct.zrange(f"{PREFIX}running", 0, -1):
+        direct.zadd(f"{PREFIX}running", {job_id: 0})
+    start = time.perf_counter()
+    swept = sweep(ledger)
+    return {
+        "jobs given back in one sweep": len(swept.lease_ended),
+        "that sweep (ms)": 1000 * (time.perf_counter() - start),
+    }
+
+
+def sweep(ledger: Ledger) -> Any:
+    """A sweep that is due, whoever swept last."""
+    now = ledger._redis.time()
+    ledger._redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
+    return ledger.sweep()
+
+
+def median(call: Callable[[], Any], times: int) -> float:
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def used(direct: redis.Redis) -> int:
+    return int(direct.info("memory")["used_memory"])
+
+
+def cpu(direct: redis.Redis) -> float:
+    """Seconds Redis's own process has computed."""
+    info = direct.info("cpu")
+    return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
+
+def commands(direct: redis.Redis) -> int:
+    return int(direct.info("stats")["total_commands_processed"])
+
+
+def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
+    for title, rows in figures.items():
+        print(title)
+        for name, value in rows.items():
+            print(f"  {name:<50} {value:>14,.2f}")
+    machine = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    options.out.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
+    print(f"written to {options.out}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=200_000, help="queued before the fleet starts")
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--job-seconds", type=float, default=20.0, help="what a job takes")
+    parser.add_argument("--seconds", type=float, default=60.0, help="each part of the simulation")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--claim-from", help=argparse.SUPPRESS)
+    parser.add_argument("--name", default="host0", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
