@@ -1,0 +1,1 @@
+"""The base class of pipelines, and of their schemas."""

@@ -1,0 +1,1 @@
+"""The loop that calls a pipeline, and what goes through its queues."""

@@ -1,0 +1,409 @@
+"""The plugin in Scope's loop: what is seen and heard, and each thing that goes wrong in Scope."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ltxq_worker.pipeline.instant import Mark
+from viewer import Heard, Shown, skews
+from world import FOX, OWL, Session, World, eventually, plugin_threads
+
+Load = Callable[..., Any]
+LAST = 8  # the index of a clip's last frame
+
+
+def marks(shown: Sequence[Shown]) -> list[Mark]:
+    read = [picture.mark for picture in shown if picture.mark is not None]
+    assert len(read) == len(shown)
+    return read
+
+
+def assert_nothing_dropped_or_doubled(shown: Sequence[Shown], last: int = LAST) -> None:
+    """Clips run from their first frame to their last, one after the other; only the last stands."""
+    seen = marks(shown)
+    assert seen[0].index == 0
+    for before, now in itertools.pairwise(seen):
+        stands = before == now and now.index == last
+        goes_on = now == Mark(before.tag, before.index + 1)
+        begins = before.index == last and now.index == 0
+        assert stands or goes_on or begins, (before, now)
+
+
+def assert_time_goes_on(session: Session) -> None:
+    stamps = [picture.stamp for picture in session.viewer.shown]
+    assert stamps == sorted(set(stamps))
+    sounds = [sound.stamp for sound in session.viewer.heard if sound.stamp is not None]
+    assert sounds == sorted(set(sounds))
+
+
+def loud(heard: Sequence[Heard]) -> list[bool]:
+    return [bool(np.abs(sound.samples).max() > 0.05) for sound in heard]
+
+
+def until_stands(viewer: Any) -> bool:
+    """The last frame has been shown twice."""
+    return len(viewer.shown) > 1 and viewer.shown[-1].mark == viewer.shown[-2].mark
+
+
+def test_with_clips_at_once_playback_is_continuous(world: World, load: Load) -> None:
+    """Each frame once, 1/24 s apart, with sound that never ends."""
+    with Session(load(world, randomize_seed=True)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 60)
+    shown, heard = session.viewer.shown, session.viewer.heard
+    assert_nothing_dropped_or_doubled(shown)
+    assert [round(24 * picture.stamp) for picture in shown] == list(range(len(shown)))
+    assert len(set(session.tags)) == len(session.tags) >= 6
+    assert all(sound.stamp is not None for sound in heard)
+    assert sum(loud(heard)) > 0.9 * len(heard)
+
+
+def test_a_fixed_seeds_clip_is_made_once_and_played_again_and_again(
+    world: World, load: Load
+) -> None:
+    with Session(load(world)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 40)
+    assert session.tags == [world.tag("a fox")] * len(session.tags)
+    assert len(session.tags) > 4
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    assert len(world.jobs()) == len(world.clips.asked) == 1
+
+
+def test_one_clip_is_made_ahead_of_the_one_that_plays(slow_world: World, load: Load) -> None:
+    with Session(load(slow_world, randomize_seed=True)) as session:
+        slow_world.finish(slow_world.job(1) and slow_world.job(0))
+        session.viewer.wait_until(until_stands)
+        eventually(lambda: len(slow_world.jobs()) == 3)
+        time.sleep(0.3)
+        assert [job.state for job in slow_world.jobs()] == ["succeeded", "queued", "queued"]
+
+
+def test_prefetch_says_how_many_clips_are_ahead(slow_world: World, load: Load) -> None:
+    with Session(load(slow_world, randomize_seed=True, prefetch=0)) as session:
+        slow_world.job(0)
+        session.send(prefetch=3)
+        slow_world.job(3)
+        time.sleep(0.3)
+        assert len(slow_world.jobs()) == 4
+
+
+def test_a_prompt_change_cancels_what_is_queued_and_is_heard_next(
+    slow_world: World, load: Load
+) -> None:
+    with Session(load(slow_world, randomize_seed=True)) as session:
+        slow_world.finish(slow_world.job(1) and slow_world.job(0))
+        session.viewer.wait_until(lambda v: v.shown)
+        old = slow_world.job(1)
+        session.send(prompts=OWL)
+        eventually(lambda: slow_world.queue.get(old.id).state == "cancelled")
+        new = slow_world.job(2)
+        assert new.request.prompt == "an owl"
+        slow_world.finish(new)
+        session.viewer.wait_until(lambda v: marks(v.shown)[-1].tag != marks(v.shown)[0].tag)
+    fox, owl = session.tags
+    assert (fox, owl) != (owl, fox)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+
+
+def test_a_prompt_change_drops_the_old_prompts_clip_that_was_ready(
+    world: World, load: Load
+) -> None:
+    """Many clips of the fox were decoded or there; none begins after the owl was asked for."""
+    with Session(load(world, prefetch=3)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 12)
+        session.send(prompts=OWL)
+        asked = len(session.tags)
+        session.viewer.wait_until(lambda v: marks(v.shown)[-1].tag == world.tag("an owl"))
+    # The one that played, and one whose first frames may have been given to Scope already.
+    assert session.tags.count(world.tag("a fox")) <= asked + 1
+
+
+def test_a_prompt_that_was_played_before_comes_from_the_cache(world: World, load: Load) -> None:
+    with Session(load(world)) as session:
+        for prompts, tag in ((OWL, "an owl"), (FOX, "a fox"), (OWL, "an owl")):
+            session.send(prompts=prompts)
+            session.viewer.wait_until(
+                lambda v, tag=tag: v.shown and v.shown[-1].mark.tag == world.tag(tag)
+            )
+    assert sorted(job.request.prompt for job in world.jobs()) == ["a fox", "an owl"]
+
+
+def test_a_transition_sticks_while_prompts_still_holds_the_old_text(
+    world: World, load: Load
+) -> None:
+    with Session(load(world)) as session:
+        session.viewer.wait_until(lambda v: v.shown)
+        session.send(transition={"target_prompts": OWL, "num_steps": 4})
+        session.viewer.wait_until(lambda v: v.shown[-1].mark.tag == world.tag("an owl"))
+        seen = len(session.viewer.shown)
+        session.viewer.wait_until(lambda v: len(v.shown) > seen + 20)
+        assert "transition" not in session.processor.parameters
+        assert {mark.tag for mark in marks(session.viewer.shown[seen:])} == {world.tag("an owl")}
+        session.send(prompts=[{"text": "a fox", "weight": 1.0}])  # equal to what it holds
+        session.viewer.wait_until(lambda v: v.shown[-1].mark.tag == world.tag("a fox"))
+
+
+# --- what goes wrong in Scope, by number ---------------------------------------------------------
+
+
+def test_1_the_clock_follows_the_wall_across_a_gap(slow_world: World, load: Load) -> None:
+    """The last frame stands, with silence, and time goes on; what follows is in step with it."""
+    with Session(load(slow_world)) as session:
+        slow_world.finish(slow_world.job(0))
+        session.viewer.wait_until(lambda v: v.shown)
+        began = session.viewer.shown[0].at
+        session.send(prompts=OWL)
+        session.viewer.wait_until(until_stands)
+        time.sleep(1.0)
+        slow_world.finish(slow_world.job(1))
+        session.viewer.wait_until(lambda v: v.shown[-1].mark == Mark(slow_world.tag("an owl"), 8))
+    assert_time_goes_on(session)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    last = session.viewer.shown[-1]
+    assert last.stamp == pytest.approx(last.at - began, abs=0.1)
+    assert max(map(abs, skews(session.viewer))) < 0.04
+    standing = [s for s in session.viewer.shown if s.mark == Mark(slow_world.tag("a fox"), 8)]
+    quiet = [
+        h
+        for h in session.viewer.heard
+        if h.stamp and standing[2].stamp < h.stamp < last.stamp - 0.5
+    ]
+    assert len(quiet) > 20
+    assert not any(loud(quiet))
+    assert all(sound.stamp is not None for sound in session.viewer.heard)
+
+
+def test_1_time_does_not_go_back_when_scope_was_paused(world: World, load: Load) -> None:
+    with Session(load(world)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 12)
+        session.send(paused=True)
+        eventually(lambda: session.processor.paused)
+        time.sleep(1.0)
+        seen = len(session.viewer.shown)
+        session.send(paused=False)
+        session.viewer.wait_until(lambda v: len(v.shown) > seen + 24)
+    assert_time_goes_on(session)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    first, last = session.viewer.shown[0], session.viewer.shown[-1]
+    assert last.stamp - first.stamp == pytest.approx(last.at - first.at, abs=0.1)
+
+
+def test_2_no_call_waits_for_the_queue_the_download_or_the_decoder(
+    world: World, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hangs, parameters, pause and stop get their turn."""
+    pipeline = load(world)
+    world.clips.fault.hangs = True
+    hung = threading.Event()
+    monkeypatch.setattr(world.queue, "get_many", lambda ids: (hung.wait(2) and {}) or {})
+    slowest = 0.0
+    for number in range(100):
+        start = time.perf_counter()
+        assert pipeline(prompts=FOX if number % 7 else OWL, init_cache=True) == {}
+        slowest = max(slowest, time.perf_counter() - start)
+        time.sleep(0.01)
+    hung.set()
+    world.clips.released.set()
+    assert slowest < 0.1
+
+
+def test_3_what_is_given_out_is_small_and_little_ahead(world: World, load: Load) -> None:
+    """Called as fast as can be, the pipeline gives no more than a quarter second ahead."""
+    pipeline = load(world, randomize_seed=True)
+    given, began = 0.0, None
+    while given < 1.5:
+        output = pipeline(prompts=FOX, init_cache=began is None)
+        if output:
+            began = began or time.monotonic()
+            assert len(output["video"]) <= 8
+            given += len(output["video"]) / 24
+        if began:
+            assert given - (time.monotonic() - began) <= 0.26
+        time.sleep(0.001)
+
+
+def test_3_no_frame_is_lost_in_scopes_queues(world: World, load: Load, caplog: Any) -> None:
+    with caplog.at_level("DEBUG", "scope"), Session(load(world, frame_rate=60)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 200)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    assert "queue full" not in caplog.text
+
+
+def test_4_a_queue_that_is_away_raises_nothing_and_playback_goes_on(
+    world: World, load: Load, caplog: Any
+) -> None:
+    pipeline = load(world)
+    with Session(pipeline) as session:
+        session.viewer.wait_until(lambda v: v.shown)
+        world.away.set()
+        session.send(prompts=OWL)
+        eventually(lambda: pipeline.last_error)
+        assert pipeline.last_error == "The queue cannot be reached."
+        time.sleep(1.0)
+        world.away.clear()
+        session.viewer.wait_until(lambda v: v.shown[-1].mark.tag == world.tag("an owl"))
+        assert pipeline.last_error is None
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    assert_time_goes_on(session)
+    assert caplog.text.count("cannot be reached") == 1
+    assert "Traceback" not in caplog.text
+
+
+def test_5_a_silent_clip_has_silence(world: World, load: Load) -> None:
+    world.silent = True
+    with Session(load(world)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 24)
+    heard = session.viewer.heard
+    assert len(heard) > 40
+    assert all(sound.stamp is not None for sound in heard)
+    assert not any(loud(heard))
+
+
+@pytest.mark.parametrize("rate", [24.0, 23.976, 30.0, 7.0, 60.0])
+def test_5_every_output_has_as_much_sound_as_picture(world: World, load: Load, rate: float) -> None:
+    pipeline = load(world, frame_rate=rate, randomize_seed=True)
+    frames = samples = 0
+    while frames < 40:
+        output = pipeline(prompts=FOX, init_cache=True)
+        if output:
+            frames += len(output["video"])
+            samples += output["audio"].shape[1]
+            exact = len(output["video"]) / output["frame_rate"] * 48_000
+            assert abs(output["audio"].shape[1] - exact) <= 1
+            assert output["frame_rate"] == pytest.approx(rate, abs=1e-4)
+            starts = [stamp.pts for stamp in output["video_timestamps"]]
+            assert output["audio_timestamps"][0].pts == starts[0]
+            assert abs(samples - frames / output["frame_rate"] * 48_000) <= 1
+        time.sleep(0.001)
+
+
+def test_6_dropping_the_pipeline_ends_its_threads_and_its_jobs(
+    slow_world: World, load: Load
+) -> None:
+    pipeline = load(slow_world)
+    with Session(pipeline):
+        slow_world.job(0)
+    assert len(plugin_threads()) == 2
+    del pipeline
+    eventually(lambda: not plugin_threads(), within=5)
+    assert slow_world.job(0).state == "cancelled"
+
+
+def test_6_nothing_is_asked_once_the_pipeline_is_dropped(slow_world: World, load: Load) -> None:
+    pipeline = load(slow_world)
+    with Session(pipeline):
+        slow_world.job(0)
+    del pipeline
+    eventually(lambda: not plugin_threads(), within=5)
+    slow_world.away.set()  # every call would be heard of
+    asked = slow_world.calls
+    time.sleep(0.5)
+    assert slow_world.calls == asked
+
+
+def test_7_the_next_session_does_not_see_the_last_ones_clip(world: World, load: Load) -> None:
+    pipeline = load(world)
+    with Session(pipeline) as first:
+        first.viewer.wait_until(lambda v: len(v.shown) > 3)
+    world.automatic = False
+    with Session(pipeline, prompts=OWL) as second:
+        time.sleep(0.5)
+        assert not second.viewer.shown
+        world.finish(world.job(1))
+        second.viewer.wait_until(lambda v: len(v.shown) > 8)
+    assert set(second.tags) == {world.tag("an owl")}
+    assert second.viewer.shown[0].stamp == 0
+    assert_nothing_dropped_or_doubled(second.viewer.shown)
+
+
+def test_7_a_session_without_a_prompt_gets_none_of_the_last_one(world: World, load: Load) -> None:
+    pipeline = load(world)
+    with Session(pipeline) as first:
+        first.send(transition={"target_prompts": OWL})
+        first.viewer.wait_until(lambda v: v.shown)
+    with Session(pipeline, prompts=[]) as second:
+        time.sleep(0.5)
+        assert not second.viewer.shown
+
+
+def test_8_the_first_frame_fixes_an_even_size_and_others_are_brought_to_it(
+    slow_world: World, load: Load
+) -> None:
+    from ltxq import VideoRequest
+    from world import make_clip
+
+    with Session(load(slow_world)) as session:
+        slow_world.finish(slow_world.job(0))
+        session.viewer.wait_until(lambda v: v.shown)
+        session.send(prompts=OWL)
+        other = VideoRequest(prompt="an owl", width=160, height=96, num_frames=9)
+        slow_world.finish(slow_world.job(1), make_clip(other))
+        session.viewer.wait_until(lambda v: v.shown[-1].mark is None)
+    assert {picture.size for picture in session.viewer.shown} == {(64, 64)}
+
+
+def test_an_odd_size_is_made_even(world: World, load: Load) -> None:
+    with Session(load(world, width=101, height=75)) as session:
+        session.viewer.wait_until(lambda v: v.shown)
+    assert session.viewer.shown[0].size == (100, 74)
+
+
+def test_sound_and_picture_are_within_40_ms(world: World, load: Load) -> None:
+    """Of a tone that begins with its clip, after a gap."""
+    world.automatic = False
+    with Session(load(world, num_frames=25)) as session:
+        world.finish(world.job(0))
+        session.viewer.wait_until(lambda v: v.shown)
+        for number, prompt in enumerate(("an owl", "a cat"), start=1):
+            session.send(prompts=prompt)
+            session.viewer.wait_until(until_stands)
+            world.finish(world.job(number))
+            tag = world.tag(prompt)
+            session.viewer.wait_until(lambda v, tag=tag: v.shown[-1].mark == Mark(tag, 24))
+            begins = next(s.at for s in session.viewer.shown if s.mark == Mark(tag, 0))
+            near = [h for h in session.viewer.heard if abs(h.at - begins) < 0.3]
+            assert abs(onset(near) - begins) < 0.04
+    assert statistics.median(map(abs, skews(session.viewer))) < 0.02
+
+
+def onset(heard: Sequence[Heard]) -> float:
+    """When sound begins, in seconds by the wall."""
+    first = next(sound for sound, is_loud in zip(heard, loud(heard), strict=True) if is_loud)
+    return first.at + int(np.argmax(np.abs(first.samples[0]) > 0.05)) / 48_000
+
+
+def test_a_reset_begins_the_clip_anew_and_time_goes_on(world: World, load: Load) -> None:
+    with Session(load(world, num_frames=121)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 12)
+        session.send(reset_cache=True)
+        session.viewer.wait_until(lambda v: v.shown[-1].mark.index < v.shown[-2].mark.index)
+        seen = len(session.viewer.shown)
+        session.viewer.wait_until(lambda v: len(v.shown) > seen + 12)
+    assert_time_goes_on(session)
+    assert session.tags == [world.tag("a fox")] * 2
+    assert marks(session.viewer.shown)[seen - 1].index == 0
+    assert max(map(abs, skews(session.viewer)[seen:])) < 0.04
+
+
+def test_memory_does_not_grow_with_time(world: World, load: Load) -> None:
+    """Thirty clips later as many tensors are alive as after five."""
+    import torch
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    with Session(load(world, randomize_seed=True, frame_rate=60)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 5 * 9)
+        early = alive()
+        session.viewer.wait_until(lambda v: len(v.shown) > 30 * 9)
+        assert alive() < early + 40
+    assert len(plugin_threads()) == 2

@@ -1,0 +1,165 @@
+"""Who watches: takes pictures and sound from a processor's queues as Scope's WebRTC tracks do.
+
+Pictures come when their time stamps say, counted from the first one; a jump of the stamps counts
+anew from there. Sound is played in frames of 20 ms one after the other, whatever its stamps; where
+there is none, silence is put in.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from ltxq_worker.pipeline.instant import Mark, read_mark
+
+RATE = 48_000  # Hz
+TICK = 960  # samples: 20 ms
+JUMP = 0.25  # seconds between two stamps that are no longer one stream
+LOOK = 0.005  # seconds between two looks at an empty queue
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the screen."""
+
+    at: float  # seconds by the wall: when it was due, or when it came, if that was later
+    stamp: float  # seconds by its time stamp
+    mark: Mark | None  # what the instant pipeline wrote into it
+    size: tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Heard:
+    """20 ms of sound."""
+
+    at: float  # when it was due
+    stamp: float | None  # None: silence that the viewer put in
+    samples: Any  # float32 [2, 960]
+
+
+@dataclass
+class Viewer:
+    """Watches a processor within a `with`; `shown` and `heard` grow meanwhile."""
+
+    processor: Any
+    shown: list[Shown] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    keep_samples: bool = True
+
+    def __post_init__(self) -> None:
+        self._done = threading.Event()
+        self._pictures: queue.Queue[Any] = queue.Queue(30)
+        self.processor.output_queues["video"] = [self._pictures]
+        self._threads = [threading.Thread(target=work) for work in (self._watch, self._listen)]
+        self._started = [threading.Event(), threading.Event()]  # a picture, a sound
+        self.news = threading.Condition()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(10)
+
+    def wait_until(self, seen: Any, seconds: float = 60.0) -> None:
+        """Until `seen(self)` is true; looked at with every picture."""
+        with self.news:
+            assert self.news.wait_for(lambda: seen(self), seconds), "not seen in time"
+
+    def _watch(self) -> None:
+        zero = last = None  # the wall's time at stamp 0; the last stamp
+        while not self._done.is_set():
+            try:
+                packet = self._pictures.get(timeout=LOOK)
+            except queue.Empty:
+                continue
+            stamp = float(packet.timestamp.pts * packet.timestamp.time_base)
+            self._started[0].set()
+            if zero is None:
+                self._wait_for_both()
+            if zero is None or last is None or not 0 < stamp - last < JUMP:
+                zero = time.monotonic() - stamp
+            at = max(zero + stamp, time.monotonic())
+            self._done.wait(at - time.monotonic())
+            last = stamp
+            picture = packet.tensor[0].numpy()
+            shown = Shown(at, stamp, _mark(picture), picture.shape[1::-1])
+            with self.news:
+                self.shown.append(shown)
+                self.news.notify_all()
+
+    def _listen(self) -> None:
+        parts: list[tuple[int, Any]] = []  # the first one's sample number, and [2, S]
+        while not self._done.is_set() and sum(part.shape[1] for _, part in parts) < TICK:
+            parts += self._sounds()
+            self._done.wait(LOOK)
+        self._started[1].set()
+        self._wait_for_both()
+        tick, zero = 0, time.monotonic()
+        while not self._done.is_set():
+            parts += self._sounds()
+            stamp, samples = None, np.zeros((2, TICK), np.float32)
+            if sum(part.shape[1] for _, part in parts) >= TICK:
+                stamp, samples = _take(parts)
+            if not self.keep_samples:
+                samples = samples[:, ::48].copy()
+            self.heard.append(Heard(zero + tick * TICK / RATE, stamp, samples))
+            tick += 1
+            self._done.wait(max(0.0, zero + tick * TICK / RATE - time.monotonic()))
+
+    def _wait_for_both(self) -> None:
+        for started in self._started:
+            while not started.wait(LOOK) and not self._done.is_set():
+                pass
+
+    def _sounds(self) -> list[tuple[int, Any]]:
+        sounds = []
+        while True:
+            try:
+                packet = self.processor.audio_output_queue.get_nowait()
+            except queue.Empty:
+                return sounds
+            assert packet.sample_rate == RATE
+            stamp = packet.timestamp.pts * packet.timestamp.time_base * RATE
+            sounds.append((int(stamp), packet.audio.numpy()))
+
+
+def _take(parts: list[tuple[int, Any]]) -> tuple[float, Any]:
+    """20 ms from the parts, and the stamp of its first sample."""
+    stamp, taken, missing = parts[0][0] / RATE, [], TICK
+    while missing:
+        number, part = parts.pop(0)
+        taken.append(part[:, :missing])
+        if part.shape[1] > missing:
+            parts.insert(0, (number + missing, part[:, missing:]))
+        missing -= taken[-1].shape[1]
+    return stamp, np.concatenate(taken, axis=1)
+
+
+def _mark(picture: Any) -> Mark | None:
+    try:
+        return read_mark(picture)
+    except ValueError:
+        return None
+
+
+def skews(viewer: Viewer) -> list[float]:
+    """For each picture: by how many seconds its sound was late (below 0: early), as seen and heard
+    on this side of the queues.
+    """
+    sounds = [(h.at, h.at - h.stamp) for h in viewer.heard if h.stamp is not None]
+    late, at = [], 0
+    for shown in viewer.shown:
+        while at + 1 < len(sounds) and sounds[at + 1][0] <= shown.at:
+            at += 1
+        if sounds and abs(sounds[at][0] - shown.at) < 0.1:
+            late.append(sounds[at][1] - (shown.at - shown.stamp))
+    return late
