@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ltxq_worker.pipeline.instant import Mark
+from stage import FOX, OWL, Session, World, eventually, plugin_threads
 from viewer import Heard, Shown, skews
-from world import FOX, OWL, Session, World, eventually, plugin_threads
 
 Load = Callable[..., Any]
 LAST = 8  # the index of a clip's last frame
@@ -128,11 +128,10 @@ def test_a_prompt_change_drops_the_old_prompts_clip_that_was_ready(
 
 def test_a_prompt_that_was_played_before_comes_from_the_cache(world: World, load: Load) -> None:
     with Session(load(world)) as session:
+        session.viewer.wait_until(lambda v: v.shown)
         for prompts, tag in ((OWL, "an owl"), (FOX, "a fox"), (OWL, "an owl")):
             session.send(prompts=prompts)
-            session.viewer.wait_until(
-                lambda v, tag=tag: v.shown and v.shown[-1].mark.tag == world.tag(tag)
-            )
+            session.viewer.wait_until(lambda v, tag=tag: v.shown[-1].mark.tag == world.tag(tag))
     assert sorted(job.request.prompt for job in world.jobs()) == ["a fox", "an owl"]
 
 
@@ -338,7 +337,7 @@ def test_8_the_first_frame_fixes_an_even_size_and_others_are_brought_to_it(
     slow_world: World, load: Load
 ) -> None:
     from ltxq import VideoRequest
-    from world import make_clip
+    from stage import make_clip
 
     with Session(load(slow_world)) as session:
         slow_world.finish(slow_world.job(0))
@@ -406,4 +405,4 @@ def test_memory_does_not_grow_with_time(world: World, load: Load) -> None:
         early = alive()
         session.viewer.wait_until(lambda v: len(v.shown) > 30 * 9)
         assert alive() < early + 40
-    assert len(plugin_threads()) == 2
+        assert len(plugin_threads()) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ TOTAL_SECONDS = 120.0
 
 def downloader() -> httpx2.Client:
     """What `download` gets clips with."""
+    logging.getLogger("httpx2").addFilter(_without_query)
     return httpx2.Client(
         timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=True,
@@ -55,3 +57,12 @@ def download(http: httpx2.Client, result: VideoResult, wanted: Callable[[], bool
             f"{host} gave {len(data):,} bytes in place of the clip's {result.size:,}."
         )
     return bytes(data)
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """httpx2 logs every URL, and who has a presigned one's query has the clip."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            arg.copy_with(query=None) if isinstance(arg, httpx2.URL) else arg for arg in record.args
+        )
+    return True

@@ -95,16 +95,21 @@ class Playlist:
             self._tell()
 
     def next_rate(self) -> Fraction | None:
-        """Frames per second of what can be played now."""
+        """Frames per second of what comes next; None: nothing is there."""
         with self._changed:
             return self._frames[0].showing.rate if self._frames else None
 
     def take(self, count: int, *, patient: bool) -> list[Frame]:
-        """Up to `count` frames of one rate, out of the buffer. `patient`: none at all while fewer
-        are there and the decoder is about to bring more.
+        """Up to `count` frames of one rate, out of the buffer. None of a clip that has not begun
+        until the buffer is full of it: it should not stop in its midst.
+
+        Args:
+            patient: none at all while fewer are there and the decoder is about to bring more.
         """
         with self._changed:
-            rate = self._frames[0].showing.rate if self._frames else None
+            if not self._frames or not self._can_begin(self._frames[0].showing):
+                return []
+            rate = self._frames[0].showing.rate
             pictures = [frame for frame in self._frames if frame.picture is not None]
             same_rate = all(frame.showing.rate == rate for frame in pictures[:count])
             if len(pictures) < count and same_rate and patient and self._decoding():
@@ -217,6 +222,8 @@ class Playlist:
         with self._changed:
             self._changed.wait_for(lambda: self._room() or showing.dropped)
             if not showing.dropped:
+                height, width = picture.shape[:2]
+                self.size = self.size or (width, height)
                 self._frames.append(Frame(showing, picture))
             return not showing.dropped
 
@@ -249,12 +256,16 @@ class Playlist:
         size = sum(frame.picture.nbytes for frame in self._frames if frame.picture is not None)
         return seconds < BUFFER_SECONDS and size < BUFFER_BYTES
 
+    def _can_begin(self, showing: Showing) -> bool:
+        return showing.begun or self._decoded(showing) or not self._room()
+
     def _decoding(self) -> bool:
-        """Whether frames are about to come: the last showing has not been decoded to its end."""
-        if not self._showings:
-            return False
-        last = self._showings[-1]
-        return not any(f.showing is last and f.picture is None for f in self._frames)
+        """Whether frames are about to come."""
+        return bool(self._showings) and not self._decoded(self._showings[-1])
+
+    def _decoded(self, showing: Showing) -> bool:
+        """Whether it is there to its end."""
+        return any(f.showing is showing and f.picture is None for f in self._frames)
 
     def _drop(self, which: Callable[[Showing], bool]) -> None:
         for showing in self._showings:
