@@ -174,7 +174,7 @@ def simulate(options: argparse.Namespace) -> None:
     took: dict[str, list[float]] = {"claim": [], "report": [], "finish": []}
     jobs = count()
     with redis.Redis.from_url(options.claim_from, decode_responses=True) as direct:
-        tickets = _tickets(direct, options)
+        tickets = _Tickets(direct, options.name)
 
         def timed(what: str, call: Callable[[], Any]) -> Any:
             start = time.perf_counter()
@@ -187,7 +187,7 @@ def simulate(options: argparse.Namespace) -> None:
             pause = options.job_seconds / STEPS
             # Fleets do not start at one instant.
             threading.Event().wait(options.job_seconds * (number % 97) / 97)
-            while time.monotonic() < end and (ticket := next(tickets, None)):
+            while time.monotonic() < end and (ticket := tickets.next()):
                 claim = timed(
                     "claim", lambda t=ticket: ledger.claim(t, f"gpu{number}@{options.name}")
                 )
@@ -209,28 +209,29 @@ def simulate(options: argparse.Namespace) -> None:
     print(json.dumps({"jobs": next(jobs), **took}))
 
 
-def _tickets(direct: redis.Redis, options: argparse.Namespace) -> Iterator[Ticket]:
-    """Queued jobs as their messages name them: each process its own half, from Redis in pages."""
-    queue, lock = queue_name(MODEL), threading.Lock()
-    waiting = f"{PREFIX}waiting:{queue}:{LANE}"
-    pages = iter(lambda: direct.zrange(waiting, 4 * BATCH, 5 * BATCH - 1, withscores=True), [])
-    mine = int(options.name.removeprefix("host")) if options.name.startswith("host") else 0
-    found = (
-        Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=int(stamp))
-        for page in pages
-        for job_id, stamp in page
-        if int(stamp) % 2 == mine % 2
-    )
+class _Tickets:
+    """Queued jobs in order, as their messages name them; of two processes each takes every other."""
 
-    class Shared:
-        def __iter__(self) -> Shared:
-            return self
+    def __init__(self, direct: redis.Redis, name: str) -> None:
+        self._direct = direct
+        self._half = int(name.removeprefix("host")) % 2
+        self._lock = threading.Lock()
+        self._found = self._pages()
 
-        def __next__(self) -> Ticket:
-            with lock:
-                return next(found)
+    def next(self) -> Ticket | None:
+        with self._lock:
+            return next(self._found, None)
 
-    return iter(Shared())
+    def _pages(self) -> Iterator[Ticket]:
+        queue, last = queue_name(MODEL), 0
+        waiting = f"{PREFIX}waiting:{queue}:{LANE}"
+        while page := self._direct.zrangebyscore(
+            waiting, f"({last}", "+inf", 0, BATCH, withscores=True
+        ):
+            for job_id, stamp in page:
+                last = int(stamp)
+                if last % 2 == self._half:
+                    yield Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=last)
 
 
 def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
