@@ -210,7 +210,7 @@ def simulate(options: argparse.Namespace) -> None:
 
 
 class _Tickets:
-    """Queued jobs in order, as their messages name them; of two processes each takes every other."""
+    """Queued jobs in order, as messages name them; of two processes each takes every other."""
 
     def __init__(self, direct: redis.Redis, name: str) -> None:
         self._direct = direct
