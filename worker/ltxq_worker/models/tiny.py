@@ -77,7 +77,7 @@ def make_tiny(
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
             _write_text_encoder(partial / "gemma", seed)
             _write_checkpoint(
-                partial / CHECKPOINT, _shrunk(base, blocks), base, seed, published_fp8
+                partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8
             )
             _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
@@ -87,7 +87,7 @@ def make_tiny(
         raise
 
 
-def _shrunk(base: Base, blocks: int) -> dict[str, Any]:
+def shrunk(base: Base, blocks: int) -> dict[str, Any]:
     """The real checkpoint's configuration with everything small that may be small."""
     source = files("ltxq_worker.models") / f"{base}.json"
     config: dict[str, Any] = json.loads(source.read_text())
@@ -266,7 +266,7 @@ def _write_safetensors(
 
 
 def _write_text_encoder(folder: Path, seed: int) -> None:
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     config = Gemma3Config(
         text_config={
             "vocab_size": len(tokenizer),
@@ -305,7 +305,7 @@ def _write_text_encoder(folder: Path, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-falling-back BPE with Gemma's special tokens and its mark for a space."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106

@@ -1,0 +1,268 @@
+"""Who makes the clips: the library as its own pipelines do, and ltxq's pipeline as a worker does.
+
+All arms have the same weights and read a prompt through ltxq's Gemma (ltx-core 1.0.0's own does not
+work with transformers 5). What the library's pipelines do for small cards is left out: it keeps its
+models, and does not empty caches between stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from ltx_core.components.diffusion_steps import EulerDiffusionStep
+from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.model.audio_vae import decode_audio
+from ltx_core.model.transformer import X0Model
+from ltx_core.model.upsampler import upsample_video
+from ltx_core.model.video_vae import TilingConfig, decode_video, get_video_chunks_number
+from ltx_core.types import LatentState, VideoPixelShape
+from ltx_pipelines.utils.constants import DISTILLED_SIGMA_VALUES, STAGE_2_DISTILLED_SIGMA_VALUES
+from ltx_pipelines.utils.helpers import denoise_audio_video, simple_denoising_func
+from ltx_pipelines.utils.media_io import encode_video
+from ltx_pipelines.utils.samplers import euler_denoising_loop
+from ltx_pipelines.utils.types import PipelineComponents
+
+from bench.rig.timeline import Timeline, wait_for
+from bench.rig.weights import Kind, Shared, Sizes
+from ltxq.job import Stage, VideoRequest
+from ltxq_worker.encode import encode
+from ltxq_worker.models.resident import Resident
+from ltxq_worker.models.text import TextContext
+from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage, in_two_stages
+from ltxq_worker.pipeline.ltx import LtxPipeline
+from ltxq_worker.pipeline.optimize import Optimizations
+
+
+@dataclass(frozen=True)
+class Made:
+    """What making one clip took."""
+
+    spans: dict[str, float]  # seconds by stage, on the device's own timeline
+    seconds: float  # prompt to MP4 on disk, by the clock
+    encode: float  # seconds from the last frame in the host's memory to the MP4, by the clock
+    mp4_bytes: int
+
+
+class Arm(Protocol):
+    """One way of making clips."""
+
+    name: str
+    weights: Kind  # of the transformer
+
+    def make(self, request: VideoRequest, folder: Path) -> Made:
+        """Make a clip, timed, its MP4 into `folder`."""
+
+    def latents(self, request: VideoRequest) -> Latents:
+        """The clip before decoding, untimed."""
+
+
+class LibraryArm:
+    """ltx-core's modules and ltx-pipelines' loop, default tiling and encoder, run eagerly."""
+
+    def __init__(self, name: str, weights: Kind, shared: Shared, model: X0Model) -> None:
+        self.name, self.weights = name, weights
+        self._shared, self._model = shared, model
+        self._device = next(shared.video_decoder.parameters()).device
+        self._timeline = Timeline(self._device)
+
+    @torch.inference_mode()
+    def make(self, request: VideoRequest, folder: Path) -> Made:
+        """As `Arm.make`."""
+        tiling, mp4, line = TilingConfig.default(), folder / "clip.mp4", self._timeline
+        began = time.perf_counter()
+        line.start()
+        with watched(self._shared, self._shared.video_decoder, line):
+            generator = torch.Generator(self._device).manual_seed(request.seed or 0)
+            made = self._denoised(request, generator)
+            sound = decode_audio(made.audio, self._shared.audio_decoder, self._shared.vocoder)
+            line.mark("audio")
+            chunks = decode_video(made.video, self._shared.video_decoder, tiling, generator)
+            decoded = [began]
+            encode_video(
+                video=_copied(chunks, line, decoded),
+                fps=int(request.frame_rate),
+                audio=sound,
+                output_path=str(mp4),
+                video_chunks_number=get_video_chunks_number(request.num_frames, tiling),
+            )
+        ended = time.perf_counter()
+        return Made(line.spans(), ended - began, ended - decoded[0], mp4.stat().st_size)
+
+    @torch.inference_mode()
+    def latents(self, request: VideoRequest) -> Latents:
+        """As `Arm.latents`."""
+        generator = torch.Generator(self._device).manual_seed(request.seed or 0)
+        return self._denoised(request, generator)
+
+    def _denoised(self, request: VideoRequest, generator: torch.Generator) -> Latents:
+        context = self._shared.text.encode(request.prompt)
+        self._timeline.mark("connectors")
+        noiser = GaussianNoiser(generator)
+        size = VideoPixelShape(
+            1, request.num_frames, request.height, request.width, request.frame_rate
+        )
+        if request.stages == 1:
+            return self._stage(size, DISTILLED_SIGMA_VALUES, noiser, context, 0, None)
+        half = size._replace(height=size.height // 2, width=size.width // 2)
+        small = self._stage(half, DISTILLED_SIGMA_VALUES, noiser, context, 0, None)
+        shared = self._shared
+        doubled = upsample_video(small.video, shared.video_decoder, shared.upsampler)
+        self._timeline.mark("upsample")
+        done, start = len(DISTILLED_SIGMA_VALUES) - 1, Latents(doubled, small.audio)
+        return self._stage(size, STAGE_2_DISTILLED_SIGMA_VALUES, noiser, context, done, start)
+
+    def _stage(
+        self,
+        size: VideoPixelShape,
+        levels: list[float],
+        noiser: GaussianNoiser,
+        context: TextContext,
+        done: int,
+        start: Latents | None,
+    ) -> Latents:
+        step = simple_denoising_func(context.video, context.audio, self._model)
+
+        def timed(
+            video: LatentState, audio: LatentState, sigmas: torch.Tensor, index: int
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            clean = step(video, audio, sigmas, index)
+            self._timeline.mark(f"step {done + index + 1}")
+            return clean
+
+        video, audio = denoise_audio_video(
+            output_shape=size,
+            conditionings=[],
+            noiser=noiser,
+            sigmas=torch.tensor(levels).to(self._device),
+            stepper=EulerDiffusionStep(),
+            denoising_loop_fn=lambda sigmas, video, audio, stepper: euler_denoising_loop(
+                sigmas, video, audio, stepper, timed
+            ),
+            components=PipelineComponents(torch.bfloat16, self._device),
+            dtype=torch.bfloat16,
+            device=self._device,
+            noise_scale=levels[0],
+            initial_video_latent=start and start.video,
+            initial_audio_latent=start and start.audio,
+        )
+        self._timeline.mark(f"step {done + len(levels) - 1}")
+        return Latents(video.latent, audio.latent)
+
+
+class LtxqArm:
+    """ltxq's pipeline and encoder, as a worker runs them."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: Kind,
+        sizes: Sizes,
+        shared: Shared,
+        model: X0Model,
+        optimizations: Optimizations,
+    ) -> None:
+        self.name, self.weights = name, weights
+        self._sizes, self._shared = sizes, shared
+        self._device = next(shared.video_decoder.parameters()).device
+        self._timeline = Timeline(self._device)
+        self._optimizations = optimizations
+        # A decoder of its own: what makes it faster may change how its weights lie in memory.
+        self._decoder = copy.deepcopy(shared.video_decoder)
+        self._pipeline = self._around(model)
+
+    def _around(self, model: X0Model) -> LtxPipeline:
+        return LtxPipeline(
+            model=self._sizes.base,
+            folder=self._sizes.folder,
+            parts=Resident(
+                text=self._shared.text,
+                transformer=model,
+                video_decoder=self._decoder,
+                audio_decoder=self._shared.audio_decoder,
+                vocoder=self._shared.vocoder,
+                upsampler=self._shared.upsampler,
+            ),
+            device=self._device,
+            optimizations=self._optimizations,
+        )
+
+    def make(self, request: VideoRequest, folder: Path) -> Made:
+        """As `Arm.make`."""
+        line = self._timeline
+        began = time.perf_counter()
+        decoded: list[float] = []
+
+        def report(stage: Stage, step: int, _steps: int) -> None:
+            if stage == "encode":  # from now on the GPU is free
+                decoded.append(time.perf_counter())
+            elif stage == "denoise" and step:
+                line.mark(f"step {step}")
+            elif stage == "decode":
+                line.mark("copy" if step else "audio")
+            elif step:
+                line.mark("connectors")
+
+        line.start()
+        with watched(self._shared, self._decoder, line):
+            encoded = encode(self._pipeline.generate(request, report), request, folder, report)
+        ended = time.perf_counter()
+        return Made(line.spans(), ended - began, ended - decoded[0], encoded.size)
+
+    @torch.inference_mode()
+    def latents(self, request: VideoRequest) -> Latents:
+        """As `Arm.latents`."""
+        pipeline = self._pipeline
+        size = VideoPixelShape(
+            1, request.num_frames, request.height, request.width, request.frame_rate
+        )
+        generator = torch.Generator(self._device).manual_seed(request.seed or 0)
+        context = pipeline._context(request.prompt)
+        if request.stages == 1:
+            return in_one_stage(pipeline._transformer, context, size, generator, _ignore)
+        return in_two_stages(
+            pipeline._transformer, pipeline._upsample, context, size, generator, _ignore
+        )
+
+    def over(self, model: X0Model) -> Transformer:
+        """What runs `model` in this arm."""
+        return self._around(model)._transformer
+
+
+@contextmanager
+def watched(shared: Shared, decoder: torch.nn.Module, line: Timeline) -> Iterator[None]:
+    """Has `line` marked where Gemma, upsampler, decoder and vocoder end."""
+    parts = {
+        "text": shared.gemma,
+        "upsample": shared.upsampler,
+        "decode": decoder,
+        "audio": shared.vocoder,
+    }
+    with ExitStack() as hooks:
+        for name, part in parts.items():
+            hook = part.register_forward_hook(lambda *_, name=name: line.mark(name))
+            hooks.callback(hook.remove)
+        yield
+        wait_for(next(decoder.parameters()).device)
+
+
+def _copied(
+    chunks: Iterator[torch.Tensor], line: Timeline, decoded: list[float]
+) -> Iterator[torch.Tensor]:
+    """The chunks in the host's memory; `decoded[0]` becomes when the last one came."""
+    for chunk in chunks:
+        line.mark("decode")
+        frames = chunk.cpu()
+        line.mark("copy")
+        decoded[0] = time.perf_counter()
+        yield frames
+
+
+def _ignore(step: int) -> None:
+    """A StepDone nobody needs."""

@@ -1,0 +1,32 @@
+"""The clips that are made: a, b and c, and on the tiny model small ones of the same kinds."""
+
+from __future__ import annotations
+
+from ltxq.job import VideoRequest
+
+# About as many tokens as a carefully written prompt has: some 130 of the stand-in tokenizer.
+PROMPT = (
+    "a red fox walks through fresh snow at dawn while the camera follows slowly, its breath in the "
+    "cold air, soft light, shallow depth of field, film grain; the wind moves the branches of the "
+    "trees, a bird flies up, and far away the bells of a small church ring; the fox stops, turns "
+    "and looks into the camera, then runs over the frozen river and into the forest"
+)
+
+FULL = {
+    "a": {"height": 512, "width": 768, "num_frames": 33},
+    "b": {"height": 512, "width": 768, "num_frames": 121},
+    "c": {"height": 1024, "width": 1536, "num_frames": 121, "stages": 2},
+}
+TINY = {
+    "a": {"height": 64, "width": 96, "num_frames": 9},
+    "b": {"height": 64, "width": 96, "num_frames": 17},
+    "c": {"height": 128, "width": 128, "num_frames": 17, "stages": 2},
+}
+
+
+def request(workload: str, take: int, *, tiny: bool) -> VideoRequest:
+    """One clip. Each take has its own prompt and seed: nothing kept of one helps another."""
+    size = (TINY if tiny else FULL)[workload]
+    return VideoRequest.parse(
+        {"prompt": f"{PROMPT}, {workload}, take {take:03}", "seed": take, **size}
+    )

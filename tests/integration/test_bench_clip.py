@@ -1,0 +1,81 @@
+"""`bench/clip.py` on the tiny model: the code that measures a GPU, from a bare checkout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What a machine for measuring need not have; nor is ltxq installed there.
+FOREIGN = (
+    *("celery", "kombu", "redis", "boto3", "botocore", "tenacity", "pydantic_settings"),
+    *("fastapi", "uvicorn", "prometheus_client", "standardwebhooks", "flower"),
+)
+BARE = f"""
+import importlib.machinery, runpy, sys
+
+class Bare(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in {FOREIGN!r}:
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Bare
+sys.path[1:] = [folder for folder in sys.path[1:] if not folder.endswith(("/producer", "/worker"))]
+runpy.run_path({str(ROOT / "bench" / "clip.py")!r}, run_name="__main__")
+"""
+MODELS = ("ltx-2-19b", "ltx-2.3-22b")
+ARMS = ("library", "library-fp8", "ltxq", "ltxq-fp8")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a bare checkout measures, by model."""
+    folder = tmp_path_factory.mktemp("results")
+    options = ("--runs=1", "--warmups=0", "--workloads", "a", "c", "--without", "text", "--model")
+    subprocess.run(
+        [sys.executable, "-c", BARE, "--results", str(folder), *options, *MODELS],
+        check=True,
+        cwd=folder,
+        timeout=170,
+    )
+    return {
+        model: json.loads((folder / f"clip-{model}-tiny-cpu.json").read_text()) for model in MODELS
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("workload", ["a", "c"])
+def test_every_arm_is_measured_stage_by_stage(
+    results: dict[str, Any], model: str, workload: str
+) -> None:
+    arms = results[model]["workloads"][workload]["arms"]
+    assert set(ARMS) < set(arms)
+    for arm in arms.values():
+        assert len(arm["steps"]) == {"a": 8, "c": 11}[workload]
+        assert ("upsample" in arm["stages"]) == (workload == "c")
+        took = sum(stage["median"] for stage in arm["stages"].values())
+        assert 0.8 < took / arm["prompt to MP4"]["median"] < 1.2  # no stage is left out
+        assert arm["MP4 bytes"] > 1000
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("workload", ["a", "c"])
+def test_errors_tell_exact_arms_from_others(
+    results: dict[str, Any], model: str, workload: str
+) -> None:
+    arms = results[model]["workloads"][workload]["arms"]
+    blocks = results[model]["errors of the first blocks against float32"]
+    for part in ("picture", "sound"):
+        errors = {name: arm[f"error of the {part}'s latent"] for name, arm in arms.items()}
+        # On a CPU there is but `lean` beside `text`, and it is exact: the same clip, bit for bit.
+        assert errors["ltxq −text"] == 0
+        assert errors["ltxq"] < 0.02
+        assert 0.001 < errors["library-fp8"] < 0.1
+        assert 0 < blocks["ltxq"][part] < 0.01 < blocks["library-fp8"][part] < 0.1
