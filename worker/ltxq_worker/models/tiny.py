@@ -76,9 +76,7 @@ def make_tiny(
     try:
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
             _write_text_encoder(partial / "gemma", seed)
-            _write_checkpoint(
-                partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8
-            )
+            _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
             _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
         partial.rename(folder)
