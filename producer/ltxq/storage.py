@@ -5,8 +5,11 @@ Which keys a clip has is said here; when to upload, sign or delete them is for o
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,6 +33,8 @@ CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte, either way
 ATTEMPTS = 3  # of each request, with a second or two between: a server away is told in about 20 s
 PART = 16 * 2**20  # bytes; a larger file goes up in parts of this size, each tried again alone
+SIGNED_FOR = 60.0  # seconds a clip's URLs are given again before they are signed anew
+SIGNED_MOST = 10_000  # clips whose URLs are kept for that; about 3 kB each
 PAGE = 1000  # keys in one answer or one deletion, the most S3 allows
 
 
@@ -85,6 +90,8 @@ class Storage:
         self._public_base_url = settings.s3_public_base_url
         self._client = client
         self._signer = signer
+        self._signing = threading.Lock()
+        self._signed: dict[tuple[str, int], tuple[float, dict[str, Any]]] = {}  # and when
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Storage:
@@ -165,8 +172,22 @@ class Storage:
         return url, signed_at + timedelta(seconds=expires_in)
 
     def clip_urls(self, clip_key: str, expires_in: int) -> dict[str, Any]:
-        """`VideoResult`'s URLs and `expires_at`, signed now, of the clip with this key."""
-        keys = _keys_in(clip_key.rpartition("/")[0])
+        """`VideoResult`'s URLs and `expires_at` of the clip with this key.
+
+        Signed now or within the last minute, a tenth of their life at most: signing costs more
+        than reading the job, and who waits for a clip asks often.
+        """
+        wanted, now = (clip_key, expires_in), time.monotonic()
+        signed_at, urls = self._signed.get(wanted, (-math.inf, {}))
+        if now - signed_at > min(SIGNED_FOR, expires_in / 10):
+            urls = self._sign(_keys_in(clip_key.rpartition("/")[0]), expires_in)
+            with self._signing:
+                while len(self._signed) >= SIGNED_MOST:
+                    del self._signed[next(iter(self._signed))]
+                self._signed[wanted] = now, urls
+        return dict(urls)
+
+    def _sign(self, keys: ClipKeys, expires_in: int) -> dict[str, Any]:
         url, expires_at = self.url(keys.clip, expires_in)
         return {
             "url": url,

@@ -139,6 +139,40 @@ def test_a_clip_has_urls_for_all_its_files(server: S3, clip: Path) -> None:
     assert not urls
 
 
+def test_a_clips_urls_are_signed_anew_before_much_of_their_life_is_over(
+    moto: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Storage.from_settings(moto.settings())
+    keys, other = clip_keys("video_1", 1), clip_keys("video_1", 2)
+    now = [1000.0]
+    monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
+
+    def url(clip: str, expires_in: int) -> str:
+        # Another key each time, so that a signature of this moment is seen to be one.
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(8))
+        bucket._signer = Storage.from_settings(moto.settings())._signer
+        return str(bucket.clip_urls(clip, expires_in)["url"])
+
+    first, long = url(keys.clip, 60), url(keys.clip, 86400)
+    assert first != long
+    assert url(other.clip, 60).partition("?")[0] != first.partition("?")[0]
+    now[0] += 5.9
+    assert url(keys.clip, 60) == first
+    now[0] += 0.2
+    assert url(keys.clip, 60) != first  # a tenth of its minute is over
+    assert url(keys.clip, 86400) == long
+    now[0] += 54
+    assert url(keys.clip, 86400) != long
+
+
+def test_the_urls_kept_are_bounded(moto: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SIGNED_MOST", 3)
+    bucket = Storage.from_settings(moto.settings())
+    for token in range(1, 6):
+        bucket.clip_urls(clip_keys("video_1", token).clip, 60)
+    assert len(bucket._signed) == 3
+
+
 def test_a_public_bucket_has_plain_urls_without_an_end(moto: S3) -> None:
     bucket = Storage.from_settings(moto.settings(s3_public_base_url="https://cdn.example/v/"))
     assert bucket.url("a b/ü.mp4", 60) == ("https://cdn.example/v/a%20b/%C3%BC.mp4", None)
