@@ -44,6 +44,7 @@ lock: $(VENV)/.ready-uv ## Write requirements/*.txt anew, with the newest versio
 	@$(COMPILE) -o requirements/base.txt
 	@$(COMPILE) -o requirements/worker.txt --extra worker
 	@$(COMPILE) -o requirements/gateway.txt --extra gateway
+	@$(COMPILE) -o requirements/flower.txt --extra flower
 	@$(COMPILE) -o requirements/demo.txt --extra all
 	@$(COMPILE) -o requirements/dev.txt --extra all --group test --group check
 

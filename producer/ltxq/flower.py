@@ -92,14 +92,14 @@ def show_outcome(app: Celery, job: Job, worker: str) -> None:
     with _sender(app, worker) as send:
         if job.result is not None:
             took = job.result.timings.get("total", 0.0)
-            text = f"{job.result.key}, {job.result.size:,} bytes"
+            text = f"{job.result.size:,} bytes, {job.result.key}"
             send("task-succeeded", job.id, result=text, runtime=took)
         elif job.state == "cancelled":
             send("task-revoked", job.id, terminated=job.started_at is not None, signum=None,
                  expired=False, result="cancelled")  # fmt: skip
         elif job.error is not None:
             send("task-failed", job.id, exception=f"{job.error.code}: {job.error.message}",
-                 traceback=job.error.hint, result=None)  # fmt: skip
+                 traceback=job.error.hint, result=job.error.code)  # fmt: skip
 
 
 def show_requeued(app: Celery, job_id: str, worker: str) -> None:

@@ -146,7 +146,7 @@ def test_a_job_is_shown_from_waiting_to_its_clip(up: Up, client: Client) -> None
     assert progress["result"].endswith("in all")
     done = up.until(job, lambda shown: shown["state"] == "SUCCESS")
     result = client.get(job.id).result_or_raise()
-    assert done["result"] == f"{result.key}, {result.size:,} bytes"
+    assert done["result"] == f"{result.size:,} bytes, {result.key}"
     assert done["worker"] == "cpu0@local"
     assert done["runtime"] == pytest.approx(result.timings["total"])
     assert done["args"] == waiting["args"]
@@ -200,6 +200,7 @@ def test_a_failed_job_says_why(up: Up, client: Client) -> None:
     job = client.submit(PROMPT, timeout=1, **SMALL)
     shown = up.until(job, lambda shown: shown["state"] == "FAILURE")
     assert shown["exception"].startswith("timed_out: The job took longer")
+    assert shown["result"] == "timed_out"
 
 
 def test_no_prompt_breaks_a_page(up: Up, client: Client, tmp_path: Path) -> None:
