@@ -10,6 +10,7 @@ import torch
 from ltx_core.types import VideoPixelShape
 from safetensors.torch import load_file
 
+from ltxq_worker.models import fp8
 from ltxq_worker.models.fp8 import Fp8Linear
 from ltxq_worker.models.resident import Quantization
 from ltxq_worker.models.text import TextContext
@@ -113,7 +114,9 @@ def test_published_weights_are_widened_by_their_scales_where_bf16_is_wanted(
 
 
 def test_the_latent_is_nearer_to_bf16s_than_the_librarys_cast_is(models: Models) -> None:
-    """Also from published weights, against those widened."""
+    """Seen: 0.54 to 0.65 of its error; from published weights, against those widened, 0.31 to 0.48.
+    Ours has two of the eight blocks in FP8, the cast has all, but leaves tokens alone.
+    """
     bf16 = loaded(models.bf16, "bf16")
     context = bf16._context("a cat in the snow")
     exact = denoised(bf16, context)
@@ -123,8 +126,26 @@ def test_the_latent_is_nearer_to_bf16s_than_the_librarys_cast_is(models: Models)
     widened = denoised(loaded(models.published, "bf16"), context)
     for stream in ("video", "audio"):
         library = error(getattr(cast, stream), getattr(exact, stream))
-        assert 0 < error(getattr(ours, stream), getattr(exact, stream)) < 1.5 * library
-        assert 0 < error(getattr(published, stream), getattr(widened, stream)) < 1.5 * library
+        assert 0 < error(getattr(ours, stream), getattr(exact, stream)) < 0.8 * library
+        assert 0 < error(getattr(published, stream), getattr(widened, stream)) < 0.8 * library
+
+
+def test_with_all_blocks_in_fp8_the_latent_is_about_as_near_as_the_librarys_cast(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: 0.98 to 1.08 of its error. Two blocks with scales 5 % off would be at 1.05 to 1.36."""
+    bf16 = loaded(models.bf16, "bf16")
+    context = bf16._context("a cat in the snow")
+    exact = denoised(bf16, context)
+    cast = denoised(loaded(models.bf16, "fp8_cast"), context)
+    monkeypatch.setattr(fp8, "FIRST_KEPT", 0)
+    monkeypatch.setattr(fp8, "LAST_KEPT", 0)
+    every = loaded(models.bf16, "fp8")
+    assert len(in_fp8(every)) == 28 * BLOCKS
+    ours = denoised(every, context)
+    for stream in ("video", "audio"):
+        library = error(getattr(cast, stream), getattr(exact, stream))
+        assert 0.7 * library < error(getattr(ours, stream), getattr(exact, stream)) < 1.2 * library
 
 
 def denoised(pipeline: LtxPipeline, context: TextContext) -> Latents:

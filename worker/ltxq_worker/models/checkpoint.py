@@ -77,6 +77,7 @@ class Checkpoint:
         weights = self._read(what, expected, mine, keys, until)
         module.load_state_dict(weights, strict=True, assign=True)
         self._done = until
+        module.requires_grad_(False)
         return module.to(self._device).eval()  # filters that are in no file move here
 
     def _select(self, keys: SDOps) -> dict[str, str]:

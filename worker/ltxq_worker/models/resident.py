@@ -60,10 +60,11 @@ def load(
     """
     if quantization == "fp8" and device.type == "cuda":
         _require_fp8(device)
-    report("text encoder", 0.0)
-    tokenizer = load_tokenizer(folder.text_encoder)
-    gemma = load_gemma(folder.text_encoder, device)
     # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
+    tokenizer = load_tokenizer(folder.text_encoder)
+    gemma = load_gemma(
+        folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
+    )
     file = Checkpoint(
         folder.checkpoint,
         folder.config,

@@ -7,6 +7,8 @@ ltx-core's feature extractor and connectors. Caching and memory are the pipeline
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ltx_core.text_encoders.gemma.embeddings_connector import (
 )
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractorV1, FeatureExtractorV2
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import set_tqdm_hook
 
 from ltxq.errors import InvalidRequest, ModelUnusable
 
@@ -130,26 +132,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_gemma(folder: Path, device: torch.device) -> torch.nn.Module:
+def load_gemma(
+    folder: Path, device: torch.device, report: Callable[[float], None]
+) -> torch.nn.Module:
     """Gemma's language part in bf16: token ids to hidden states. Its eyes are left out.
+
+    transformers maps the files and copies each weight from there to the device. `report` is told
+    the share of the weights that are done.
 
     Raises:
         ModelUnusable: a weight is missing, is not Gemma's or has another shape.
     """
-    disable_progress_bar()  # progress is told by those who show it
     try:
-        model, report = Gemma3ForConditionalGeneration.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.bfloat16,
-            device_map={"": device},
-            output_loading_info=True,
-        )
+        with _weights_counted(report):
+            model, loading = Gemma3ForConditionalGeneration.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=torch.bfloat16,
+                device_map={"": device},
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as exc:
         if isinstance(exc, torch.OutOfMemoryError):
             raise
         raise _unreadable(folder, "weights", exc) from exc
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in loading.items() if keys}
     if wrong:
         kind, keys = next(iter(wrong.items()))
         raise ModelUnusable(
@@ -157,7 +164,23 @@ def load_gemma(folder: Path, device: torch.device) -> torch.nn.Module:
             f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)} in all).",
             hint="Download the text encoder again.",
         )
-    return model.model.language_model.eval()
+    return model.model.language_model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _weights_counted(report: Callable[[float], None]) -> Iterator[None]:
+    """transformers' progress bar told to `report` rather than shown."""
+
+    def count(_bar: Any, args: tuple[Collection[Any]], _options: Any) -> Iterator[Any]:
+        for done, weight in enumerate(args[0]):
+            report(done / len(args[0]))
+            yield weight
+
+    before = set_tqdm_hook(count)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def build_embeddings(config: dict[str, Any], hidden_size: int, layers: int) -> EmbeddingsProcessor:
