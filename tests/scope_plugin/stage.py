@@ -8,22 +8,20 @@ import contextlib
 import gc
 import hashlib
 import http.server
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from scope.server.pipeline_processor import PipelineProcessor
 
+from clipmaker import make_clip
 from ltxq import Client, VideoRequest
 from ltxq.errors import QueueUnavailable
 from ltxq.job import Job
 from ltxq.testing import MemoryTransport
-from ltxq_worker.encode import encode
-from ltxq_worker.pipeline.instant import InstantPipeline, request_tag
+from ltxq_worker.pipeline.instant import request_tag
 from viewer import Viewer
 
 SMALL = {"width": 64, "height": 64, "num_frames": 9}
@@ -36,13 +34,6 @@ def eventually(check: Callable[[], object], within: float = 60.0) -> None:
     while not check():
         assert time.monotonic() < end, f"not within {within:g} s"
         time.sleep(0.01)
-
-
-def make_clip(request: VideoRequest) -> bytes:
-    """The instant pipeline's MP4 of a settled request."""
-    with tempfile.TemporaryDirectory() as folder:
-        clip = InstantPipeline(steps=1).generate(request, lambda *_: None)
-        return encode(clip, request, Path(folder), lambda *_: None).mp4.read_bytes()
 
 
 @dataclass

@@ -7,9 +7,11 @@ there is none, silence is put in.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -20,6 +22,7 @@ from ltxq_worker.pipeline.instant import Mark, read_mark
 RATE = 48_000  # Hz
 TICK = 960  # samples: 20 ms
 JUMP = 0.25  # seconds between two stamps that are no longer one stream
+LOUD = 0.05  # of 1
 LOOK = 0.005  # seconds between two looks at an empty queue
 
 
@@ -42,6 +45,13 @@ class Heard:
     samples: Any  # float32 [2, 960]
 
 
+class _Arrivals(queue.Queue[Any]):
+    """A queue that notes when things came; a viewer that looks late is no fault of theirs."""
+
+    def _put(self, packet: Any) -> None:
+        super()._put((time.monotonic(), packet))
+
+
 @dataclass
 class Viewer:
     """Watches a processor within a `with`; `shown` and `heard` grow meanwhile."""
@@ -49,11 +59,10 @@ class Viewer:
     processor: Any
     shown: list[Shown] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
-    keep_samples: bool = True
 
     def __post_init__(self) -> None:
         self._done = threading.Event()
-        self._pictures: queue.Queue[Any] = queue.Queue(30)
+        self._pictures = _Arrivals(30)
         self.processor.output_queues["video"] = [self._pictures]
         self._threads = [threading.Thread(target=work) for work in (self._watch, self._listen)]
         self._started = [threading.Event(), threading.Event()]  # a picture, a sound
@@ -78,18 +87,17 @@ class Viewer:
         zero = last = None  # the wall's time at stamp 0; the last stamp
         while not self._done.is_set():
             try:
-                packet = self._pictures.get(timeout=LOOK)
+                arrived, packet = self._pictures.get(timeout=LOOK)
             except queue.Empty:
                 continue
             stamp = float(packet.timestamp.pts * packet.timestamp.time_base)
-            self._started[0].set()
-            if zero is None:
+            if last is None:
+                self._started[0].set()
                 self._wait_for_both()
             if zero is None or last is None or not 0 < stamp - last < JUMP:
                 zero = time.monotonic() - stamp
-            at = max(zero + stamp, time.monotonic())
-            self._done.wait(at - time.monotonic())
-            last = stamp
+            at, last = max(zero + stamp, arrived), stamp
+            self._done.wait(max(0.0, at - time.monotonic()))
             picture = packet.tensor[0].numpy()
             shown = Shown(at, stamp, _mark(picture), picture.shape[1::-1])
             with self.news:
@@ -109,8 +117,6 @@ class Viewer:
             stamp, samples = None, np.zeros((2, TICK), np.float32)
             if sum(part.shape[1] for _, part in parts) >= TICK:
                 stamp, samples = _take(parts)
-            if not self.keep_samples:
-                samples = samples[:, ::48].copy()
             self.heard.append(Heard(zero + tick * TICK / RATE, stamp, samples))
             tick += 1
             self._done.wait(max(0.0, zero + tick * TICK / RATE - time.monotonic()))
@@ -163,3 +169,31 @@ def skews(viewer: Viewer) -> list[float]:
         if sounds and abs(sounds[at][0] - shown.at) < 0.1:
             late.append(sounds[at][1] - (shown.at - shown.stamp))
     return late
+
+
+def breaks(shown: Sequence[Shown], last: int) -> list[str]:
+    """Where clips do not run from their first frame to their last, `last`, one after the other,
+    each frame once; the last one may stand.
+    """
+    if any(picture.mark is None for picture in shown):
+        return ["a picture without a readable mark"]
+    marks = [picture.mark for picture in shown if picture.mark is not None]
+    found = [] if not marks or marks[0].index == 0 else [f"begins with {marks[0]}"]
+    for before, now in itertools.pairwise(marks):
+        stands = before == now and now.index == last
+        goes_on = now == Mark(before.tag, before.index + 1)
+        begins = before.index == last and now.index == 0
+        if not (stands or goes_on or begins):
+            found.append(f"{now} after {before}")
+    return found
+
+
+def loud(sound: Heard) -> bool:
+    """Whether there is anything to hear."""
+    return bool(np.abs(sound.samples).max() > LOUD)
+
+
+def onset(heard: Sequence[Heard]) -> float:
+    """When the first sound begins, in seconds by the wall."""
+    first = next(sound for sound in heard if loud(sound))
+    return first.at + int(np.argmax(np.abs(first.samples[0]) > LOUD)) / RATE

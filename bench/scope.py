@@ -1,0 +1,255 @@
+"""The Scope plugin watched for five minutes over `ltxq up`: `python bench/scope.py`.
+
+Another clip each time by the instant test pipeline; in the midst the prompt changes, and later the
+worker is killed and replaced. Says whether time stamps went back, frames were lost or shown twice,
+and how far sound and picture were apart; ends with 1 if something is wrong. Scope is the tests'
+stand-in, or the real one where SCOPE_CHECKOUT names a checkout. Everything shares the machine's
+cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TESTS = Path(__file__).parents[1] / "tests" / "scope_plugin"
+CHECKOUT = os.environ.get("SCOPE_CHECKOUT")
+# In place of this folder, whose `queue` and `scope` would stand in for others of that name.
+sys.path[:1] = [str(TESTS), str(Path(CHECKOUT, "src") if CHECKOUT else TESTS / "stand_in")]
+
+import stage
+from ltxq import Client
+from ltxq.job import Job
+from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
+from ltxq_worker.pipeline.instant import request_tag
+from viewer import Heard, Shown, Viewer, breaks, loud, onset, skews
+
+RESULTS = Path(__file__).parent / "results" / "scope.json"
+PATIENCE = 60.0  # seconds for a worker to be there again
+MOST_APART = 0.040  # seconds
+
+
+def main() -> None:
+    options = _options()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ltxq_up(Path(folder), gateway=options.gateway) as up,
+    ):
+        seen = watch(options, up)
+        jobs = all_jobs()
+    figures, wrong = reckon(seen, jobs, options.num_frames - 1)
+    report(options, figures)
+    for what in wrong[:20]:
+        print(f"WRONG: {what}", file=sys.stderr)
+    sys.exit(bool(wrong))
+
+
+class Timed:
+    """A pipeline that notes how long each call took."""
+
+    def __init__(self, pipeline: Ltx2QueuePipeline) -> None:
+        self._pipeline = pipeline
+        self.seconds: list[float] = []
+
+    def __call__(self, **parameters: Any) -> dict[str, Any]:
+        start = time.perf_counter()
+        output = self._pipeline(**parameters)
+        self.seconds.append(time.perf_counter() - start)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
+@dataclass
+class Watched:
+    """What was seen and heard, and when what was done; seconds by the wall."""
+
+    shown: list[Shown]
+    heard: list[Heard]
+    late: list[float]  # sound behind picture, for each picture
+    changed: float  # the prompt
+    killed: float  # the worker
+    calls: list[float]
+    gained: float  # bytes of memory, without what the viewer keeps
+
+
+def watch(options: argparse.Namespace, up: psutil.Process) -> Watched:
+    """The session."""
+    sizes = {name: getattr(options, name) for name in ("width", "height", "num_frames")}
+    pipeline = Timed(Ltx2QueuePipeline(**sizes, randomize_seed=True))
+    with stage.Session(pipeline) as session:
+        viewer = session.viewer
+        viewer.wait_until(lambda v: v.shown)
+        end = time.monotonic() + options.seconds
+        memory = [used_by(viewer)]
+        time.sleep(0.4 * options.seconds)
+        changed = time.monotonic()
+        session.send(prompts=stage.OWL)
+        time.sleep(0.2 * options.seconds)
+        killed = time.monotonic()
+        kill_worker(up)
+        viewer.wait_until(lambda v: plays_since(v, killed + 3), PATIENCE)
+        time.sleep(max(0.0, end - time.monotonic()))
+        memory.append(used_by(viewer))
+    return Watched(
+        shown=viewer.shown,
+        heard=viewer.heard,
+        late=skews(viewer),
+        changed=changed,
+        killed=killed,
+        calls=pipeline.seconds,
+        gained=memory[1] - memory[0],
+    )
+
+
+def reckon(seen: Watched, jobs: list[Job], last: int) -> tuple[dict[str, float], list[str]]:
+    """Figures, and what should not have been."""
+    shown, owls = seen.shown, {request_tag(j.request) for j in jobs if j.request.prompt == "an owl"}
+    stood = [now for before, now in itertools.pairwise(shown) if now.mark == before.mark]
+    after = [p for p in stood if 0 < p.at - seen.changed < 5 or 0 < p.at - seen.killed < 30]
+    broken = breaks(shown, last)
+    back = went_back([p.stamp for p in shown])
+    back += went_back([h.stamp for h in seen.heard if h.stamp is not None])
+    onsets = [abs(onset(near) - at) for at, near in beginnings(seen)]
+    apart = max(map(abs, [*seen.late, *onsets]))
+    figures = {
+        "seconds watched": shown[-1].at - shown[0].at,
+        "clips begun": sum(p.mark is not None and p.mark.index == 0 for p in shown),
+        "frames shown": len(shown) - len(stood),
+        "frames lost or shown twice": len(broken),
+        "time stamps that went back": back,
+        "the last frame stood, after prompt change and kill (s)": len(after) / 24,
+        "the last frame stood, otherwise (s)": (len(stood) - len(after)) / 24,
+        "prompt change to its first frame (s)": next(
+            (p.at - seen.changed for p in shown if p.mark and p.mark.tag in owls), math.nan
+        ),
+        "sound and picture apart, most (ms)": 1000 * apart,
+        "clips whose sound's beginning was looked at": len(onsets),
+        "silence that Scope had to put in (s)": 0.02 * sum(h.stamp is None for h in seen.heard),
+        "longest call (ms)": 1000 * max(seen.calls),
+        "memory gained (MB)": seen.gained / 1e6,
+        "jobs": len(jobs),
+        "jobs cancelled": sum(job.state == "cancelled" for job in jobs),
+    }
+    wrong = [*broken, *[f"{back} time stamps went back"] * bool(back)]
+    if apart > MOST_APART:
+        wrong.append(f"sound and picture were {1000 * apart:.0f} ms apart")
+    if not any(p.mark and p.mark.tag in owls for p in shown):
+        wrong.append("the new prompt was never seen")
+    return figures, wrong
+
+
+def beginnings(seen: Watched) -> Iterator[tuple[float, list[Heard]]]:
+    """For clips that began after a while of silence: when, and the sound around it."""
+    for number in range(15, len(seen.shown)):
+        *before, now = seen.shown[number - 15 : number + 1]
+        if len({p.mark for p in before}) == 1 and now.mark != before[0].mark:
+            near = [h for h in seen.heard if abs(h.at - now.at) < 0.5]
+            if any(map(loud, near)):
+                yield now.at, near
+
+
+def plays_since(viewer: Viewer, at: float) -> bool:
+    """Whether a clip has begun after that time, and goes on."""
+    mark, last = viewer.shown[-1].mark, viewer.shown[-1]
+    return bool(last.at > at and mark and 3 < mark.index < 6)
+
+
+def went_back(stamps: list[float]) -> int:
+    return sum(now <= before for before, now in itertools.pairwise(stamps))
+
+
+def used_by(viewer: Viewer) -> int:
+    """This process's memory without the sound that the viewer keeps, in bytes."""
+    return psutil.Process().memory_info().rss - sum(h.samples.nbytes for h in viewer.heard)
+
+
+def kill_worker(up: psutil.Process) -> None:
+    """Kill the process that makes clips; its supervisor replaces it."""
+    supervisor = next(p for p in up.children() if "worker" in p.cmdline())
+    supervisor.children()[0].kill()
+
+
+@contextmanager
+def ltxq_up(folder: Path, *, gateway: bool) -> Iterator[psutil.Process]:
+    """`ltxq up` with the instant pipeline; this process's environment points at it."""
+    ports = [f"--{name}-port=0" for name in ("redis", "s3", "http", "flower")]
+    command = [sys.executable, "-m", "ltxq", "up", "--model=instant", f"--data={folder / 'data'}"]
+    with (
+        Path(folder, "log").open("w") as log,
+        subprocess.Popen(
+            [*command, *ports, "--json"], stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            about = json.loads(process.stdout.readline())
+            lines = Path(about["environment_file"]).read_text().splitlines()
+            exports = dict(shlex.split(line)[1].split("=", 1) for line in lines if "export" in line)
+            os.environ.update(exports | ({"LTXQ_URL": about["url"]} if gateway else {}))
+            yield psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def all_jobs() -> list[Job]:
+    jobs: list[Job] = []
+    with Client() as client:
+        page = client.list(limit=100)
+        jobs += page.jobs
+        while page.after is not None:
+            page = client.list(limit=100, after=page.after)
+            jobs += page.jobs
+    return jobs
+
+
+def report(options: argparse.Namespace, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        print(f"  {name:<56} {value:>10,.2f}")
+    if options.out is None:
+        return
+    machine = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "scope": "0.2.4" if CHECKOUT else "stand-in",
+        "queue": "gateway" if options.gateway else "redis",
+        "clips": f"{options.width}x{options.height}, {options.num_frames} frames",
+    }
+    options.out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=2) + "\n")
+    print(f"written to {options.out}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--num-frames", type=int, default=33)
+    parser.add_argument("--gateway", action="store_true", help="by HTTP in place of Redis")
+    parser.add_argument("--out", type=Path, help=f"where figures go, as {RESULTS}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

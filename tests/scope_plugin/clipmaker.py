@@ -1,0 +1,57 @@
+"""Clips of the instant pipeline. As a program it makes them for another Python, whose PyAV is too
+old for the worker's encoder, as Scope's is: a request's JSON in, the MP4 in base64 out, by lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from ltxq import VideoRequest
+
+WORKER_PYTHON = os.environ.get("WORKER_PYTHON")  # the Python that has the worker's packages
+
+
+def make_clip(request: VideoRequest) -> bytes:
+    """The MP4 of a settled request."""
+    if WORKER_PYTHON is None:
+        return _make(request)
+    process = _elsewhere(WORKER_PYTHON)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(request.model_dump_json() + "\n")
+    process.stdin.flush()
+    return base64.b64decode(process.stdout.readline())
+
+
+def _make(request: VideoRequest) -> bytes:
+    from ltxq_worker.encode import encode
+    from ltxq_worker.pipeline.instant import InstantPipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        clip = InstantPipeline(steps=1).generate(request, lambda *_: None)
+        return encode(clip, request, Path(folder), lambda *_: None).mp4.read_bytes()
+
+
+@cache
+def _elsewhere(python: str) -> subprocess.Popen[str]:
+    """It ends with its standard input, that is, with this process."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORKER_PYTHON", "PYTHONPATH")}
+    return subprocess.Popen(
+        [python, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        mp4 = _make(VideoRequest.model_validate_json(line))
+        print(base64.b64encode(mp4).decode(), flush=True)  # noqa: T201
