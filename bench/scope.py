@@ -142,6 +142,10 @@ def reckon(seen: Watched, jobs: list[Job], last: int) -> tuple[dict[str, float],
             (p.at - seen.changed for p in shown if p.mark and p.mark.tag in owls), math.nan
         ),
         "sound and picture apart, most (ms)": 1000 * apart,
+        "share of pictures more than 40 ms from their sound": sum(
+            abs(late) > MOST_APART for late in seen.late
+        )
+        / len(seen.late),
         "clips whose sound's beginning was looked at": len(onsets),
         "silence that Scope had to put in (s)": 0.02 * sum(h.stamp is None for h in seen.heard),
         "longest call (ms)": 1000 * max(seen.calls),
@@ -243,8 +247,8 @@ def report(options: argparse.Namespace, figures: dict[str, float]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--num-frames", type=int, default=33)
     parser.add_argument("--gateway", action="store_true", help="by HTTP in place of Redis")
     parser.add_argument("--out", type=Path, help=f"where figures go, as {RESULTS}")

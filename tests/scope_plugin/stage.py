@@ -158,9 +158,8 @@ class Session:
     """One stream in Scope: a processor's thread and a viewer."""
 
     def __init__(self, pipeline: Any, **parameters: Any) -> None:
-        self.processor = PipelineProcessor(
-            pipeline, "ltx2-queue", initial_parameters={"prompts": FOX, **parameters}
-        )
+        sent = {"prompts": FOX, "input_mode": "text", **parameters}
+        self.processor = PipelineProcessor(pipeline, "ltx2-queue", initial_parameters=sent)
         self.viewer = Viewer(self.processor)
 
     def send(self, **parameters: Any) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.showing import Frame, Showing
 from ltxq_worker.pipeline.instant import Mark
 from stage import FOX, OWL, Session, World, eventually, plugin_threads
 from viewer import Shown, breaks, loud, onset, skews
@@ -374,12 +376,13 @@ def test_a_reset_begins_the_clip_anew_and_time_goes_on(world: World, load: Load)
 
 
 def test_memory_does_not_grow_with_time(world: World, load: Load) -> None:
-    """Thirty clips later as many tensors are alive as after five."""
+    """Thirty clips later as many clips, frames and tensors are alive as after five."""
     import torch
 
     def alive() -> int:
         gc.collect()
-        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+        kinds = (torch.Tensor, Frame, Showing, Clip)
+        return sum(type(thing) in kinds for thing in gc.get_objects())
 
     with Session(load(world, randomize_seed=True, frame_rate=60)) as session:
         session.viewer.wait_until(lambda v: len(v.shown) > 5 * 9)

@@ -1,5 +1,5 @@
-"""A finished MP4, and its pictures and sound as Scope takes them. PyAV and torch are Scope's: they
-are imported when the first clip is decoded.
+"""A finished MP4, its pictures and its sound. PyAV and numpy are Scope's: they are imported when
+the first clip is decoded.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltxq.scope_plugin.timeline import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from ltxq.scope_plugin.showing import Picture, Sound
 
 MOST_SECONDS = 30.0  # of sound that is decoded; no clip of the queue's is longer than 20
 
@@ -33,42 +36,37 @@ class Clip:
                 raise ValueError("the clip does not say its frame rate")
             return Fraction(rate)
 
-    def sound(self) -> Any:
-        """All of it: float32 tensor [2, S] in −1..1 at 48 kHz, its first sample that of the first
-        picture; None: the clip is silent.
+    def sound(self) -> Sound | None:
+        """All of it: [2, S] in −1..1 at 48 kHz, its first sample that of the first picture; None:
+        the clip is silent.
         """
         import av
-        import torch
+        import numpy as np
 
         with _open(self.data) as container:
             if not container.streams.audio:
                 return None
-            stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
             parts: list[Any] = []
             begins = 0.0  # seconds
-            for frame in container.decode(stream):
-                if not parts:
-                    begins = frame.time or 0.0
-                if (frame.time or 0.0) > MOST_SECONDS:
+            for frame in container.decode(container.streams.audio[0]):
+                begins = begins if parts else frame.time
+                if frame.time > MOST_SECONDS:
                     break
-                parts += [torch.from_numpy(part.to_ndarray()) for part in resampler.resample(frame)]
-            parts += [torch.from_numpy(part.to_ndarray()) for part in resampler.resample(None)]
-            if not parts:
-                return None
-            sound = torch.cat(parts, dim=1).clamp(-1, 1)
-            offset = round(begins * SAMPLE_RATE)
-            if offset < 0:
-                return sound[:, -offset:]
-            return torch.nn.functional.pad(sound, (offset, 0)) if offset else sound
+                parts += [part.to_ndarray() for part in resampler.resample(frame)]
+            parts += [part.to_ndarray() for part in resampler.resample(None)]
+        if not parts:
+            return None
+        sound: Sound = np.concatenate(parts, axis=1).clip(-1, 1)
+        late = round(begins * SAMPLE_RATE)
+        return np.pad(sound, ((0, 0), (late, 0))) if late > 0 else sound[:, -late:]
 
-    def pictures(self, size: tuple[int, int] | None) -> Iterator[Any]:
-        """Each frame as uint8 tensor [H, W, 3], RGB.
+    def pictures(self, size: tuple[int, int] | None) -> Iterator[Picture]:
+        """Each frame, [H, W, 3], RGB.
 
         Args:
             size: width and height to bring them to; None: their own, made even.
         """
-        import torch
         from av.video.reformatter import Colorspace
 
         with _open(self.data) as container:
@@ -86,7 +84,7 @@ class Clip:
                     src_colorspace=Colorspace.ITU709,
                     dst_colorspace=Colorspace.ITU601,
                 )
-                yield torch.from_numpy(rgb.to_ndarray())
+                yield rgb.to_ndarray()
 
 
 def _open(data: bytes) -> Any:

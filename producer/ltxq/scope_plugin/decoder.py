@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ltxq.scope_plugin.playlist import Playlist, Showing
+from ltxq.scope_plugin.playlist import Playlist
+from ltxq.scope_plugin.showing import Showing
 
 log = logging.getLogger("ltxq.scope")
 

@@ -73,9 +73,10 @@ class Ltx2QueuePipeline(Pipeline):  # type: ignore[misc]  # Scope has no types h
         try:
             return self._wishes.read(parameters)
         except InvalidRequest as exc:
-            if str(exc) != self._playlist.last_error:
-                log.warning("%s", exc)
-            self._playlist.note(str(exc))
+            why = str(exc)  # the error itself would keep the pipeline alive in a log's memory
+            if why != self._playlist.last_error:
+                log.warning("%s", why)
+            self._playlist.note(why)
             return None
 
     def _notice_a_new_start(self, init_cache: bool) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ltxq.scope_plugin.playlist import Frame, Playlist
+from ltxq.scope_plugin.playlist import Playlist
+from ltxq.scope_plugin.showing import Frame
 from ltxq.scope_plugin.timeline import SAMPLE_RATE, Timeline
 
 # Scope has no back-pressure: what is too early is lost. Its queue of pictures holds 30 of them and
@@ -15,6 +16,9 @@ from ltxq.scope_plugin.timeline import SAMPLE_RATE, Timeline
 CHUNK = 3
 AHEAD_SECONDS = 0.25  # given to Scope ahead of the wall
 LATE_SECONDS = 0.1  # ahead: less than that, and a frame must come now, be it the last one again
+
+if TYPE_CHECKING:
+    from ltxq.scope_plugin.showing import Picture
 
 Stamp = Callable[[int, Fraction], Any]  # makes Scope's MediaTimestamp
 
@@ -31,7 +35,7 @@ class Player:
         self._stamp = stamp
         self._timeline = timeline or Timeline()
         self._rate = Fraction(24)
-        self._last: Any = None  # the picture that stands
+        self._last: Picture | None = None  # it stands between clips
 
     @property
     def playing(self) -> bool:
@@ -52,38 +56,32 @@ class Player:
             return {}
         frames = self._playlist.take(count, patient=ahead > LATE_SECONDS or not self.playing)
         if frames:
-            self._rate, self._last = frames[-1].showing.rate, frames[-1].picture
-            return self._output([frame.picture for frame in frames], frames)
-        if self.playing and ahead <= LATE_SECONDS:
+            pictures = [frame.picture for frame in frames]
+            self._rate, self._last = frames[-1].showing.rate, pictures[-1]
+            return self._output(pictures, frames)
+        if self._last is not None and ahead <= LATE_SECONDS:
             return self._output([self._last] * count, ())
         return {}
 
-    def _output(self, pictures: Sequence[Any], frames: Sequence[Frame]) -> dict[str, Any]:
+    def _output(self, pictures: Sequence[Picture], frames: Sequence[Frame]) -> dict[str, Any]:
+        import numpy as np
         import torch
 
         starts = self._timeline.advance(len(pictures), self._rate)
-        sound = torch.zeros(2, starts[-1] - starts[0])
+        sound = np.zeros((2, starts[-1] - starts[0]), np.float32)
         for frame, start, end in zip(frames, starts, starts[1:], strict=False):
-            heard = _next_sound(frame, end - start)
-            sound[:, start - starts[0] : start - starts[0] + heard.shape[1]] = heard
+            heard = frame.showing.next_sound(end - start)
+            if heard is not None:
+                at = start - starts[0]
+                sound[:, at : at + heard.shape[1]] = heard
         unit = Fraction(1, SAMPLE_RATE)
         stamps = [self._stamp(start, unit) for start in starts[:-1]]
         return {
-            "video": torch.stack(list(pictures)),
-            "audio": sound,
+            # By numpy: torch shares a copy of that size among threads and waits for the last one.
+            "video": torch.from_numpy(np.stack(pictures)),
+            "audio": torch.from_numpy(sound),
             "audio_sample_rate": SAMPLE_RATE,
             "frame_rate": float(self._rate),
             "video_timestamps": stamps,
             "audio_timestamps": stamps[:1],
         }
-
-
-def _next_sound(frame: Frame, samples: int) -> Any:
-    """Up to `samples` more of the showing's sound, [2, S]."""
-    import torch
-
-    showing = frame.showing
-    if showing.sound is None:
-        return torch.zeros(2, 0)
-    start, showing.heard = showing.heard, showing.heard + samples
-    return showing.sound[:, start : showing.heard]

@@ -8,15 +8,16 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ltxq.job import VideoRequest
+from ltxq.scope_plugin.showing import End, Frame, Showing
 from ltxq.scope_plugin.wish import Wish
 
 if TYPE_CHECKING:
     from ltxq.scope_plugin.clip import Clip
+    from ltxq.scope_plugin.showing import Picture
 
 SETTLE_SECONDS = 0.2  # a wish must stand that long before its clip is asked for, but the first one
 IDLE_SECONDS = 60.0  # without a call from Scope: nobody watches, and the queue is left alone
@@ -24,27 +25,6 @@ KEPT_CLIPS, KEPT_BYTES = 16, 256 * 1024**2  # of fixed seeds, to be played again
 BUFFER_SECONDS = 0.5  # decoded ahead of what Scope gets
 BUFFER_BYTES = 128 * 1024**2  # but no more than that
 LEAST_FRAMES = 4  # decoded ahead however large they are
-
-
-@dataclass(eq=False)
-class Showing:
-    """A clip being played once."""
-
-    clip: Clip
-    request: VideoRequest
-    rate: Fraction = Fraction(24)  # frames per second; this and the sound by the decoder
-    sound: Any = None  # float32 tensor [2, S] at the timeline's rate; None: silent
-    heard: int = 0  # samples of it that Scope has
-    begun: bool = False  # Scope has its first frame
-    dropped: bool = False  # not to be played any further
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A decoded picture; None ends its showing."""
-
-    showing: Showing
-    picture: Any  # uint8 tensor [H, W, 3]
 
 
 class Playlist:
@@ -67,7 +47,7 @@ class Playlist:
         self._ready: deque[Clip] = deque()  # of the wish, with seeds of their own
         self._kept: OrderedDict[str, Clip] = OrderedDict()  # by request, the last used at the end
         self._showings: list[Showing] = []  # not played to the end yet
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[Frame | End] = deque()  # in the order they are played
 
     # --- Scope's thread -------------------------------------------------------------------------
 
@@ -110,14 +90,14 @@ class Playlist:
             if not self._frames or not self._can_begin(self._frames[0].showing):
                 return []
             rate = self._frames[0].showing.rate
-            pictures = [frame for frame in self._frames if frame.picture is not None]
-            same_rate = all(frame.showing.rate == rate for frame in pictures[:count])
-            if len(pictures) < count and same_rate and patient and self._decoding():
+            there = [frame for frame in self._frames if isinstance(frame, Frame)][:count]
+            more = len(there) < count and all(frame.showing.rate == rate for frame in there)
+            if more and patient and self._decoding():
                 return []
             taken: list[Frame] = []
             while self._frames:
                 frame = self._frames[0]
-                if frame.picture is None:
+                if isinstance(frame, End):
                     self._remove(frame.showing)
                 elif len(taken) < count and frame.showing.rate == rate:
                     frame.showing.begun = True
@@ -217,7 +197,7 @@ class Playlist:
                 self._changed.wait()
             return None
 
-    def put(self, showing: Showing, picture: Any) -> bool:
+    def put(self, showing: Showing, picture: Picture) -> bool:
         """Add a frame, when there is room. False: the showing was dropped; no more of it."""
         with self._changed:
             self._changed.wait_for(lambda: self._room() or showing.dropped)
@@ -233,7 +213,7 @@ class Playlist:
             if showing.dropped:
                 return
             if any(frame.showing is showing for frame in self._frames):
-                self._frames.append(Frame(showing, None))
+                self._frames.append(End(showing))
             else:
                 self._remove(showing)
 
@@ -252,8 +232,8 @@ class Playlist:
     def _room(self) -> bool:
         if len(self._frames) < LEAST_FRAMES:
             return True
-        seconds = sum(1 / frame.showing.rate for frame in self._frames)
-        size = sum(frame.picture.nbytes for frame in self._frames if frame.picture is not None)
+        seconds = sum(1 / frame.showing.rate for frame in self._frames if isinstance(frame, Frame))
+        size = sum(frame.picture.nbytes for frame in self._frames if isinstance(frame, Frame))
         return seconds < BUFFER_SECONDS and size < BUFFER_BYTES
 
     def _can_begin(self, showing: Showing) -> bool:
@@ -265,7 +245,7 @@ class Playlist:
 
     def _decoded(self, showing: Showing) -> bool:
         """Whether it is there to its end."""
-        return any(f.showing is showing and f.picture is None for f in self._frames)
+        return End(showing) in self._frames
 
     def _drop(self, which: Callable[[Showing], bool]) -> None:
         for showing in self._showings:

@@ -88,6 +88,8 @@ class PipelineProcessor:
             new = self.parameters_queue.get_nowait()
         except queue.Empty:
             return
+        if new == self.parameters:
+            return
         if "prompts" in new and "transition" not in new:
             self.parameters.pop("transition", None)
         self.parameters = {**self.parameters, **new}
