@@ -102,9 +102,9 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
         optimize=settings.optimize,
         report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
     )
-    log.info("optimizations: %s", pipeline.optimizations)
     supervisor.tell(loading="warm-up clip", fraction=1.0)
     pipeline.warm_up(shapes)
+    log.info("optimizations: %s", pipeline.optimizations)
     return pipeline
 
 

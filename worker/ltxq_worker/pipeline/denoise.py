@@ -30,17 +30,24 @@ class Latents:
     audio: torch.Tensor  # bf16 [1, 8, T, 16], 25 a second
 
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Noisy picture and sound, patchified [1, tokens, 128], and the noise level, a scalar on the
-device, to clean picture and sound of the same shapes."""
+Step = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""Noisy picture and sound, patchified [1, tokens, 128], and the step's number from 0, to what is
+less noisy by that step; new tensors of the same shapes."""
 
 
 class Transformer(Protocol):
-    """What predicts clean latents."""
+    """What takes a step's noise away."""
 
-    def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
-        """Prepare what stays the same in all steps of a stage: positions and text. The states'
-        masks are all ones: every token is as noisy as the noise level says.
+    def bind(
+        self,
+        video: LatentState,
+        audio: LatentState,
+        context: TextContext,
+        levels: Sequence[float],
+    ) -> Step:
+        """Prepare what stays the same in all steps of a stage: positions, text, noise levels. The
+        states' masks are all ones: every token is as noisy as the noise level says. The `Step` is
+        of use until the next `bind`.
         """
 
 
@@ -50,20 +57,32 @@ class LibraryTransformer:
     def __init__(self, model: X0Model) -> None:
         self._model = model
 
-    def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
+    def bind(
+        self,
+        video: LatentState,
+        audio: LatentState,
+        context: TextContext,
+        levels: Sequence[float],
+    ) -> Step:
         """As `Transformer.bind`; nothing is kept between steps."""
+        stepper = EulerDiffusionStep()
+        on_cpu = torch.tensor(levels)  # for the stepper, which asks for their values
+        sigmas = on_cpu.to(video.latent.device)
 
-        def predict(
-            noisy_video: torch.Tensor, noisy_audio: torch.Tensor, sigma: torch.Tensor
+        def step(
+            noisy_video: torch.Tensor, noisy_audio: torch.Tensor, index: int
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            clean: tuple[torch.Tensor, torch.Tensor] = self._model(
-                video=_modality(video, noisy_video, context.video, sigma),
-                audio=_modality(audio, noisy_audio, context.audio, sigma),
+            clean_video, clean_audio = self._model(
+                video=_modality(video, noisy_video, context.video, sigmas[index]),
+                audio=_modality(audio, noisy_audio, context.audio, sigmas[index]),
                 perturbations=None,
             )
-            return clean
+            return (
+                stepper.step(noisy_video, clean_video, on_cpu, index),
+                stepper.step(noisy_audio, clean_audio, on_cpu, index),
+            )
 
-        return predict
+        return step
 
 
 StepDone = Callable[[int], None]
@@ -114,9 +133,7 @@ def _denoise(
 ) -> Latents:
     """One stage: `start`, or nothing, noised to the first of `levels` and cleaned to the last."""
     device = generator.device
-    noiser, stepper = GaussianNoiser(generator), EulerDiffusionStep()
-    on_cpu = torch.tensor(levels)  # for the stepper, which asks for their values
-    sigmas = on_cpu.to(device)
+    noiser = GaussianNoiser(generator)
     video_tools = VideoLatentTools(
         VideoLatentPatchifier(patch_size=1), VideoLatentShape.from_pixel_shape(shape), shape.fps
     )
@@ -129,17 +146,17 @@ def _denoise(
     # One generator serves both, picture first: the order is part of what a seed means.
     video, audio = noiser(video, levels[0]), noiser(audio, levels[0])
 
-    predict = transformer.bind(video, audio, context)
+    step = transformer.bind(video, audio, context, levels)
     pace = _Pace(device)
-    for step in range(len(levels) - 1):
-        clean_video, clean_audio = predict(video.latent, audio.latent, sigmas[step])
-        video = replace(video, latent=stepper.step(video.latent, clean_video, on_cpu, step))
-        audio = replace(audio, latent=stepper.step(audio.latent, clean_audio, on_cpu, step))
+    picture, sound = video.latent, audio.latent
+    for index in range(len(levels) - 1):
+        picture, sound = step(picture, sound, index)
         pace.keep()
-        step_done(step + 1)
+        step_done(index + 1)
 
     return Latents(
-        video=video_tools.unpatchify(video).latent, audio=audio_tools.unpatchify(audio).latent
+        video=video_tools.unpatchify(replace(video, latent=picture)).latent,
+        audio=audio_tools.unpatchify(replace(audio, latent=sound)).latent,
     )
 
 

@@ -7,6 +7,7 @@ before a model is loaded.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from ltxq.errors import ConfigurationError, InvalidRequest
 from ltxq.job import VideoRequest
+
+log = logging.getLogger("ltxq.worker")
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})x(\d{1,5})(?:x(\d))?(?:@(\d{1,3}(?:\.\d+)?))?")
 
@@ -108,3 +111,13 @@ def keep_compiled_code() -> Path:
         "TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/ltxq/compiled").expanduser())
     )
     return Path(folder)
+
+
+def step_down(name: str, why: str, hint: str) -> None:
+    """Say that an optimization is off from here on: no worker ends for want of one."""
+    log.warning("Clips are made without %r from here on: %s. %s", name, why.rstrip("."), hint)
+
+
+def said_by(exc: BaseException) -> str:
+    """What an error says, on one short line."""
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"

@@ -8,7 +8,8 @@ every token, block or step, though it is the same, is worked out here and handed
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,39 +25,57 @@ from ltx_core.types import LatentState
 from ltx_core.utils import to_denoised
 
 from ltxq_worker.models.text import TextContext
-from ltxq_worker.pipeline.denoise import Predict
+from ltxq_worker.pipeline.attention import prefer_cudnn
+from ltxq_worker.pipeline.denoise import Step
 
 Streams = tuple[torch.Tensor, torch.Tensor]  # picture and sound, [1, tokens, width]
-RunBlock = Callable[..., Streams]
+RunBlock = Callable[[torch.nn.Module, TransformerArgs, TransformerArgs], Streams]
+
+
+Tree = torch.Tensor | tuple["Tree", ...]
 
 
 @dataclass(frozen=True)
 class Bound:
     """What stays the same in all steps of a clip."""
 
-    video: TransformerArgs  # positions and text; the rest is each step's
-    audio: TransformerArgs
-    # The text as each block takes it: keys and values where they stay the same, which is when
-    # the noise level does not modulate the text (LTX-2 19B); else the context itself.
-    text: tuple[tuple[Any, Any], ...]
-    masks: tuple[torch.Tensor, torch.Tensor]  # of one token: a step's timestep is it × sigma
+    # For each block what it attends to for picture and for sound. Keys and values where they stay
+    # the same, which is when the noise level does not modulate the text (LTX-2 19B); else the
+    # context itself, which is one and the same for all blocks.
+    text: Tree
+    # For picture and for sound the rotations of their own and of cross attention, and a mask of one
+    # token: its noise level at a step is the mask times sigma.
+    rest: Tree
 
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """All of it, in an order that depends on the model alone."""
-        for args in (self.video, self.audio):
-            yield from args.positional_embeddings
-            yield from args.cross_positional_embeddings
-        for block in self.text:
-            for part in block:
-                yield from part if isinstance(part, tuple) else (part,)
-        yield from self.masks
+
+def leaves(tree: Tree) -> Iterator[torch.Tensor]:
+    """The tensors of `tree`, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    else:
+        for part in tree:
+            yield from leaves(part)
+
+
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: Tree) -> Tree:
+    """`tree` with every tensor changed; one that is in it twice is changed once."""
+    changed = {id(tensor): change(tensor) for tensor in {id(t): t for t in leaves(tree)}.values()}
+
+    def walk(tree: Tree) -> Tree:
+        return tuple(map(walk, tree)) if isinstance(tree, tuple) else changed[id(tree)]
+
+    return walk(tree)
 
 
 class FastTransformer:
     """A `Transformer` over ltx-core's modules, which it shares and leaves as they are."""
 
-    def __init__(self, model: X0Model, run_block: RunBlock | None = None) -> None:
-        """`run_block`: what runs a block in place of `run_block` of this module."""
+    def __init__(
+        self, model: X0Model, *, run_block: RunBlock | None = None, cudnn: bool = False
+    ) -> None:
+        """`run_block`: what runs a block in place of `run_one_block`. `cudnn`: the optimization
+        `attention`.
+        """
         self._model = model.velocity_model
         self._text_is_fixed = not self._model.cross_attention_adaln
         self._blocks = [
@@ -64,33 +83,63 @@ class FastTransformer:
             for block in self._model.transformer_blocks
         ]
         self._run_block = run_block or run_one_block
+        self._cudnn = cudnn
 
-    def bind(self, video: LatentState, audio: LatentState, context: TextContext) -> Predict:
+    def bind(
+        self,
+        video: LatentState,
+        audio: LatentState,
+        context: TextContext,
+        levels: Sequence[float],
+    ) -> Step:
         """As `Transformer.bind`: positions, projected text, and keys and values of it."""
         bound = self.prepare(video, audio, context)
-        return lambda *noisy: self.predict(bound, *noisy)
+        sigmas = torch.tensor(levels, device=video.latent.device)
+        return lambda video, audio, index: self.step(
+            bound, video, audio, sigmas[index], sigmas[index + 1]
+        )
+
+    def step(
+        self,
+        bound: Bound,
+        video: torch.Tensor,
+        audio: torch.Tensor,
+        sigma: torch.Tensor,
+        after: torch.Tensor,
+    ) -> Streams:
+        """Picture and sound from the noise level `sigma`, a scalar on the device, to `after`."""
+        with prefer_cudnn(video.shape[1]) if self._cudnn else nullcontext():
+            clean_video, clean_audio = self.predict(bound, video, audio, sigma)
+        return (
+            _towards(clean_video, video, sigma, after),
+            _towards(clean_audio, audio, sigma, after),
+        )
 
     def prepare(self, video: LatentState, audio: LatentState, context: TextContext) -> Bound:
         """What `predict` needs of a clip."""
         sigma = torch.ones((), device=video.latent.device)
         noisy_video = _modality(video, context.video, sigma)
         noisy_audio = _modality(audio, context.audio, sigma)
-        video_args = self._model.video_args_preprocessor.prepare(noisy_video, noisy_audio)
-        audio_args = self._model.audio_args_preprocessor.prepare(noisy_audio, noisy_video)
+        of_video = self._model.video_args_preprocessor.prepare(noisy_video, noisy_audio)
+        of_audio = self._model.audio_args_preprocessor.prepare(noisy_audio, noisy_video)
         return Bound(
-            video=video_args,
-            audio=audio_args,
             text=tuple(
                 (
-                    self._text(block.attn2, video_args.context),
-                    self._text(block.audio_attn2, audio_args.context),
+                    self._text(block.attn2, of_video.context),
+                    self._text(block.audio_attn2, of_audio.context),
                 )
                 for block in self._model.transformer_blocks
             ),
-            masks=(video.denoise_mask[:, :1], audio.denoise_mask[:, :1]),
+            rest=tuple(
+                (args.positional_embeddings, args.cross_positional_embeddings, mask)
+                for args, mask in (
+                    (of_video, video.denoise_mask[:, :1]),
+                    (of_audio, audio.denoise_mask[:, :1]),
+                )
+            ),
         )
 
-    def _text(self, attention: torch.nn.Module, context: torch.Tensor) -> Any:
+    def _text(self, attention: torch.nn.Module, context: torch.Tensor) -> Tree:
         if not self._text_is_fixed:
             return context
         return attention.k_norm(attention.to_k(context)), attention.to_v(context)
@@ -98,11 +147,11 @@ class FastTransformer:
     def predict(
         self, bound: Bound, video: torch.Tensor, audio: torch.Tensor, sigma: torch.Tensor
     ) -> Streams:
-        """One step; nothing in it waits for the device."""
+        """The clean picture and sound; nothing in it waits for the device."""
         model = self._model
-        video_mask, audio_mask = bound.masks
-        video_args = _at(model.video_args_preprocessor, bound.video, video, video_mask, sigma)
-        audio_args = _at(model.audio_args_preprocessor, bound.audio, audio, audio_mask, sigma)
+        for_video, for_audio = bound.rest
+        video_args = _at(model.video_args_preprocessor, for_video, video, sigma)
+        audio_args = _at(model.audio_args_preprocessor, for_audio, audio, sigma)
         vx, ax = video_args.x, audio_args.x
         for block, (video_text, audio_text) in zip(self._blocks, bound.text, strict=True):
             vx, ax = self._run_block(
@@ -125,8 +174,8 @@ class FastTransformer:
             audio_args.embedded_timestep,
         )
         return (
-            to_denoised(video, vx, video_mask * sigma),
-            to_denoised(audio, ax, audio_mask * sigma),
+            to_denoised(video, vx, for_video[-1] * sigma),
+            to_denoised(audio, ax, for_audio[-1] * sigma),
         )
 
 
@@ -136,6 +185,14 @@ def run_one_block(
     """A block's picture and sound."""
     video, audio = block(video, audio, _UNPERTURBED)
     return video.x, audio.x
+
+
+def _towards(
+    clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, after: torch.Tensor
+) -> torch.Tensor:
+    """Euler's step, with the library's roundings; its own asks a GPU for the value of `sigma`."""
+    velocity = ((noisy.float() - clean.float()) / sigma).to(noisy.dtype)
+    return (noisy.float() + velocity.float() * (after - sigma)).to(noisy.dtype)
 
 
 def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) -> Modality:
@@ -151,13 +208,13 @@ def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) ->
 
 def _at(
     preprocessor: MultiModalTransformerArgsPreprocessor,
-    args: TransformerArgs,
+    still: tuple[Any, Any, torch.Tensor],
     noisy: torch.Tensor,
-    mask: torch.Tensor,
     sigma: torch.Tensor,
 ) -> TransformerArgs:
-    """`args` for a step: the latents projected, and what the noise level modulates."""
+    """What blocks take at a step: the latents projected, and what the noise level modulates."""
     inner, batch, dtype = preprocessor.simple_preprocessor, noisy.shape[0], noisy.dtype
+    positions, cross_positions, mask = still
     timesteps, embedded = inner._prepare_timestep(mask * sigma, inner.adaln, batch, dtype)
     prompt = None
     if inner.prompt_adaln is not None:
@@ -165,14 +222,18 @@ def _at(
     cross, gate = preprocessor._prepare_cross_attention_timestep(
         sigma.view(1, 1, 1), inner.timestep_scale_multiplier, batch, dtype
     )
-    return replace(
-        args,
+    return TransformerArgs(
         x=inner.patchify_proj(noisy),
+        context=None,  # each block's own
+        context_mask=None,
         timesteps=timesteps,
         embedded_timestep=embedded,
-        prompt_timestep=prompt,
+        positional_embeddings=positions,
+        cross_positional_embeddings=cross_positions,
         cross_scale_shift_timestep=cross,
         cross_gate_timestep=gate,
+        enabled=True,
+        prompt_timestep=prompt,
     )
 
 

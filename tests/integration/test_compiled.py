@@ -1,0 +1,229 @@
+"""torch.compile of the transformer's block, for real: equal within rounding, compiled once for all
+blocks of a size, bounded, cached on disk, and left out with a clear line where it cannot be.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
+from ltx_core.tools import AudioLatentTools, VideoLatentTools
+from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from torch._dynamo.utils import counters
+
+from ltxq.job import VideoRequest
+from ltxq_worker.models.text import TextContext
+from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.pipeline import compiled
+from ltxq_worker.pipeline.compiled import CompiledBlocks, what_compiling_lacks
+from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage
+from ltxq_worker.pipeline.ltx import LtxPipeline
+from ltxq_worker.pipeline.transformer import FastTransformer
+
+CPU = torch.device("cpu")
+SHAPE = VideoPixelShape(1, 9, 64, 64, 24)
+SMALL = VideoRequest(prompt="a cat", height=64, width=64, num_frames=9)
+
+needs_a_compiler = pytest.mark.skipif(
+    bool(lacking := what_compiling_lacks("cpu")), reason=f"nothing is compiled here: {lacking}"
+)
+
+
+@pytest.fixture(scope="module", params=["ltx-2-19b", "ltx-2.3-22b"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("models") / request.param
+    make_tiny(path, request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> LtxPipeline:
+    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="none")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    counters.clear()
+    with torch.inference_mode():
+        yield
+
+
+@needs_a_compiler
+def test_compiled_blocks_equal_eager_within_rounding(pipeline: LtxPipeline) -> None:
+    if "2.3" not in pipeline.model:
+        pytest.skip("one model is enough to run the compiler for real: it takes a minute")
+    model, context = in_float32(pipeline)
+    blocks = CompiledBlocks(CPU)
+    theirs = stepped(FastTransformer(model), context)
+    ours = stepped(FastTransformer(model, run_block=blocks), context)
+    assert blocks.on
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["fxgraph_cache_miss"] == 1
+    assert max(map(error, ours, theirs)) < 1e-5
+
+    counters.clear()  # another process, as far as torch can tell
+    torch._dynamo.reset()
+    again = stepped(FastTransformer(model, run_block=CompiledBlocks(CPU)), context)
+    assert counters["inductor"]["fxgraph_cache_hit"] == 1
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert all(map(torch.equal, again, ours))
+    counters.clear()
+    torch._dynamo.reset()
+    stepped(FastTransformer(model, run_block=CompiledBlocks(CPU, cudnn=True)), context)
+    assert not counters["aot_autograd"]["autograd_cache_hit"]  # made for another kernel
+
+
+def test_one_function_serves_all_blocks_and_each_size_has_its_own(pipeline: LtxPipeline) -> None:
+    blocks = CompiledBlocks(CPU, backend="eager")
+    context = pipeline._context("a cat")
+    fast = FastTransformer(pipeline._parts.transformer, run_block=blocks, cudnn=True)
+    lean = FastTransformer(pipeline._parts.transformer)
+    assert len(pipeline._parts.transformer.velocity_model.transformer_blocks) == 2
+    for count, frames in enumerate((9, 17, 9), start=1):
+        shape = SHAPE._replace(frames=frames)
+        ours, theirs = made(fast, context, shape), made(lean, context, shape)
+        assert torch.equal(ours.video, theirs.video)
+        assert torch.equal(ours.audio, theirs.audio)
+        assert counters["stats"]["unique_graphs"] == min(count, 2)
+    assert not counters["graph_break"]
+    assert blocks.on
+
+
+def test_the_fp8_blocks_compile_too(folder: Path) -> None:
+    pipeline = LtxPipeline.load(
+        folder, model="m", device="cpu", quantization="fp8", optimize="lean"
+    )
+    blocks = CompiledBlocks(CPU, backend="aot_eager")
+    context = pipeline._context("a cat")
+    model = pipeline._parts.transformer
+    ours = made(FastTransformer(model, run_block=blocks), context)
+    assert blocks.on
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2  # FP8 and bf16 blocks
+    assert torch.equal(ours.video, made(FastTransformer(model), context).video)
+
+
+def test_what_was_compiled_for_the_oldest_size_goes(
+    pipeline: LtxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
+    blocks = CompiledBlocks(CPU, backend="eager")
+    fast = FastTransformer(pipeline._parts.transformer, run_block=blocks)
+    context = pipeline._context("a cat")
+    made(fast, context)
+    first = weakref.ref(next(iter(blocks._functions.values())))
+    for frames in (1, 17):
+        assert first() is not None
+        made(fast, context, SHAPE._replace(frames=frames))
+    gc.collect()
+    assert first() is None
+    made(fast, context)
+    assert counters["stats"]["unique_graphs"] == 4
+
+
+def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise OSError("ld: cannot find -lcuda")
+
+    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,compile")
+    pipeline._fast._blocks._backend = broken
+    with caplog.at_level(logging.WARNING):
+        pipeline.warm_up([SMALL])
+    (line,) = [record.getMessage() for record in caplog.records if "compile" in record.getMessage()]
+    assert "made without 'compile'" in line
+    assert "ld: cannot find -lcuda" in line
+    assert "gcc" in line
+    assert str(pipeline.optimizations) == "lean"
+    lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
+    assert frames_equal(pipeline, lean)
+
+
+def test_no_compiler_is_told_at_loading_and_stops_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with caplog.at_level(logging.WARNING):
+        pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,compile")
+    assert "there is no compiler: g++" in caplog.text
+    assert "Install gcc" in caplog.text
+    assert str(pipeline.optimizations) == "lean"
+
+
+def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "/no/such/cc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no compiler: /no/such/cc or gcc or clang" in str(what_compiling_lacks("cuda"))
+    (tmp_path / "gcc").touch(0o755)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert "no headers of Python 3" in str(what_compiling_lacks("cuda"))
+    (tmp_path / "Python.h").touch()
+    assert what_compiling_lacks("cuda") is None
+
+
+def test_running_out_of_memory_is_no_reason_to_step_down(pipeline: LtxPipeline) -> None:
+    def full(graph: Any, inputs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    blocks = CompiledBlocks(CPU, backend=full)
+    with pytest.raises(Exception, match="out of memory"):
+        made(
+            FastTransformer(pipeline._parts.transformer, run_block=blocks),
+            pipeline._context("a cat"),
+        )
+    assert blocks.on
+
+
+def made(transformer: Transformer, context: TextContext, shape: VideoPixelShape = SHAPE) -> Latents:
+    return in_one_stage(
+        transformer, context, shape, torch.Generator().manual_seed(7), lambda step: None
+    )
+
+
+def stepped(transformer: Transformer, context: TextContext) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first step's picture and sound, in float32."""
+    generator = torch.Generator().manual_seed(7)
+    states = (
+        GaussianNoiser(generator)(tools.create_initial_state(CPU, torch.float32), 1.0)
+        for tools in (
+            VideoLatentTools(
+                VideoLatentPatchifier(1), VideoLatentShape.from_pixel_shape(SHAPE), SHAPE.fps
+            ),
+            AudioLatentTools(AudioPatchifier(1), AudioLatentShape.from_video_pixel_shape(SHAPE)),
+        )
+    )
+    video, audio = states
+    return transformer.bind(video, audio, context, (1.0, 0.9))(video.latent, audio.latent, 0)
+
+
+def in_float32(pipeline: LtxPipeline) -> tuple[Any, TextContext]:
+    """The transformer and a prompt in float32, where rounding is small."""
+    context = pipeline._context("a cat")
+    return (
+        copy.deepcopy(pipeline._parts.transformer).float(),
+        TextContext(video=context.video.float(), audio=context.audio.float()),
+    )
+
+
+def frames_equal(ours: LtxPipeline, theirs: LtxPipeline) -> bool:
+    def frames(pipeline: LtxPipeline) -> list[Any]:
+        return [chunk.tobytes() for chunk in pipeline.generate(SMALL, lambda *_: None).frames]
+
+    return frames(ours) == frames(theirs)
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative, in L2."""
+    return float((ours - theirs).norm() / theirs.norm())

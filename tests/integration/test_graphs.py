@@ -1,0 +1,236 @@
+"""Recorded denoising steps: the same as unrecorded ones, for whichever clip, size and text, within
+bounds, and without them where they cannot be. CUDA's own part is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from ltx_core.types import VideoPixelShape
+
+from ltxq.job import VideoRequest
+from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.pipeline import graphs, memory
+from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage, in_two_stages
+from ltxq_worker.pipeline.graphs import GraphedTransformer, Run
+from ltxq_worker.pipeline.ltx import LtxPipeline
+from ltxq_worker.pipeline.transformer import FastTransformer, Streams
+
+SMALL = VideoPixelShape(1, 9, 64, 64, 24)
+LARGE = VideoPixelShape(1, 17, 96, 64, 30)
+SLOW = LARGE._replace(fps=29.97)  # of the same sizes, at other positions in time
+PROMPTS = "a cat", "A lighthouse in a storm — rain on the glass."
+
+
+class Replays:
+    """A `Recorder` that does as CUDA's graphs do: no Python runs again but the work itself, on the
+    memory it first had, into the memory it first wrote.
+    """
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.recorded = 0
+        self.forgotten = 0
+
+    def record(self, run: Run) -> Run:
+        self.recorded += 1
+        self.kept += 1000
+        outcome = run()
+
+        def again() -> Streams:
+            for own, new in zip(outcome, run(), strict=True):
+                own.copy_(new)
+            return outcome
+
+        return again
+
+    def forget(self) -> None:
+        self.forgotten += 1
+        self.kept = 0
+
+
+@pytest.fixture(scope="module", params=["ltx-2-19b", "ltx-2.3-22b"])
+def pipeline(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LtxPipeline:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("models") / request.param
+    make_tiny(path, request.param)
+    return LtxPipeline.load(path, model=request.param, device="cpu", optimize="lean")
+
+
+@pytest.fixture
+def recorder() -> Replays:
+    return Replays()
+
+
+@pytest.fixture
+def graphed(pipeline: LtxPipeline, recorder: Replays) -> GraphedTransformer:
+    return GraphedTransformer(FastTransformer(pipeline._parts.transformer), recorder)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def test_clips_in_any_order_equal_those_of_unrecorded_steps(
+    pipeline: LtxPipeline, graphed: GraphedTransformer, recorder: Replays
+) -> None:
+    plain = FastTransformer(pipeline._parts.transformer)
+    orders = [(SMALL, 0), (LARGE, 1), (SMALL, 1), (SLOW, 0), (LARGE, 0), (SMALL, 0)]
+    kept: list[tuple[Latents, Latents]] = []
+    for seed, (shape, prompt) in enumerate(orders):
+        kept.append(
+            (
+                made(pipeline, graphed, shape, PROMPTS[prompt], seed),
+                made(pipeline, plain, shape, PROMPTS[prompt], seed),
+            )
+        )
+    for ours, theirs in kept:  # at the end: a later clip must not have written into an earlier one
+        assert torch.equal(ours.video, theirs.video)
+        assert torch.equal(ours.audio, theirs.audio)
+    assert recorder.recorded == 2
+
+
+def test_two_stages_have_a_recording_each(
+    pipeline: LtxPipeline, graphed: GraphedTransformer, recorder: Replays
+) -> None:
+    shape = VideoPixelShape(1, 9, 128, 64, 24)
+    context = pipeline._context(PROMPTS[0])
+
+    def both(transformer: Transformer) -> Latents:
+        generator = torch.Generator().manual_seed(3)
+        return in_two_stages(
+            transformer, pipeline._upsample, context, shape, generator, lambda step: None
+        )
+
+    theirs = both(FastTransformer(pipeline._parts.transformer))
+    for _ in range(2):
+        assert torch.equal(both(graphed).video, theirs.video)
+    assert recorder.recorded == 2
+
+
+def test_kept_prompts_are_not_written_to(
+    pipeline: LtxPipeline, graphed: GraphedTransformer
+) -> None:
+    first = pipeline._context(PROMPTS[0])
+    before = first.video.clone(), first.audio.clone()
+    made(pipeline, graphed, SMALL, PROMPTS[0])
+    made(pipeline, graphed, SMALL, PROMPTS[1])
+    assert torch.equal(first.video, before[0])
+    assert torch.equal(first.audio, before[1])
+
+
+def test_only_the_last_sizes_are_kept_and_only_those_it_pays_for(
+    pipeline: LtxPipeline,
+    graphed: GraphedTransformer,
+    recorder: Replays,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graphs, "SHAPES_KEPT", 2)
+    sizes = [SMALL._replace(frames=frames) for frames in (1, 9, 17)]
+    for shape in (*sizes, sizes[2], sizes[0]):
+        made(pipeline, graphed, shape)
+    assert recorder.recorded == 4
+    assert len(graphed._recorded) == 2
+    monkeypatch.setattr(graphs, "TOKENS_GRAPHED", 3)
+    made(pipeline, graphed, SMALL)
+    assert recorder.recorded == 4
+
+
+def test_a_step_between_two_reports_is_one_replay(
+    pipeline: LtxPipeline, graphed: GraphedTransformer
+) -> None:
+    """So that cancelling is heard after each, and stops it."""
+
+    class Stop(Exception):
+        """What a report raises."""
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Stop
+
+    context = pipeline._context(PROMPTS[0])
+    with pytest.raises(Stop):
+        in_one_stage(graphed, context, SMALL, torch.Generator().manual_seed(1), stop)
+    plain = FastTransformer(pipeline._parts.transformer)
+    assert torch.equal(made(pipeline, graphed, SMALL).video, made(pipeline, plain, SMALL).video)
+
+
+def test_what_cannot_be_recorded_is_told_and_clips_are_made_without(
+    pipeline: LtxPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(Replays):
+        def record(self, run: Run) -> Run:
+            self.recorded += 1
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorder = Refuses()
+    graphed = GraphedTransformer(FastTransformer(pipeline._parts.transformer), recorder)
+    plain = FastTransformer(pipeline._parts.transformer)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(
+                made(pipeline, graphed, SMALL).video, made(pipeline, plain, SMALL).video
+            )
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "made without 'graphs'" in line
+    assert "not permitted when stream is capturing" in line
+    assert recorder.recorded == 1
+    assert not graphed.on
+    assert not graphed._text
+
+
+def test_a_recording_that_memory_does_not_hold_is_left_out_once(
+    pipeline: LtxPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Replays):
+        def record(self, run: Run) -> Run:
+            if self.recorded == 1:
+                self.recorded += 1
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().record(run)
+
+    recorder = Full()
+    graphed = GraphedTransformer(FastTransformer(pipeline._parts.transformer), recorder)
+    for shape in (SMALL, LARGE, LARGE):
+        made(pipeline, graphed, shape)
+    assert recorder.recorded == 3
+    assert recorder.forgotten == 1
+    assert graphed.on
+    assert not caplog.records
+
+
+def test_a_clip_that_needs_the_recordings_memory_gets_it(
+    pipeline: LtxPipeline, graphed: GraphedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline._fast, "transformer", graphed)
+    monkeypatch.setattr(pipeline._fast, "_graphs", graphed)
+    request = VideoRequest(prompt=PROMPTS[0], height=64, width=64, num_frames=9)
+    list(pipeline.generate(request, lambda *_: None).frames)
+    assert pipeline._fast.bytes_kept == 1000
+    list(pipeline.generate(request, lambda *_: None).frames)
+    assert pipeline._fast.bytes_kept == 1000
+    needed = memory.bytes_needed(pipeline._config, memory.Shape(64, 64, 9))
+    monkeypatch.setattr(pipeline, "_budget", lambda: needed + 999)
+    monkeypatch.setattr(graphed, "on", False)
+    list(pipeline.generate(request, lambda *_: None).frames)
+    assert pipeline._fast.bytes_kept == 0
+
+
+def made(
+    pipeline: LtxPipeline,
+    transformer: Transformer,
+    shape: VideoPixelShape,
+    prompt: str = PROMPTS[0],
+    seed: int = 7,
+) -> Latents:
+    context = pipeline._context(prompt)
+    return in_one_stage(
+        transformer, context, shape, torch.Generator().manual_seed(seed), lambda step: None
+    )
