@@ -225,14 +225,14 @@ class LtxqArm:
         generator = torch.Generator(self._device).manual_seed(request.seed or 0)
         context = pipeline._context(request.prompt)
         if request.stages == 1:
-            return in_one_stage(pipeline._transformer, context, size, generator, _ignore)
+            return in_one_stage(pipeline._fast.transformer, context, size, generator, _ignore)
         return in_two_stages(
-            pipeline._transformer, pipeline._upsample, context, size, generator, _ignore
+            pipeline._fast.transformer, pipeline._upsample, context, size, generator, _ignore
         )
 
     def over(self, model: X0Model) -> Transformer:
         """What runs `model` in this arm."""
-        return self._around(model)._transformer
+        return self._around(model)._fast.transformer
 
 
 @contextmanager

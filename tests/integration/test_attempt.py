@@ -104,7 +104,7 @@ def test_the_timeout_ends_with_the_encoded_clip(ledger: Ledger) -> None:
         attempt.report("denoise", 3, 8)
         with pytest.raises(TimedOut, match=r"timeout of 1 s \(in denoise, 3 of 8\)"):
             eventually(attempt.check)
-        attempt.encoded()
+        attempt.encoded({})
         attempt.report("upload", 1, 4)
 
 

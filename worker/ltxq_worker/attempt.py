@@ -135,9 +135,12 @@ class Attempt:
         self._on_gpu = False
         self._news.set()
 
-    def encoded(self) -> None:
-        """The clip is made: uploading has its own patience."""
+    def encoded(self, on_device: dict[Stage, float]) -> None:
+        """The clip is made: uploading has its own patience. `on_device`: seconds by stage, where
+        the device knows better than the thread that only queued its work.
+        """
         self._deadline = None
+        self.timings |= {stage: round(seconds, 4) for stage, seconds in on_device.items()}
 
     def seconds(self) -> float:
         """Seconds since the claim."""

@@ -16,15 +16,17 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import av
 import numpy as np
 
 from ltxq.errors import PermanentError, StorageUnavailable
 from ltxq.job import VideoRequest
 from ltxq_worker.encode_handover import Abandoned, Frames, Handover
-from ltxq_worker.encode_mp4 import Mp4Writer, exact_rate
+from ltxq_worker.encode_mp4 import Mp4Writer, exact_rate, yuv_picture
 from ltxq_worker.encode_stills import Spritesheet, write_jpeg
-from ltxq_worker.pipeline import Clip, Report
+from ltxq_worker.pipeline import Clip, Report, crop_offset
 
 MAX_WAITING = 1 << 30  # bytes of frames: 910 of 768×512, 172 of 1920×1080
 
@@ -114,7 +116,7 @@ def _encode_while_decoding(clip: Clip, request: VideoRequest, folder: Path, repo
     )
     thread.start()
     try:
-        for chunk in _checked(clip.frames, request):
+        for chunk in _checked(clip, request):
             handover.put(chunk)
         handover.end()
         for coded in handover.progress():
@@ -132,7 +134,6 @@ def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: P
     """The encoder's thread: write the three files from what is handed over."""
     rate = exact_rate(request.frame_rate)
     width, height = request.output_size
-    left, top = (request.width - width) // 2, (request.height - height) // 2
     sound = clip.sound if request.audio else None
     sheet = Spritesheet(request.num_frames, (width, height))
     index = 0
@@ -141,7 +142,7 @@ def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: P
             if sound is not None:
                 mp4.write_sound(sound, request.num_frames / rate)
             for chunk in handover.chunks():
-                for picture in chunk[:, top : top + height, left : left + width]:
+                for picture in _pictures(chunk, clip.pixels, request):
                     if index == 0:
                         write_jpeg(picture, folder / POSTER)
                     sheet.add(picture, index)
@@ -158,14 +159,32 @@ def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: P
         handover.finish(exc)
 
 
-def _checked(frames: Iterator[Frames], request: VideoRequest) -> Iterator[Frames]:
+def _pictures(
+    chunk: Frames, pixels: Literal["rgb24", "yuv420p"], request: VideoRequest
+) -> Iterator[av.VideoFrame]:
+    """A chunk's frames, cropped."""
+    if pixels == "yuv420p":
+        for planes in chunk:
+            yield yuv_picture(planes)
+        return
+    width, height = request.output_size
+    left, top = crop_offset(request)
+    for picture in chunk[:, top : top + height, left : left + width]:
+        yield av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+
+
+def _checked(clip: Clip, request: VideoRequest) -> Iterator[Frames]:
     """The chunks, once they are what the request asks for."""
-    wanted, count = (request.height, request.width, 3), 0
-    for chunk in frames:
+    width, height = request.output_size
+    wanted: tuple[int, ...] = (request.height, request.width, 3)
+    if clip.pixels == "yuv420p":
+        wanted = (height * 3 // 2, width)
+    count = 0
+    for chunk in clip.frames:
         if chunk.dtype != np.uint8 or chunk.shape[1:] != wanted:
             raise PermanentError(
                 f"The pipeline's frames are {chunk.dtype} {list(chunk.shape)}, "
-                f"not uint8 [n, {request.height}, {request.width}, 3]."
+                f"not uint8 [n, {', '.join(map(str, wanted))}]."
             )
         count += len(chunk)
         if count > request.num_frames:

@@ -1,4 +1,4 @@
-"""One MP4 being written: RGB frames to BT.709 H.264, samples to AAC, both by PyAV.
+"""One MP4 being written: frames to BT.709 H.264, samples to AAC, both by PyAV.
 
 Leaves threads, counting and temporary names to `encode.py`.
 """
@@ -47,6 +47,30 @@ def exact_rate(rate: float) -> Fraction:
     if abs(rate - ntsc) < 1e-4:
         return ntsc
     return Fraction(rate).limit_denominator(1000)
+
+
+def as_yuv420(picture: av.VideoFrame) -> av.VideoFrame:
+    """A picture in RGB as BT.709 YUV 4:2:0 in limited range; one that is so already as it is."""
+    if picture.format.name == "yuv420p":
+        return picture
+    return picture.reformat(
+        format="yuv420p",
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_primaries=ColorPrimaries.BT709,
+        dst_color_trc=ColorTrc.BT709,
+        interpolation=_EXACT,
+        threads=1,
+    )
+
+
+def yuv_picture(planes: NDArray[np.uint8]) -> av.VideoFrame:
+    """A picture of what `as_yuv420` makes, uint8 [3H/2, W]."""
+    picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+    picture.color_range, picture.colorspace = ColorRange.MPEG, Colorspace.ITU709
+    picture.color_primaries, picture.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return picture
 
 
 class Mp4Writer:
@@ -121,19 +145,9 @@ class Mp4Writer:
             self._container.mux(self._audio.encode(frame))
         self._container.mux(self._audio.encode(None))
 
-    def write_frame(self, picture: NDArray[np.uint8], index: int) -> None:
-        """Frame number `index`, uint8 [H, W, 3]."""
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p",
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_primaries=ColorPrimaries.BT709,
-            dst_color_trc=ColorTrc.BT709,
-            interpolation=_EXACT,
-            threads=1,
-        )
+    def write_frame(self, picture: av.VideoFrame, index: int) -> None:
+        """Frame number `index`, in RGB or as `yuv_picture` makes it."""
+        frame = as_yuv420(picture)
         frame.pts, frame.time_base = index, 1 / self._rate
         self._mux(self._video.encode(frame))
 

@@ -12,16 +12,15 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from numpy.typing import NDArray
 
 MAX_TILES = 16  # pictures on a spritesheet: 4 × 4
 TILE_SIDE = 192  # pixels: a tile's longer side; a 768×512 clip makes a sheet of 768×512
 JPEG_QSCALE = 3  # 2 (best) to 31; 3 is about quality 90
 
 
-def write_jpeg(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write `picture`, uint8 [H, W, 3] with even sides."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
+def write_jpeg(picture: av.VideoFrame, path: Path) -> None:
+    """Write `picture`, in RGB or in YUV that says which, with even sides."""
+    frame = picture.reformat(
         format="yuvj420p",
         dst_colorspace=Colorspace.ITU601,  # JFIF knows no other
         dst_color_range=ColorRange.JPEG,
@@ -57,14 +56,19 @@ class Spritesheet:
         width, height = self._tile
         self._sheet = np.zeros((rows * height, self._columns * width, 3), np.uint8)
 
-    def add(self, picture: NDArray[np.uint8], index: int) -> None:
-        """Offer frame number `index`, uint8 [H, W, 3]; most are not needed."""
+    def add(self, picture: av.VideoFrame, index: int) -> None:
+        """Offer frame number `index`; most are not needed."""
         tile = self._tile_of_frame.get(index)
         if tile is None:
             return
         width, height = self._tile
-        small = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
-            width=width, height=height, interpolation=Interpolation.AREA, threads=1
+        small = picture.reformat(
+            width=width,
+            height=height,
+            format="rgb24",
+            dst_color_range=ColorRange.JPEG,
+            interpolation=Interpolation.AREA,
+            threads=1,
         )
         row, column = divmod(tile, self._columns)
         top, left = row * height, column * width
@@ -72,4 +76,4 @@ class Spritesheet:
 
     def write(self, path: Path) -> None:
         """Write the sheet as a JPEG."""
-        write_jpeg(self._sheet, path)
+        write_jpeg(av.VideoFrame.from_ndarray(self._sheet, format="rgb24"), path)

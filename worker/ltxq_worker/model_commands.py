@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def generate(
     """Make one clip with the pipeline in this process."""
     from ltxq_worker.attempt import progress_at
     from ltxq_worker.encode import encode
-    from ltxq_worker.pipeline import Clip
 
     request = VideoRequest.parse(fields).settled(Path(model).name)
     if not output.absolute().parent.is_dir():
@@ -44,10 +44,10 @@ def generate(
         def report(stage: Any, step: int, steps: int) -> None:
             screen.show_progress(bar, progress_at(stage, step, steps))
 
-        pipeline = _loaded(model, device, bar)
+        pipeline = _loaded(model, device, bar, rgb=frames_out is not None)
         clip = pipeline.generate(request, report)
         if frames_out is not None:
-            clip = Clip(frames=_recorded(clip.frames, request, frames_out), sound=clip.sound)
+            clip = replace(clip, frames=_recorded(clip.frames, request, frames_out))
         encoded = encode(clip, request, Path(folder), report)
         encoded.mp4.replace(output)
     seconds = time.monotonic() - began
@@ -78,7 +78,7 @@ def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Itera
         partial.unlink(missing_ok=True)
 
 
-def _loaded(model: str, device: str | None, bar: screen.Bar) -> Any:
+def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
     """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
     if model == INSTANT:
         from ltxq_worker.pipeline.instant import InstantPipeline
@@ -95,6 +95,7 @@ def _loaded(model: str, device: str | None, bar: screen.Bar) -> Any:
         device=device,
         quantization=settings.quantization,
         optimize=settings.optimize,
+        rgb=rgb,
         report=lambda what, fraction: bar.at("loading the model", fraction, what),
     )
 

@@ -25,7 +25,7 @@ from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
 from ltxq_worker.encode import DiskFull, Encoded, encode, full_disk_named, write_sidecar
 from ltxq_worker.gate import Gate
 from ltxq_worker.meter import Meter
-from ltxq_worker.pipeline import Clip, DeviceBroken, Pipeline
+from ltxq_worker.pipeline import DeviceBroken, Pipeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +157,7 @@ class Runner:
         try:
             attempt.report("encode_text", 0, 1)
             clip = self.pipeline.generate(request, attempt.report)
-            clip = Clip(frames=_then(clip.frames, free_gpu), sound=clip.sound)
+            clip = replace(clip, frames=_then(clip.frames, free_gpu))
             encoded = encode(clip, request, folder, attempt.report)
         except DeviceBroken as exc:
             # At once: the ledger must still know that it was this job that had the GPU.
@@ -166,7 +166,7 @@ class Runner:
             raise
         finally:
             free_gpu()
-        attempt.encoded()
+        attempt.encoded(clip.timings)
         return encoded
 
     def _upload(self, attempt: Attempt, encoded: Encoded, folder: Path) -> VideoResult:

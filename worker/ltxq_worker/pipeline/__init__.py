@@ -8,8 +8,8 @@ without it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
 INSTANT = "instant"
 """The model name of the test pipeline, which needs no files."""
@@ -40,8 +40,19 @@ class Sound:
 class Clip:
     """What a pipeline made. Taking from `frames` does the decoding, on the GPU."""
 
-    frames: Iterator[NDArray[np.uint8]]  # chunks [n, H, W, 3], n ≥ 1, in order, before cropping
+    # Chunks, n ≥ 1, in order. rgb24: [n, H, W, 3], before cropping. yuv420p: [n, 3H/2, W], cropped:
+    # a frame's planes one after the other, BT.709 in limited range.
+    frames: Iterator[NDArray[np.uint8]]
     sound: Sound | None
+    pixels: Literal["rgb24", "yuv420p"] = "rgb24"
+    # Seconds by stage on the device's own clock; filled when the frames are exhausted.
+    timings: dict[Stage, float] = field(default_factory=dict)
+
+
+def crop_offset(request: VideoRequest) -> tuple[int, int]:
+    """Columns and rows of a frame that are cut off left and above."""
+    width, height = request.output_size
+    return (request.width - width) // 2, (request.height - height) // 2
 
 
 class DeviceBroken(Exception):

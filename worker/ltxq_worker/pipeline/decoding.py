@@ -1,10 +1,10 @@
-"""From latents to frames, in one piece or in the library's overlapping tiles."""
+"""From latents to what the encoder takes, in one piece or in the library's overlapping tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
-import numpy as np
 import torch
 from ltx_core.model.video_vae import (
     SpatialTilingConfig,
@@ -12,25 +12,81 @@ from ltx_core.model.video_vae import (
     TilingConfig,
     decode_video,
 )
-from numpy.typing import NDArray
+from ltx_core.types import Audio
 
-from ltxq_worker.pipeline import memory
+from ltxq.job import VideoRequest
+from ltxq_worker.pipeline import Sound, crop_offset, memory
+from ltxq_worker.pipeline.decoder import channels_last
+from ltxq_worker.pipeline.delivery import (
+    AsyncCopies,
+    ComingSound,
+    Frames,
+    Send,
+    as_rgb,
+    as_yuv420,
+    handed_over,
+)
+from ltxq_worker.pipeline.optimize import Optimizations
+
+
+class Decoding:
+    """A video decoder and the way its frames take to the encoder, as `LTXQ_OPTIMIZE` wants them."""
+
+    def __init__(
+        self, decoder: torch.nn.Module, optimizations: Optimizations, device: torch.device
+    ) -> None:
+        self._decoder = channels_last(decoder) if optimizations.decode else decoder
+        self._send: Send | None = None
+        if optimizations.frames:
+            self._send = AsyncCopies(device) if device.type == "cuda" else handed_over
+        self.pixels: Literal["rgb24", "yuv420p"] = "yuv420p" if self._send else "rgb24"
+
+    def frames(
+        self,
+        latent: torch.Tensor,
+        tiling: TilingConfig | None,
+        request: VideoRequest,
+        generator: torch.Generator,
+        all_queued: Callable[[], None],
+    ) -> Iterator[Frames]:
+        """A clip's frames in chunks, as `Clip` has them. `all_queued`: called once the device has
+        been told all it has to do.
+        """
+        chunks = _then(_decoded(latent, self._decoder, tiling, generator), all_queued)
+        if self._send is None:
+            return as_rgb(chunks)
+        left, top = crop_offset(request)
+        width, height = request.output_size
+        crop = slice(top, top + height), slice(left, left + width)
+        return as_yuv420(chunks, crop, self._send)
+
+    def sound(self, audio: Audio) -> Sound:
+        """A clip's sound, which may still be made when this returns."""
+        if self._send is None:
+            return Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
+        return ComingSound(self._send(audio.waveform), audio.sampling_rate)
 
 
 @torch.inference_mode()  # entered anew for each chunk, and left while the caller has it
-def decoded(
+def _decoded(
     latent: torch.Tensor,
     decoder: torch.nn.Module,
-    shape: memory.Shape,
+    tiling: TilingConfig | None,
     generator: torch.Generator,
-) -> Iterator[NDArray[np.uint8]]:
-    """Frames in chunks [n, H, W, 3], the library's own."""
-    for chunk in decode_video(latent, decoder, _tiling(shape), generator):
-        yield chunk.contiguous().cpu().numpy()
+) -> Iterator[torch.Tensor]:
+    """Frames in chunks, uint8 [n, H, W, 3] on the device."""
+    yield from decode_video(latent, decoder, tiling, generator)
 
 
-def _tiling(shape: memory.Shape) -> TilingConfig | None:
-    """None: the clip is decoded in one piece, which is faster and blends nothing."""
+def _then(chunks: Iterator[torch.Tensor], done: Callable[[], None]) -> Iterator[torch.Tensor]:
+    yield from chunks
+    done()
+
+
+def tiles(shape: memory.Shape) -> TilingConfig | None:
+    """How a clip is decoded in little memory. None: in one piece, which blends nothing and goes
+    over no pixel twice.
+    """
     in_time, in_space = memory.tiles_in_time(shape), memory.tiles_in_space(shape)
     if not in_time and not in_space:
         return None

@@ -173,7 +173,7 @@ class _Pace:
         """Called when a step is queued: waits for the one before it."""
         if self._device.type != "cuda":
             return
-        queued = torch.cuda.Event()
+        queued = torch.cuda.Event(blocking=True)  # the encoder has use for a core
         queued.record()
         if self._before is not None:
             self._before.synchronize()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from ltx_core.model.audio_vae import decode_audio
 from ltx_core.model.upsampler import upsample_video
+from ltx_core.model.video_vae import TilingConfig
 from ltx_core.types import VideoPixelShape
 from numpy.typing import NDArray
 
@@ -28,7 +30,8 @@ from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.resident import LoadReport, Quantization, Resident
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline import Clip, Report, Sound, memory, schedule
-from ltxq_worker.pipeline.decoding import decoded
+from ltxq_worker.pipeline.clock import StageClock
+from ltxq_worker.pipeline.decoding import Decoding, tiles
 from ltxq_worker.pipeline.denoise import in_one_stage, in_two_stages
 from ltxq_worker.pipeline.device import (
     KEPT_FREE,
@@ -66,6 +69,7 @@ class LtxPipeline:
         self._config: dict[str, Any] = folder.config
         self._parts = parts
         self._fast = FastPath(parts.transformer, optimizations, device)
+        self._decoding = Decoding(parts.video_decoder, optimizations, device)
         self._device = device
         self._contexts: OrderedDict[str, TextContext] = OrderedDict()
 
@@ -78,6 +82,7 @@ class LtxPipeline:
         device: str | None = None,
         quantization: Quantization | None = None,
         optimize: str = "auto",
+        rgb: bool = False,
         report: LoadReport | None = None,
     ) -> LtxPipeline:
         """Load a model and keep it.
@@ -89,6 +94,7 @@ class LtxPipeline:
             quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38 in
                 bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
             optimize: What `LTXQ_OPTIMIZE` may be; 'none': the library's frames, bit for bit.
+            rgb: Frames leave the device as RGB, whatever `optimize` says.
             report: Told what is being loaded and the share of all that is done, 0..1.
 
         Raises:
@@ -103,6 +109,8 @@ class LtxPipeline:
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         where = find_device(device)
         optimizations = Optimizations.parse(optimize, where.type)
+        if rgb:
+            optimizations = replace(optimizations, frames=False)
         quantization = quantization or ("fp8" if where.type == "cuda" else "bf16")
         try:
             parts = resident.load(folder, where, quantization, report or _say_nothing)
@@ -150,10 +158,13 @@ class LtxPipeline:
     def _generate(
         self, request: VideoRequest, shape: memory.Shape, seed: int, report: Report
     ) -> Clip:
+        clock = StageClock(self._device)
+        clock.begin("encode_text")
         report("encode_text", 0, 1)
         context = self._context(request.prompt)
         report("encode_text", 1, 1)
         steps = schedule.steps(request.stages)
+        clock.begin("denoise")
         report("denoise", 0, steps)
 
         def step_done(step: int) -> None:
@@ -170,8 +181,16 @@ class LtxPipeline:
             latents = in_two_stages(
                 transformer, self._upsample, context, size, generator, step_done
             )
+        clock.begin("decode")
+        timings: dict[Stage, float] = {}
         sound = self._sound(latents.audio) if request.audio else None
-        return Clip(frames=self._frames(latents.video, shape, generator, report), sound=sound)
+        chunks = self._frames(latents.video, shape, request, generator, clock)
+        return Clip(
+            frames=self._reported(chunks, request.num_frames, report, clock, timings),
+            sound=sound,
+            pixels=self._decoding.pixels,
+            timings=timings,
+        )
 
     def _context(self, prompt: str) -> TextContext:
         context = self._contexts.pop(prompt, None) or self._parts.text.encode(
@@ -188,26 +207,55 @@ class LtxPipeline:
 
     def _sound(self, latent: torch.Tensor) -> Sound:
         audio = decode_audio(latent, self._parts.audio_decoder, self._parts.vocoder)
-        return Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
+        return self._decoding.sound(audio)
+
+    def _reported(
+        self,
+        chunks: Iterator[NDArray[np.uint8]],
+        num_frames: int,
+        report: Report,
+        clock: StageClock,
+        timings: dict[Stage, float],
+    ) -> Iterator[NDArray[np.uint8]]:
+        done = 0
+        report("decode", done, num_frames)
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            report("decode", done, num_frames)
+        timings.update(clock.seconds())
 
     def _frames(
         self,
         latent: torch.Tensor,
         shape: memory.Shape,
+        request: VideoRequest,
         generator: torch.Generator,
-        report: Report,
+        clock: StageClock,
     ) -> Iterator[NDArray[np.uint8]]:
-        done = 0
-        report("decode", done, shape.num_frames)
-        try:
-            for chunk in decoded(latent, self._parts.video_decoder, shape, generator):
-                yield chunk
-                done += len(chunk)
-                report("decode", done, shape.num_frames)
-            return
-        except (RuntimeError, MemoryError) as exc:
-            raise_unless_out_of_memory(exc)
+        for tiling in self._tilings(shape):
+            begun = False
+            try:
+                for chunk in self._decoding.frames(latent, tiling, request, generator, clock.end):
+                    begun = True
+                    yield chunk
+                return
+            except (RuntimeError, MemoryError) as exc:
+                raise_unless_out_of_memory(exc)
+            if begun:
+                break
+            free_memory(self._device)
         raise self._out_of_memory(shape)
+
+    def _tilings(self, shape: memory.Shape) -> list[TilingConfig | None]:
+        """The ways to decode a clip, the better one first, to be left where memory does not hold
+        it after all.
+        """
+        small = tiles(shape)
+        if small is None or not self.optimizations.decode:
+            return [small]
+        whole = memory.bytes_needed(self._config, shape, in_one_piece=True)
+        return [None, small] if whole <= self._budget() - self._fast.bytes_kept else [small]
 
     def _refuse_what_cannot_fit(self, shape: memory.Shape) -> None:
         needed = memory.bytes_needed(self._config, shape)

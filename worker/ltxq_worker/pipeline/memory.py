@@ -23,7 +23,8 @@ BYTES_PER_FRAME_PIXEL, BYTES_PER_BLENDED_PIXEL = 24, 45
 # Encoding a prompt: Gemma's 49 hidden states of 1,024 tokens (0.4 GB), stacked and normalised.
 BYTES_FOR_TEXT = 2_500_000_000
 
-# Above this many pixels (121 frames of 512×768, about 4 GB) a clip is decoded in tiles.
+# Above this many pixels (121 frames of 512×768, about 4 GB) a clip is decoded in tiles, unless the
+# optimization `decode` finds memory for more.
 PIXELS_UNTILED = 48_000_000
 TILE_FRAMES, TILE_FRAMES_OVERLAP = 64, 24  # as ltx-core's default
 TILE_SIDE, TILE_SIDE_OVERLAP = 1024, 64  # pixels; ltx-core's default of 512 costs more arithmetic
@@ -66,16 +67,21 @@ def tiles_in_space(shape: Shape) -> bool:
     return shape.height * shape.width * frames > 2 * PIXELS_UNTILED
 
 
-def bytes_needed(config: dict[str, Any], shape: Shape) -> int:
-    """Peak memory in bytes beside the weights, for a checkpoint's configuration."""
+def bytes_needed(config: dict[str, Any], shape: Shape, *, in_one_piece: bool = False) -> int:
+    """Peak memory in bytes beside the weights, for a checkpoint's configuration.
+
+    `in_one_piece`: the clip is decoded so, however large it is.
+    """
+    in_time = tiles_in_time(shape) and not in_one_piece
+    in_space = tiles_in_space(shape) and not in_one_piece
     transformer = config["transformer"]
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"] / 4096
     channels = config["vae"].get("decoder_base_channels", 128) / 128
-    frames = TILE_FRAMES if tiles_in_time(shape) else shape.num_frames
+    frames = TILE_FRAMES if in_time else shape.num_frames
     pixels = at_once = shape.height * shape.width * frames
-    if tiles_in_space(shape):
+    if in_space:
         at_once = min(shape.height, TILE_SIDE) * min(shape.width, TILE_SIDE) * frames
-    tiled = tiles_in_time(shape) or tiles_in_space(shape)
+    tiled = in_time or in_space
     decoding = pixels * (BYTES_PER_BLENDED_PIXEL if tiled else BYTES_PER_FRAME_PIXEL)
     decoding += int((BYTES_PER_PIXEL - BYTES_PER_FRAME_PIXEL) * channels * at_once)
     return int(max(BYTES_FOR_TEXT * width, BYTES_PER_TOKEN * width * shape.tokens, decoding))
