@@ -254,14 +254,22 @@ class Client:
         )
 
     def _own(self, job: Job) -> Job:
-        """The job, if its owner may see it; nobody else learns that it exists."""
-        if self._owner not in (None, job.owner):
-            raise not_found(job.id)
-        return job
+        return owned(job, self._owner)
 
     def _check_own(self, job_id: str) -> None:
         if self._owner is not None:
             self.get(job_id)
+
+
+def owned(job: Job, owner: str | None) -> Job:
+    """The job, if `owner` may see it (None: everybody's); nobody else learns that it exists.
+
+    Raises:
+        JobNotFound
+    """
+    if owner not in (None, job.owner):
+        raise not_found(job.id)
+    return job
 
 
 def _transport(settings: Settings, owner: str | None) -> Transport:

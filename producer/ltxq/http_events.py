@@ -61,7 +61,7 @@ class Events:
         while not self._closed.is_set():
             if self._hear_out():
                 pause = FIRST_PAUSE
-            self._tell(live=False)
+                self._tell(live=False)
             if self._closed.wait(pause):
                 return
             pause = min(2 * pause, LONGEST_PAUSE)

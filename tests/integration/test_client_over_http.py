@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 from test_client import Doors, LedgerWorker
 
-from fleet import eventually
+from fleet import PATIENCE, eventually
 from gateways import Gateway
 from ltxq import Client
 from ltxq.cli import main
 from ltxq.errors import ConfigurationError
+from ltxq.transport import LOOK_SECONDS
 from proxy import Proxy
 
 
@@ -40,8 +41,8 @@ def worker(doors: Doors) -> Iterator[LedgerWorker]:
     plays.ledger.close()
 
 
-def listeners() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "ltxq-events"]
+def listeners() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "ltxq-events"}
 
 
 def test_what_is_done_and_whose_answer_is_lost_is_done_once(doors: Doors) -> None:
@@ -82,6 +83,17 @@ def test_a_wait_lives_through_a_restart_of_the_gateway(doors: Doors, worker: Led
         with Gateway(environment, port=port):
             worker.succeed(job.id)
             assert waited.result(30) == "succeeded"
+
+
+def test_changes_are_heard_and_not_only_looked_for(doors: Doors, worker: LedgerWorker) -> None:
+    with Client(doors.open.url) as client:
+        job = client.submit("a fox")
+        with client._transport.changes(job.id) as changes:
+            eventually(lambda: changes.look_after > LOOK_SECONDS)
+            while changes.wait(0.5):  # as it was when we began to listen
+                pass
+            worker.start(job.id)
+            assert changes.wait(PATIENCE)
 
 
 def test_who_stops_watching_lets_go_of_the_stream(doors: Doors) -> None:

@@ -167,7 +167,8 @@ def test_progress_is_shown_as_it_is_made(
     worker.start(job_id)
     worker.report(job_id, "denoise", 3, 8, 0.4)
     expect(first).to_contain_text("Denoising 3/8")
-    expect(first.get_by_role("progressbar")).to_have_js_property("value", 40)
+    bar = first.get_by_role("progressbar", name="Progress of: first")
+    expect(bar).to_have_js_property("value", 40)
     expect(queue(page).filter(has_text="second")).to_contain_text("Next in the queue")
     flawless(page)
 

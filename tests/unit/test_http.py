@@ -215,7 +215,7 @@ def test_without_events_a_job_is_looked_at_as_often_as_the_gateway_says(
     def reply(state: bytes) -> tuple[int, dict[str, str], bytes]:
         return 200, {"openai-poll-after-ms": "300"}, state
 
-    looks = iter([reply(queued), reply(queued), reply(json.dumps(done).encode())])
+    looks = iter([reply(queued)] * 8 + [reply(json.dumps(done).encode())])
 
     def answer(handler: Any) -> None:
         status, headers, body = (404, {}, b"") if handler.path.endswith("/events") else next(looks)
@@ -228,7 +228,7 @@ def test_without_events_a_job_is_looked_at_as_often_as_the_gateway_says(
     stranger.replies = [answer]
     began = time.monotonic()
     assert client.wait("video_1", timeout=30).state == "cancelled"
-    assert time.monotonic() - began < 2, "without the advice it is looked at every 2 seconds"
+    assert time.monotonic() - began < 12, "without the advice it is looked at every 2 seconds"
 
 
 @pytest.mark.parametrize("ca", ["its own", "another's", "the system's"])

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-from ltxq.client import OUTAGE_PATIENCE, Client
+from ltxq.client import OUTAGE_PATIENCE, Client, owned
 from ltxq.errors import QueueUnavailable
 from ltxq.gateway.failures import Refused
 from ltxq.gateway.news import News
@@ -21,6 +22,8 @@ from ltxq.transport import LOOK_SECONDS, RedisTransport
 THREADS = 16
 WAITING_MOST = 512  # calls that wait for a thread; more are refused at once
 TOGETHER = 100  # jobs in one reading
+BUSY_SECONDS = 0.02  # if the last reading is no longer ago, many ask:
+GATHER_SECONDS = 0.004  # then the next one waits so long for more to join it
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +36,7 @@ class Queue:
         self._transport = transport
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ltxq")
         self._calls = 0
-        self._readers: dict[str | None, _Reader] = {}
+        self._reader = _Reader(self, self.client(None))
         self._news = News(transport.all_changes, asyncio.get_running_loop())
 
     def client(self, owner: str | None) -> Client:
@@ -63,10 +66,7 @@ class Queue:
 
     async def get(self, owner: str | None, job_id: str) -> Job:
         """The owner's job; as `Client.get`."""
-        reader = self._readers.get(owner)
-        if reader is None:
-            reader = self._readers[owner] = _Reader(self, self.client(owner))
-        return await reader.get(job_id)
+        return owned(await self._reader.get(job_id), owner)
 
     async def follow(self, owner: str | None, job_id: str) -> AsyncGenerator[Job, None]:
         """The job now and at each change; ends after its final state, or when the gateway stops.
@@ -109,13 +109,17 @@ class Queue:
 
 
 class _Reader:
-    """Joins what is asked for while a reading is under way into the next one."""
+    """Joins what is asked for in one moment, by whomever, into one reading: ten jobs cost little
+    more than one, and most of what a gateway is asked is how far a job is.
+    """
 
     def __init__(self, queue: Queue, client: Client) -> None:
         self._queue = queue
         self._client = client
         self._wanted: dict[str, list[asyncio.Future[Job]]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._alone: set[asyncio.Task[None]] = set()
+        self._read_at = -math.inf
 
     async def get(self, job_id: str) -> Job:
         answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
@@ -125,41 +129,45 @@ class _Reader:
         return await answer
 
     async def _read(self) -> None:
+        clock = asyncio.get_running_loop().time
         try:
             while self._wanted:
+                if clock() - self._read_at < BUSY_SECONDS:
+                    await asyncio.sleep(GATHER_SECONDS)
                 ids = list(self._wanted)[:TOGETHER]
                 asked = {job_id: self._wanted.pop(job_id) for job_id in ids}
-                found = await self._found(ids)
-                for job_id, answers in asked.items():
-                    for answer in answers:
-                        _tell(answer, found[job_id])
+                await self._answer(asked)
+                self._read_at = clock()
         finally:
             self._task = None
 
-    async def _found(self, ids: list[str]) -> dict[str, Job | Exception]:
-        """Each job, or what is to be said of it."""
+    async def _answer(self, asked: dict[str, list[asyncio.Future[Job]]]) -> None:
         try:
-            if len(ids) > 1:
-                found: dict[str, Job | Exception] = dict(
-                    await self._queue.call(self._client.get_many, ids)
-                )
-            else:
-                found = {}
+            jobs = await self._queue.call(self._client.get_many, list(asked))
         except Exception as exc:  # noqa: BLE001  for all who asked
-            return dict.fromkeys(ids, exc)
-        for job_id in ids:
-            if job_id not in found:  # its own words say why
-                try:
-                    found[job_id] = await self._queue.call(self._client.get, job_id)
-                except Exception as exc:  # noqa: BLE001  for who asked for it
-                    found[job_id] = exc
-        return found
+            for answers in asked.values():
+                _tell(answers, exc)
+            return
+        for job_id, answers in asked.items():
+            if job_id in jobs:
+                _tell(answers, jobs[job_id])
+            else:  # its own words say why; the others do not wait for them
+                task = asyncio.create_task(self._answer_alone(job_id, answers))
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
+
+    async def _answer_alone(self, job_id: str, answers: list[asyncio.Future[Job]]) -> None:
+        try:
+            _tell(answers, await self._queue.call(self._client.get, job_id))
+        except Exception as exc:  # noqa: BLE001  for who asked
+            _tell(answers, exc)
 
 
-def _tell(answer: asyncio.Future[Job], outcome: Job | Exception) -> None:
-    if answer.done():  # who asked is gone
-        return
-    if isinstance(outcome, Job):
-        answer.set_result(outcome)
-    else:
-        answer.set_exception(outcome)
+def _tell(answers: list[asyncio.Future[Job]], outcome: Job | Exception) -> None:
+    for answer in answers:
+        if answer.done():  # who asked is gone
+            continue
+        if isinstance(outcome, Job):
+            answer.set_result(outcome)
+        else:
+            answer.set_exception(outcome)
