@@ -1,4 +1,4 @@
-"""A real gateway for the tests: `ltxq gateway` in a process of its own."""
+"""A real gateway for the tests: `ltxq gateway` in a process of its own, plainly asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
+
+import httpx2
 
 from fleet import PATIENCE
+
+Answer = httpx2.Response
 
 
 class Gateway:
@@ -28,21 +32,23 @@ class Gateway:
             text=True,
             start_new_session=True,
         )
+        self._http = httpx2.Client(timeout=PATIENCE, trust_env=False)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line:
-            self.process.wait(PATIENCE)
-            self._reader.join(PATIENCE)
-            raise AssertionError(f"the gateway did not start:\n{self.log}")
-        self.url: str = json.loads(line)["url"]
+        said = json.loads(line or "{}")
+        if "url" not in said:
+            self.__exit__()
+            raise AssertionError(f"the gateway did not start: {said}\n{self.log}")
+        self.url: str = said["url"]
         self.api = f"{self.url}/v1"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._http.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -56,6 +62,13 @@ class Gateway:
             pipe.close()
         if any(exc):
             print(self.log)  # noqa: T201  what pytest shows of a failure
+
+    def ask(self, method: str, path: str, *, key: str | None = None, **what: Any) -> Answer:
+        """A request as plain as can be; no redirect is followed."""
+        headers = dict(what.pop("headers", {}))
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        return self._http.request(method, f"{self.url}{path}", headers=headers, **what)
 
     def stop(self) -> int:
         """SIGTERM and the exit code."""

@@ -12,9 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.failures import UnsupportedParameter
-from ltxq.job import FRAME_STEP, MAX_SECONDS, SIDE_STEP, VideoRequest, nearest
+from ltxq.job import FRAME_STEP, MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest
 
 # The field's names for fields of VideoRequest.
 NAMES = {
@@ -33,7 +35,59 @@ NAMES = {
     "metadata": "metadata",
     "webhook_url": "webhook_url",
 }
-_FIRST = {ours: theirs for theirs, ours in NAMES.items()}
+_THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
+
+
+class CreateVideo(BaseModel):
+    """What a clip is to be. What is not here is refused by name with `unsupported_parameter`:
+    `input_reference`, `lora`, `negative_prompt`, `guidance_scale` other than 1 and
+    `num_inference_steps` other than 8 among them.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"prompt": "a red fox in the snow", "size": "1280x720", "seconds": "4"}
+        },
+    )
+
+    prompt: str = Field(min_length=1, max_length=5000)
+    model: str | None = Field(default=None, description="One of GET /v1/models.")
+    size: str | None = Field(
+        default=None,
+        pattern=r"^\d{1,5}x\d{1,5}$",
+        description="'WIDTHxHEIGHT' in pixels, even, 64 to 2048; 768x512 without it. A side that "
+        "is no multiple of 32 is made larger, and cropped.",
+    )
+    width: int | None = Field(default=None, description="Instead of size.")
+    height: int | None = Field(default=None, description="Instead of size.")
+    seconds: str | None = Field(
+        default=None,
+        description="More than 0, at most 20, as text. Rounded to 8k+1 frames at fps; the "
+        "answer's seconds are what is made.",
+    )
+    num_frames: int | None = Field(
+        default=None, description="8k+1, instead of seconds; without both: 33."
+    )
+    fps: float | None = Field(default=None, description="1 to 60; 24 without it.")
+    seed: int | None = Field(default=None, description="0 to 2^53-1; 42 without it.")
+    generate_audio: bool | None = Field(default=None, description="Sound too; without it: yes.")
+    stages: int | None = Field(
+        default=None, description="2: made at half size, doubled and refined, for large clips."
+    )
+    priority: Priority | None = None
+    timeout: int | None = Field(default=None, description="Seconds on the GPU; 600 without it.")
+    expires_in: int | None = Field(
+        default=None, description="Seconds a URL of the result lives, 60 to 604800."
+    )
+    metadata: dict[str, str] | None = Field(
+        default=None,
+        description="Up to 16 pairs of your own; in a form as JSON, or as metadata[key].",
+    )
+    webhook_url: str | None = Field(
+        default=None, description="Told of the outcome by a signed POST."
+    )
+
 
 # Known by name, not supported; but this one value of it says what happens anyway.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -63,7 +117,7 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
     try:
         return VideoRequest.parse(chosen)
     except InvalidRequest as exc:
-        problems = tuple((said.get(f) or _FIRST.get(f, f), why) for f, why in exc.problems)
+        problems = tuple((said.get(f) or _THEIRS.get(f, f), why) for f, why in exc.problems)
         raise invalid(*problems) from None
 
 

@@ -145,9 +145,11 @@ def _form(body: bytes, boundary: bytes, *, whole: bool = True) -> list[tuple[str
 
     def part_ends() -> None:
         _, options = parse_options_header(disposition)
+        if b"name" not in options:
+            raise invalid(("body", "has a part without a name"))
         if len(pairs) >= FIELDS_MOST:
             raise invalid(("body", f"has more than {FIELDS_MOST} fields"))
-        pairs.append((_text(options.get(b"name", b"")), _text(text)))
+        pairs.append((_text(options[b"name"]), _text(text)))
 
     def ends() -> None:
         nonlocal ended

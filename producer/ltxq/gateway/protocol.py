@@ -1,5 +1,5 @@
-"""uvicorn's HTTP on httptools, with the bounds that httptools lacks: on the size of a request's
-head, and on the time a client takes to send it.
+"""uvicorn's HTTP on httptools, with the bounds it lacks: on the size of a request's head, on the
+time it takes to come, and on what still comes of a body that nobody wants any more.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MOST = 32 * 1024  # bytes
+REST_MOST = 1024 * 1024  # bytes; read so that a client that still sends gets to read its answer
 HEAD_SECONDS = 20.0  # from a connection, or the first byte of a later request, to the head's end
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request's head is too long, or too slow."""
+    """Closes a connection whose request is too long, or its head too slow."""
 
-    _head = 0  # bytes of what came since the last head ended
+    _head = 0  # bytes of what came since the last request ended
+    _rest = 0  # bytes of a body that came after its answer
     _in_head = True
     _late: asyncio.TimerHandle | None = None
 
@@ -37,9 +39,16 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response("The head of the request is too long.")
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head = False, 0
+        self._in_head, self._head, self._rest = False, 0, 0
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._rest += len(body)
+            if self._rest > REST_MOST:
+                self.transport.close()
 
     def on_message_complete(self) -> None:
         self._in_head, self._head = True, 0

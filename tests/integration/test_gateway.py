@@ -1,0 +1,540 @@
+"""A real gateway over a real Redis, asked as plainly as can be: what is refused and how, who may
+ask and how much, what browsers may do.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from gateways import Answer, Gateway
+from ltxq import cli, errors
+from ltxq.gateway.failures import _KINDS, Refused, body_of
+from ltxq.gateway.keys import new_key
+from ltxq.http_answers import refusal
+from ltxq.ledger import Ledger
+from ltxq.settings import Settings
+from ltxq_worker.local import RedisServer
+
+FOX = {"prompt": "a fox"}
+ALICE, BOB = new_key("alice"), new_key("bob")
+
+
+@pytest.fixture(scope="module")
+def url(redis_server: RedisServer) -> str:
+    """A database of this module's own."""
+    url = f"redis://127.0.0.1:{redis_server.port}/14"
+    with redis.Redis.from_url(url, socket_timeout=5) as connection:
+        connection.flushdb()
+    return url
+
+
+@pytest.fixture(scope="module")
+def gateway(url: str) -> Iterator[Gateway]:
+    """Without keys."""
+    environment = {
+        "LTXQ_URL": url,
+        "LTXQ_DEFAULT_MODEL": "instant",
+        "LTXQ_CORS_ORIGINS": "https://app.example.com",
+    }
+    with Gateway(environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def locked(url: str) -> Iterator[Gateway]:
+    """With the keys of Alice and Bob, who may each have three jobs queued."""
+    environment = {
+        "LTXQ_URL": url,
+        "LTXQ_DEFAULT_MODEL": "instant",
+        "LTXQ_API_KEYS": f"{ALICE.entry},{BOB.entry}",
+        "LTXQ_MAX_QUEUED_PER_KEY": "3",
+    }
+    with Gateway(environment) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _empty(url: str) -> None:
+    with redis.Redis.from_url(url, socket_timeout=5) as connection:
+        connection.flushdb()
+
+
+def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """The envelope's error, which must be of that status and code."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert {"message", "type", "param", "code", "hint", "retryable"} <= set(body["error"])
+    assert body["error"]["code"] == code
+    return body["error"]
+
+
+# --- requests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["json", "multipart", "urlencoded"])
+def test_a_request_comes_as_json_or_as_a_form(gateway: Gateway, how: str) -> None:
+    fields = {"prompt": "ein Füchslein 🦊", "size": "1280x720", "seconds": "4", "seed": "7"}
+    what: dict[str, Any] = {
+        "json": {"json": {**fields, "metadata": {"order": "7"}}},
+        "multipart": {
+            "files": {name: (None, text) for name, text in fields.items()}
+            | {"metadata[order]": (None, "7")}
+        },
+        "urlencoded": {"data": {**fields, "metadata": '{"order": "7"}'}},
+    }[how]
+    video = gateway.ask("POST", "/v1/videos", **what).json()
+    assert (video["prompt"], video["size"], video["seconds"], video["seed"]) == (
+        "ein Füchslein 🦊", "1280x720", "4.042", 7,
+    )  # fmt: skip
+    assert (video["status"], video["model"]) == ("queued", "instant")
+    assert video["metadata"] == {"order": "7"}
+    assert gateway.ask("GET", f"/v1/videos/{video['id']}").json() == video
+
+
+def test_a_file_is_refused_by_name_however_large(gateway: Gateway) -> None:
+    for size in (10, 5_000_000):
+        picture = ("fox.png", b"x" * size, "image/png")
+        answer = gateway.ask("POST", "/v1/videos", data=FOX, files={"input_reference": picture})
+        assert error(answer, 400, "unsupported_parameter")["param"] == "input_reference"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"negative_prompt": "blurry"}, "negative_prompt"),
+        ({"input_reference[image_url]": "https://example.com/fox.png"}, "input_reference"),
+        ({"lora[][path]": "x"}, "lora"),
+        ({"resolution": "720p"}, "resolution"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    gateway: Gateway, fields: dict[str, str], param: str
+) -> None:
+    answer = gateway.ask("POST", "/v1/videos", data={**FOX, **fields})
+    assert error(answer, 400, "unsupported_parameter")["param"] == param
+
+
+def test_what_is_wrong_is_told_field_by_field(gateway: Gateway) -> None:
+    wrong = {"prompt": " ", "num_frames": 100}
+    told = error(gateway.ask("POST", "/v1/videos", json=wrong), 400, "invalid_request")
+    assert told["type"] == "invalid_request_error"
+    assert told["param"] == "prompt"
+    assert {problem["field"] for problem in told["problems"]} == {"prompt", "num_frames"}
+    assert "97 or 105" in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", "application/json"),
+        (b"[]", "application/json"),
+        (b'{"prompt": NaN}', "application/json"),
+        (b'{"prompt": "a", "prompt": "b"}', "application/json"),
+        (b'{"prompt": "\\ud800"}', "application/json"),
+        (b"\xff", "application/json"),
+        (b"[" * 200_000, "application/json"),
+        (b"prompt=a&prompt=b", "application/x-www-form-urlencoded"),
+        (b"prompt=%ff", "application/x-www-form-urlencoded"),
+        (b"", "multipart/form-data"),
+        (b"", "multipart/form-data; boundary="),
+        (b"--x\r\n", "multipart/form-data; boundary=x"),
+        (b"--x\r\n\r\nfox\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n',
+         "multipart/form-data; boundary=x"),
+    ],
+)  # fmt: skip
+def test_a_body_that_makes_no_sense_is_refused(gateway: Gateway, body: bytes, kind: str) -> None:
+    answer = gateway.ask("POST", "/v1/videos", content=body, headers={"content-type": kind})
+    error(answer, 400, "invalid_request")
+
+
+def test_other_bodies_are_told_what_would_do(gateway: Gateway) -> None:
+    answer = gateway.ask(
+        "POST", "/v1/videos", content=b"<a/>", headers={"content-type": "text/xml"}
+    )
+    assert "application/json" in error(answer, 415, "unsupported_media_type")["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/v1/jobs"])
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: Gateway, path: str) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 65_536
+            yield b" " * 65_536
+
+    answer = gateway.ask("POST", path, content=b'{"prompt": "' + b"x" * 300_000 + b'"}')
+    error(answer, 413, "too_large")
+    try:
+        answer = gateway.ask("POST", path, content=endless())
+    except OSError:  # it hung up, before we read what it said
+        pass
+    else:
+        error(answer, 413, "too_large")
+    assert sent < 20_000_000
+    longest = {"prompt": "🦊" * 5000, "metadata": {f"{i:064}": "é" * 512 for i in range(16)}}
+    body = json.dumps(longest).encode()
+    headers = {"content-type": "application/json"}
+    assert gateway.ask("POST", path, content=body, headers=headers).is_success
+
+
+def test_a_head_that_is_too_long_is_refused(gateway: Gateway) -> None:
+    answer = gateway.ask("GET", "/healthz", headers={"x-long": "x" * 20_000})
+    assert answer.status_code == 200
+    for head in (b"x" * 100_000, b"x-a: b\r\n" * 10_000):
+        with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as raw:
+            raw.settimeout(20)
+            raw.sendall(b"GET /healthz HTTP/1.1\r\nx-long: " + head)
+            said = raw.recv(1000)
+        assert b"400" in said.splitlines()[0]
+
+
+def test_an_unknown_model_is_told_with_those_served(gateway: Gateway, url: str) -> None:
+    ledger = Ledger.from_settings(Settings(url=url))
+    ledger.present("other", "host", {"gpu0@host": "ready"})
+    ledger.close()
+    for model in ("sora-2", "Wan-AI/Wan2.2", "x" * 1000, "\x1b[2J"):
+        answer = gateway.ask("POST", "/v1/videos", json={**FOX, "model": model})
+        told = error(answer, 404, "unknown_model")
+        assert "instant, other" in told["hint"]
+        assert told["message"].isprintable()
+    assert gateway.ask("POST", "/v1/videos", json={**FOX, "model": "other"}).is_success
+    models = gateway.ask("GET", "/v1/models").json()
+    assert models["object"] == "list"
+    assert {m["id"]: m["ready_workers"] for m in models["data"]} == {"instant": 0, "other": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/videos/", 404, "not_found"),
+        ("PUT", "/v1/videos", 405, "method_not_allowed"),
+        ("PATCH", "/v1/jobs/video_1", 405, "method_not_allowed"),
+        ("GET", "/v1/videos/video_1", 404, "job_not_found"),
+        ("GET", "/v1/videos/%00%ff", 404, "job_not_found"),
+        ("DELETE", "/v1/videos/video_1", 404, "job_not_found"),
+        ("POST", "/v1/videos/video_1/cancel", 404, "job_not_found"),
+        ("GET", "/v1/videos/video_1/events", 404, "job_not_found"),
+        ("GET", "/v1/videos/video_1/content", 404, "job_not_found"),
+        ("GET", "/v1/videos?after=video_1", 404, "job_not_found"),
+        ("GET", "/v1/videos?limit=0", 400, "invalid_request"),
+        ("GET", "/v1/videos?limit=many", 400, "invalid_request"),
+        ("GET", "/v1/videos?order=up", 400, "invalid_request"),
+        ("GET", "/v1/videos/video_1/content?variant=gif", 400, "invalid_request"),
+        ("GET", "/v1/jobs?state=done", 400, "invalid_request"),
+        ("POST", "/v1/jobs/video_1/retry", 404, "job_not_found"),
+    ],
+)
+def test_every_refusal_is_the_envelope(
+    gateway: Gateway, method: str, path: str, status: int, code: str
+) -> None:
+    answer = gateway.ask(method, path)
+    error(answer, status, code)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_the_python_client_raises_what_the_gateway_means() -> None:
+    for kind in _KINDS:
+        sent, status, _ = body_of(kind("what", hint="how"))
+        body = json.dumps({"error": sent.model_dump(mode="json")}).encode()
+        read = refusal("host", status, {}, body)
+        if kind.__name__ == "UnsupportedParameter":
+            kind = errors.LtxqError  # none of Client's calls can be told that
+        assert isinstance(read, kind)
+    assert isinstance(body_of(Refused(401, "x", "y"))[1], int)
+
+
+# --- once and only once ------------------------------------------------------------------------
+
+
+def test_an_idempotency_key_makes_one_clip(gateway: Gateway) -> None:
+    key = {"Idempotency-Key": "order-7"}
+    first = gateway.ask("POST", "/v1/videos", json=FOX, headers=key).json()
+    assert gateway.ask("POST", "/v1/videos", json=FOX, headers=key).json()["id"] == first["id"]
+    other = gateway.ask("POST", "/v1/videos", json={"prompt": "a bear"}, headers=key)
+    error(other, 409, "idempotency_conflict")
+    assert other.headers["x-should-retry"] == "false"
+    long = {"Idempotency-Key": "x" * 256}
+    error(gateway.ask("POST", "/v1/videos", json=FOX, headers=long), 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "first", "again"),
+    [
+        ("/v1/videos", "x-stainless-retry-count", "0", "1"),
+        ("/v1/jobs", "ltxq-resent", "false", "true"),
+    ],
+)
+def test_a_submission_sent_again_makes_one_clip(
+    gateway: Gateway, path: str, header: str, first: str, again: str
+) -> None:
+    def submitted(count: str | None) -> str:
+        headers = {} if count is None else {header: count}
+        return str(gateway.ask("POST", path, json=FOX, headers=headers).json()["id"])
+
+    one = submitted(first)
+    assert submitted(again) == one
+    two = submitted(first)
+    assert two != one  # another click
+    assert submitted(again) == two
+    assert submitted(None) not in (one, two)
+
+
+def test_a_remix_sent_again_makes_one_clip(gateway: Gateway) -> None:
+    source = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
+    ids = [
+        gateway.ask(
+            "POST", f"/v1/videos/{source}/remix", json={"prompt": "a bear"},
+            headers={"x-stainless-retry-count": count},
+        ).json()["id"]
+        for count in ("0", "1", "2")
+    ]  # fmt: skip
+    assert len(set(ids)) == 1
+
+
+# --- a job's life over HTTP --------------------------------------------------------------------
+
+
+def test_a_poll_says_when_to_ask_again(gateway: Gateway) -> None:
+    made = gateway.ask("POST", "/v1/videos", json=FOX)
+    asked = gateway.ask("GET", f"/v1/videos/{made.json()['id']}")
+    for answer in (made, asked):
+        assert 500 <= int(answer.headers["openai-poll-after-ms"]) <= 5000
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_deleting_what_is_not_finished_cancels_it(gateway: Gateway) -> None:
+    video = gateway.ask("POST", "/v1/videos", json=FOX).json()
+    gone = gateway.ask("DELETE", f"/v1/videos/{video['id']}").json()
+    assert gone == {"id": video["id"], "deleted": True, "object": "video.deleted"}
+    now = gateway.ask("GET", f"/v1/videos/{video['id']}").json()
+    assert (now["status"], now["error"]["code"]) == ("cancelled", "cancelled")
+    gateway.ask("DELETE", f"/v1/videos/{video['id']}")
+    error(gateway.ask("GET", f"/v1/videos/{video['id']}"), 404, "job_not_found")
+
+
+def test_a_clip_is_cancelled_and_its_content_is_never_there(gateway: Gateway) -> None:
+    video = gateway.ask("POST", "/v1/videos", json=FOX).json()
+    content = f"/v1/videos/{video['id']}/content"
+    early = gateway.ask("GET", content)
+    error(early, 409, "job_not_finished")
+    assert early.headers["x-should-retry"] == "false"
+    cancelled = gateway.ask("POST", f"/v1/videos/{video['id']}/cancel").json()
+    assert cancelled["status"] == "cancelled"
+    error(gateway.ask("GET", content), 404, "no_content")
+
+
+def test_jobs_are_asked_for_by_their_ids(gateway: Gateway) -> None:
+    ids = [gateway.ask("POST", "/v1/jobs", json=FOX).json()["id"] for _ in range(2)]
+    asked = [("id", ids[1]), ("id", "video_none"), ("id", ids[0])]
+    page = gateway.ask("GET", "/v1/jobs", params=asked).json()
+    assert [job["id"] for job in page["jobs"]] == [ids[1], ids[0]]
+    many = [("id", f"video_{number}") for number in range(101)]
+    error(gateway.ask("GET", "/v1/jobs", params=many), 400, "invalid_request")
+
+
+def test_a_record_that_cannot_be_read_is_said_to_be_so(gateway: Gateway, url: str) -> None:
+    good = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
+    bad = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
+    with redis.Redis.from_url(url, socket_timeout=5) as connection:
+        connection.hset(f"ltxq:2:job:{bad}", "request", "{")
+    answer = gateway.ask("GET", f"/v1/videos/{bad}")
+    error(answer, 500, "job_unreadable")
+    assert answer.headers["x-should-retry"] == "false"
+    listed = gateway.ask("GET", "/v1/videos").json()
+    assert [video["id"] for video in listed["data"]] == [good]
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer ltxq_wrong"},
+     {"Authorization": f"Basic {ALICE.key}"}, {"Authorization": ALICE.key},
+     {"Authorization": f"Bearer {ALICE.entry}"}, {"Authorization": f"Bearer {ALICE.key}x"},
+     {"X-Api-Key": ALICE.key}],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/videos"), ("POST", "/v1/videos"), ("GET", "/v1/videos/video_1"),
+     ("DELETE", "/v1/videos/video_1"), ("GET", "/v1/videos/video_1/content"),
+     ("GET", "/v1/videos/video_1/events"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs"),
+     ("GET", "/v1/models")],
+)  # fmt: skip
+def test_nothing_is_done_without_a_key_that_is_known(
+    locked: Gateway, method: str, path: str, headers: dict[str, str]
+) -> None:
+    answer = locked.ask(method, path, headers=headers)
+    error(answer, 401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_page_description_and_probes_want_no_key(locked: Gateway) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/healthz"):
+        assert locked.ask("GET", path).status_code == 200
+
+
+def test_a_key_sees_its_own_jobs_alone(locked: Gateway) -> None:
+    mine = locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key).json()["id"]
+    for method, path in (
+        ("GET", f"/v1/videos/{mine}"), ("GET", f"/v1/videos/{mine}/content"),
+        ("GET", f"/v1/videos/{mine}/events"), ("DELETE", f"/v1/videos/{mine}"),
+        ("POST", f"/v1/videos/{mine}/cancel"), ("GET", f"/v1/videos?after={mine}"),
+        ("GET", f"/v1/jobs/{mine}"), ("GET", f"/v1/jobs/{mine}/events"),
+        ("DELETE", f"/v1/jobs/{mine}"), ("POST", f"/v1/jobs/{mine}/cancel"),
+        ("POST", f"/v1/jobs/{mine}/retry"), ("GET", f"/v1/jobs?after={mine}"),
+    ):  # fmt: skip
+        error(locked.ask(method, path, key=BOB.key), 404, "job_not_found")
+    remix = locked.ask("POST", f"/v1/videos/{mine}/remix", json=FOX, key=BOB.key)
+    error(remix, 404, "job_not_found")
+    assert locked.ask("GET", f"/v1/jobs?id={mine}", key=BOB.key).json()["jobs"] == []
+    assert locked.ask("GET", "/v1/videos", key=BOB.key).json()["data"] == []
+    assert locked.ask("GET", f"/v1/videos/{mine}", key=ALICE.key).json()["status"] == "queued"
+
+
+def test_who_asks_at_the_same_moment_still_sees_their_own_alone(locked: Gateway) -> None:
+    """Reads of one moment are joined: never those of two keys."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    mine = locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key).json()["id"]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [
+            (key, pool.submit(locked.ask, "GET", f"/v1/videos/{mine}", key=key.key))
+            for _ in range(20)
+            for key in (ALICE, BOB)
+        ]
+        for key, answer in asked:
+            assert answer.result().status_code == (200 if key is ALICE else 404)
+
+
+def test_one_key_cannot_fill_the_queue(locked: Gateway) -> None:
+    for _ in range(3):
+        assert locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key).is_success
+    full = locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key)
+    told = error(full, 429, "queue_full")
+    assert (told["retryable"], int(full.headers["retry-after"]) > 0) == (True, True)
+    assert locked.ask("POST", "/v1/videos", json=FOX, key=BOB.key).is_success
+
+
+def refused_to_start(
+    capsys: pytest.CaptureFixture[str], *options: str, **settings: str
+) -> dict[str, Any]:
+    """What `ltxq gateway` says where it ends at once, in this very process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in settings.items():
+            patch.setenv(name, text)
+        assert cli.main(["gateway", "--port", "0", "--json", *options]) == 2
+    said: dict[str, Any] = json.loads(capsys.readouterr().out)["error"]
+    return said
+
+
+def test_without_keys_it_listens_on_this_machine_alone(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):  # noqa: S104
+        said = refused_to_start(capsys, "--host", host, LTXQ_URL=url)
+        assert f"on this machine alone, not on {host}" in said["message"]
+        assert "ltxq key NAME" in said["hint"]
+    keys = {"LTXQ_URL": url, "LTXQ_API_KEYS": ALICE.entry}
+    with Gateway(keys, "--host", "0.0.0.0") as running:  # noqa: S104
+        assert running.url.startswith("http://0.0.0.0:")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("LTXQ_API_KEYS", "alice=s3cret", "LTXQ_API_KEYS: entry 1"),
+        ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no limit"),
+        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no limit"),
+        ("LTXQ_CORS_ORIGINS", "*", "LTXQ_CORS_ORIGINS: entry 1"),
+        ("LTXQ_URL", "https://gateway.example.com", "stands before a Redis"),
+    ],
+)
+def test_a_wrong_setting_is_told_at_the_start(
+    url: str, capsys: pytest.CaptureFixture[str], name: str, text: str, message: str
+) -> None:
+    said = refused_to_start(capsys, **{"LTXQ_URL": url, name: text})
+    assert message in said["message"]
+    assert "s3cret" not in str(said)
+
+
+def test_a_port_that_is_taken_is_told(
+    gateway: Gateway, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = gateway.url.rpartition(":")[2]
+    said = refused_to_start(capsys, "--port", port, LTXQ_URL=url)
+    assert f"cannot listen on 127.0.0.1, port {port}" in said["message"]
+
+
+# --- browsers ----------------------------------------------------------------------------------
+
+
+def test_without_keys_another_sites_page_may_do_nothing(gateway: Gateway) -> None:
+    for origin in ("https://evil.example.com", "null", "http://localhost:1"):
+        answer = gateway.ask("POST", "/v1/videos", data=FOX, headers={"Origin": origin})
+        error(answer, 403, "wrong_origin")
+    own = {"Origin": gateway.url}
+    assert gateway.ask("POST", "/v1/videos", json=FOX, headers=own).is_success
+
+
+def test_without_keys_a_strangers_name_for_this_machine_is_refused(gateway: Gateway) -> None:
+    for host in ("evil.example.com", "localhost.evil.com:8080", "10.0.0.1"):
+        error(gateway.ask("GET", "/v1/videos", headers={"Host": host}), 403, "wrong_host")
+    for host in ("localhost:1", "app.localhost", "127.0.0.1", "[::1]:8080"):
+        assert gateway.ask("GET", "/v1/videos", headers={"Host": host}).is_success
+
+
+def test_with_keys_any_name_will_do(locked: Gateway) -> None:
+    headers = {"Host": "api.example.com", "Origin": "https://app.example.com"}
+    assert locked.ask("GET", "/v1/videos", key=ALICE.key, headers=headers).is_success
+
+
+def test_named_origins_may_call_and_others_get_no_leave(gateway: Gateway, locked: Gateway) -> None:
+    wish = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
+    }
+    leave = gateway.ask("OPTIONS", "/v1/videos", headers=wish)
+    assert leave.headers["access-control-allow-origin"] == "https://app.example.com"
+    made = gateway.ask("POST", "/v1/videos", json=FOX, headers={"Origin": wish["Origin"]})
+    assert made.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "access-control-allow-credentials" not in made.headers
+    for door in (gateway, locked):
+        refused = door.ask(
+            "OPTIONS", "/v1/videos", headers={**wish, "Origin": "https://evil.example.com"}
+        )
+        assert not refused.is_success
+        assert "access-control-allow-origin" not in refused.headers
+    off = locked.ask("GET", "/v1/videos", key=ALICE.key, headers={"Origin": wish["Origin"]})
+    assert "access-control-allow-origin" not in off.headers
+
+
+def test_answers_are_what_they_say_and_run_nothing(gateway: Gateway) -> None:
+    for path in ("/v1/videos", "/v1/videos/video_1", "/docs", "/", "/nothing"):
+        headers = gateway.ask("GET", path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "server" not in headers
+
+
+def test_page_and_description_load_nothing_from_other_hosts(gateway: Gateway) -> None:
+    for path in ("/", "/docs"):
+        html = gateway.ask("GET", path).text
+        assert not [word for word in ('src="http', 'href="http', "cdn") if word in html]
+    assert b"SwaggerUIBundle" in gateway.ask("GET", "/docs/static/swagger-ui-bundle.js").content

@@ -1,0 +1,91 @@
+"""API keys: made once, kept as hashes, known by their whole text alone; and who counts as near."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from pydantic import SecretStr
+
+from ltxq import cli
+from ltxq.errors import ConfigurationError
+from ltxq.gateway.guard import is_loopback, origins_of
+from ltxq.gateway.keys import ApiKeys, new_key
+from ltxq.settings import Settings
+
+
+def test_a_key_is_known_by_the_entry_made_with_it() -> None:
+    alice, bob = new_key("alice"), new_key("bob-2.x")
+    keys = ApiKeys(f"{alice.entry},{bob.entry}")
+    assert (keys.owner(alice.key), keys.owner(bob.key)) == ("alice", "bob-2.x")
+    for wrong in ("", "ltxq_", alice.key[:-1], alice.key + "x", alice.key.upper(), alice.entry):
+        assert keys.owner(wrong) is None
+
+
+def test_the_entry_holds_the_hash_and_not_the_key() -> None:
+    made = new_key("alice")
+    assert made.entry == f"alice={hashlib.sha256(made.key.encode()).hexdigest()}"
+    assert made.key not in made.entry
+    assert len(made.key) == len("ltxq_") + 43  # 256 bits
+    assert new_key("alice").key != made.key
+
+
+def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
+    old, new = new_key("alice"), new_key("alice")
+    keys = ApiKeys(f"{old.entry}\n {new.entry}, ")
+    assert keys.owner(old.key) == keys.owner(new.key) == "alice"
+
+
+def test_no_keys_are_no_keys() -> None:
+    assert not ApiKeys("")
+    assert not ApiKeys(" ,\n")
+    assert ApiKeys(new_key("alice").entry)
+
+
+@pytest.mark.parametrize("entry", ["alice", "alice=", "alice=s3cret", "=" + "0" * 64,
+                                   "Alice=" + "0" * 64, "alice=" + "G" * 64])  # fmt: skip
+def test_a_wrong_entry_is_told_by_its_place_and_never_shown(entry: str) -> None:
+    settings = Settings(api_keys=SecretStr(f"{new_key('bob').entry},{entry}"))
+    with pytest.raises(ConfigurationError, match="LTXQ_API_KEYS: entry 2 is not") as caught:
+        ApiKeys.from_settings(settings)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_strange_key_is_nobodys() -> None:
+    keys = ApiKeys(new_key("alice").entry)
+    for strange in ("\ud800", "x" * 10**6, "\0", "ключ"):
+        assert keys.owner(strange) is None
+
+
+def test_the_command_shows_a_key_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["key", "alice", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert ApiKeys(made["entry"]).owner(made["key"]) == "alice"
+    assert cli.main(["key", "alice"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("ltxq_")
+    assert "alice=" in said.err
+    assert cli.main(["key", "Alice Smith"]) == 2
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "app.localhost", "127.0.0.1",
+                                  "127.8.9.1", "::1", "[::1]", "localhost."])  # fmt: skip
+def test_this_machines_own_names_are_near(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::",  # noqa: S104
+                                   "10.0.0.1", "example.com", "localhost.evil.com",
+                                  "127.0.0.1.evil.com", "", "evil.com#localhost"])  # fmt: skip
+def test_others_are_not(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_origins_are_origins() -> None:
+    two = Settings(cors_origins="https://app.example.com, http://localhost:3000")
+    assert origins_of(two) == {"https://app.example.com", "http://localhost:3000"}
+    assert origins_of(Settings()) == frozenset()
+    for wrong in ("*", "app.example.com", "https://app.example.com/", "null"):
+        with pytest.raises(ConfigurationError, match="entry 1 is no origin"):
+            origins_of(Settings(cors_origins=wrong))
