@@ -50,6 +50,7 @@ def make_app(settings: Settings) -> Celery:
         result_expires=settings.retention,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # full or read-only: connect again, rather than end
         broker_transport_options={
             "queue_order_strategy": "priority",
             "priority_steps": list(range(LANE_COUNT)),

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from ltxq.celery import announce, forget_outcome, make_app, report_outcome
-from ltxq.errors import QueueUnavailable
+from ltxq.errors import LtxqError, QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
 from ltxq.logs import about_job
@@ -154,8 +154,11 @@ class RedisTransport:
     def delete(self, job_id: str) -> None:
         self._ledger.delete(job_id)
         forget_outcome(self._app, job_id)
-        if self._storage:
-            self._storage.delete(self._storage.list(f"{job_id}/"))
+        try:
+            if self._storage:
+                self._storage.delete(self._storage.list(f"{job_id}/"))
+        except LtxqError as exc:
+            log.warning("%s is deleted; a supervisor removes its clip: %s", job_id, exc)
 
     def models(self) -> dict[str, int]:
         return {self.settings.default_model: 0, **self._ledger.served()}

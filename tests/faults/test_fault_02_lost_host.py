@@ -70,6 +70,20 @@ def test_a_dead_supervisors_workers_give_back_and_end(own: dict[str, str], clien
         assert client.get(job.id).state == "queued"
 
 
+def test_a_supervisor_that_dies_before_it_has_heard_all_is_noticed_too(
+    own: dict[str, str], client: Client
+) -> None:
+    """What its worker told it and it never read makes the line end with an error."""
+    with Fleet({**own, **SLOW}) as fleet:
+        fleet.wait_for("starts")
+        (worker,) = fleet.workers()
+        fleet.supervisor.send_signal(signal.SIGSTOP)
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        fleet.supervisor.kill()
+        worker.wait(PATIENCE)
+        assert client.get(job.id).state == "queued"
+
+
 def test_a_restarted_supervisor_waits_until_the_place_is_free(
     own: dict[str, str], client: Client
 ) -> None:

@@ -137,6 +137,28 @@ def test_full(world: World) -> None:
         world.succeeds_once(world.submit("next"))
 
 
+@pytest.mark.parametrize("trouble", ["full", "a read-only replica"])
+def test_an_idle_workers_process_lives_through_it(world: World, trouble: str) -> None:
+    """A message it takes meanwhile may be lost: the sweep finds it. A loaded model may not."""
+    begin, end = {
+        "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        "a read-only replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    }[trouble]
+    with Fleet(world.environment) as fleet:
+        fleet.wait_until_ready()
+        workers = fleet.workers()
+        world.succeeds_once(world.submit())
+        jobs = [world.submit("wait denoise"), *(world.submit() for _ in range(3))]
+        eventually(in_stage(world, jobs[0], "denoise"))
+        world.ask(*begin)
+        Path(world.environment["LTXQ_TEST_GO"]).touch()  # the GPU is free: it takes the next
+        fleet.wait_for("Connection to broker lost|connection to broker lost")
+        world.ask(*end)
+        for job in jobs:
+            world.succeeds_once(job)
+        assert fleet.workers() == workers
+
+
 def test_a_replica_that_can_only_be_read(world: World) -> None:
     with Fleet({**world.environment, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
         fleet.wait_until_ready()

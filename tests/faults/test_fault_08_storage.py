@@ -9,7 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
+import redis
+from broker import lane_key, take_message
 
 from fleet import (
     PATIENCE,
@@ -21,7 +24,9 @@ from fleet import (
     worker_environment,
 )
 from ltxq import Client
+from ltxq.errors import JobNotFound
 from ltxq.job import Job
+from ltxq.ledger import PREFIX
 from ltxq.settings import Settings
 from ltxq_worker.local import S3Server
 from proxy import Proxy
@@ -151,6 +156,37 @@ def test_spool_files_of_a_dead_process_are_removed_and_their_job_runs_again(
         done = client.wait(job.id, PATIENCE)
         assert (done.state, done.attempts) == ("succeeded", 2)
         assert not left.exists()
+
+
+def test_storage_that_hangs_holds_up_no_sweep_and_loses_no_object(
+    environment: dict[str, str], client: Client, storage: Storage, tmp_path: Path, redis_url: str
+) -> None:
+    with (
+        Fleet(environment) as fleet,
+        redis.Redis.from_url(redis_url, socket_timeout=5) as server,
+    ):
+        fleet.wait_until_ready()
+        old = client.wait(client.submit("old", **SMALL).id, PATIENCE)
+        deleted = client.wait(client.submit("deleted", **SMALL).id, PATIENCE)
+        hung = psutil.Process(storage.server.process.pid)
+        hung.suspend()
+        try:
+            server.zadd(f"{PREFIX}expiry", {old.id: 0})  # past its retention
+            client.delete(deleted.id)  # this client does not know the bucket
+            eventually(lambda: server.zscore(f"{PREFIX}expiry", old.id) != 0)  # taken
+            busy = wait_until_running(client, client.submit("wait", **SMALL))
+            lost = client.submit("a fox", **SMALL)
+            take_message(server, lane_key(), lost.id)
+            eventually(lambda: client.get(lost.id).progress, within=15)  # the sweep found it
+            assert client.get(old.id).state == "succeeded"
+        finally:
+            hung.resume()
+        for job in (busy, lost):
+            succeeds_once(client, job)
+        for job in (old, deleted):
+            eventually(lambda job=job: not list((tmp_path / "s3").rglob(f"{job.id}/*/*")))
+        with pytest.raises(JobNotFound):
+            client.get(old.id)
 
 
 def test_slow_storage_does_not_hold_up_the_gpu(

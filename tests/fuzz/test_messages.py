@@ -119,11 +119,14 @@ def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
         message(b"[[], {}, 5]"),
         message(headers={"task": "ltxq.generate", "id": "x", "timelimit": [1, 2, 3]}),
         message(headers={"task": ["ltxq.generate"], "id": "x"}),
+        message(properties={"delivery_tag": None}),
+        message(properties={"delivery_tag": ["a"]}),
         b"{}",
         b"\xff",
     ],
-    ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "empty", "bytes"],
-)
+    ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "no-tag", "tags",
+         "empty", "bytes"],
+)  # fmt: skip
 def test_more_of_one_kind_than_there_are_threads_do_not_shut_the_gate(
     yard: Yard, forged: bytes
 ) -> None:

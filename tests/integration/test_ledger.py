@@ -322,13 +322,38 @@ def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: r
     claimed = claim(ledger, ticket)
     ledger.finish(claimed, result(claimed))
     server.zadd(f"{PREFIX}expiry", {claimed.job_id: 0})
-    assert ledger.sweep(interval=0.001).expired == (claimed.job_id,)
+    assert ledger.take_expired() == (claimed.job_id,)
+    assert ledger.take_expired() == ()  # another one's, while its objects are removed
+    assert ledger.get(claimed.job_id).state == "succeeded"
+    ledger.expire(claimed.job_id)
     with pytest.raises(JobNotFound):
         ledger.get(claimed.job_id)
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
     of_queue = {f"{kind}:{ticket.queue}" for kind in ("watermark", "pace", "totals")}
     assert left <= {"counter", "queues", "swept", *of_queue}
     ledger.close()
+
+
+def test_objects_of_a_deleted_job_are_looked_for_once_more(ledger: Ledger) -> None:
+    claimed = claim(ledger, submit(ledger))
+    ledger.finish(claimed, result(claimed))
+    ledger.delete(claimed.job_id)
+    assert ledger.take_expired() == (claimed.job_id,)
+    ledger.expire(claimed.job_id)
+    assert ledger.take_expired() == ()
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_job_that_is_not_finished_does_not_expire(
+    ledger: Ledger, server: redis.Redis, running: bool
+) -> None:
+    ticket = submit(ledger)
+    if running:
+        claim(ledger, ticket)
+    server.zadd(f"{PREFIX}expiry", {ticket.job_id: 0})
+    assert ledger.take_expired() == ()
+    ledger.expire(ticket.job_id)
+    assert ledger.get(ticket.job_id).state == ("running" if running else "queued")
 
 
 def test_the_sweep_names_results_celery_was_not_told_of(

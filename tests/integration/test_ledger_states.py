@@ -97,6 +97,7 @@ class Ledgers(RuleBasedStateMachine):
         elif job.state in FINAL_STATES:
             self.ledger.delete(ticket.job_id)
             del self.jobs[ticket.job_id]
+            self.ledger.expire(ticket.job_id)
         else:
             with pytest.raises(JobNotFinished):
                 self.ledger.delete(ticket.job_id)

@@ -24,6 +24,7 @@ from ltxq.ledger import PREFIX, Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import S3Server
+from ltxq_worker.outbound import Outbound
 from ltxq_worker.webhooks import SENDERS, Webhooks
 from receiver import LOOPBACK, SECRET, Handler, Receiver
 from servers import S3
@@ -281,6 +282,17 @@ def test_a_lost_senders_deliveries_do_not_shut_a_receiver_out(
     for _ in jobs:
         eventually(webhooks.send_one)
     assert {outcome(ledger, job)[0] for job in jobs} == {"delivered"}
+
+
+def test_an_error_nobody_foresaw_is_a_failure_of_that_delivery(
+    ledger: Ledger, storage: Storage, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Outbound(LOOPBACK)
+    monkeypatch.setattr(broken, "post", lambda *_: [][1])
+    webhooks = sender(ledger, storage, outbound=broken)
+    job = finished(ledger, receiver.url)
+    assert webhooks.send_one()
+    assert outcome(ledger, job) == ("pending", 1, "ltxq failed to send it (IndexError).")
 
 
 def test_a_deleted_jobs_webhook_goes_with_it(

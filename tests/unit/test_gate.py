@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,27 @@ def test_releasing_twice_is_releasing_once(gate: Gate) -> None:
     gate.release_gpu("a")  # too late to matter
     assert gate.is_open
     assert "a" not in gate
+
+
+def test_a_signal_may_close_it_in_the_middle_of_a_look(gate: Gate) -> None:
+    closed = 0
+
+    def close(*_: object) -> None:
+        nonlocal closed
+        closed += 1
+        gate.close()
+
+    before = signal.signal(signal.SIGVTALRM, close)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
+    try:
+        while closed < 300:
+            gate.take("a")
+            assert not gate.is_open
+            gate.release("a")
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert not gate.is_open
 
 
 def test_a_closed_gate_stays_closed(gate: Gate) -> None:

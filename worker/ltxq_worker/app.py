@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ class Supervisor:
         """Call `act` from a thread of its own when the supervisor has died."""
 
         def listen() -> None:
-            while self._line.recv(1024):
-                pass
+            with suppress(OSError):  # a reset, where it died before it had read all
+                while self._line.recv(1024):
+                    pass
             act()
 
         threading.Thread(target=listen, name="supervisor", daemon=True).start()
@@ -301,9 +303,13 @@ def _drain(runner: Runner, app: Celery) -> None:
     """First SIGTERM: take no more, finish what runs. A second one gives it back."""
     from celery.worker import state
 
+    def give_back(*_: Any) -> None:
+        # In a thread: the one that is interrupted may hold a lock that this needs.
+        threading.Thread(target=_give_back_and_exit, args=(runner, app, 0)).start()
+
     runner.gate.close()
     state.should_stop = 0
-    signal.signal(signal.SIGTERM, lambda *_: _give_back_and_exit(runner, app, 0))
+    signal.signal(signal.SIGTERM, give_back)
     log.info("draining: running jobs finish, no more are taken")
 
 

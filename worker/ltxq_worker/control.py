@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker.control import Panel
 from celery.worker.pidbox import Pidbox
+from redis.exceptions import DataError
 
 from ltxq.celery import report_outcome
 from ltxq.errors import JobNotFound, LtxqError
@@ -127,10 +128,10 @@ class _Mailbox(Pidbox):  # type: ignore[misc]
 
 
 def away_errors(known: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
-    """Those by which kombu says that Redis is away. It counts KeyError among them; where a
-    stranger's message is read, that is a field that is not there.
+    """Those by which kombu says that Redis is away. It counts KeyError and redis-py's DataError
+    among them; where a stranger's message is read, that is a field missing or of a wrong type.
     """
-    return tuple(kind for kind in known if not issubclass(kind, KeyError))
+    return tuple(kind for kind in known if not issubclass(kind, KeyError | DataError))
 
 
 def _listening(channel: Any, away: tuple[type[Exception], ...]) -> Callable[[], Any]:

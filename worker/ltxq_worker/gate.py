@@ -88,9 +88,10 @@ class Gate:
         wake.start()
 
     def close(self) -> None:
-        """Take no more messages, for good."""
-        with self._lock:
-            self._closed = True
+        """Take no more messages, for good. Without the lock: a signal's handler calls this, and may
+        have interrupted a look at the book.
+        """
+        self._closed = True
 
     def install(self, consumer: Any) -> None:
         """Make a Celery consumer ask this gate before it takes a message."""

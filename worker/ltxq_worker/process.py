@@ -119,6 +119,8 @@ class WorkerProcess:
     line: socket.socket
     started: float = field(default_factory=time.monotonic)
     ready: bool = False
+    stops: int = 0  # times it was asked to stop
+    hung: bool = False  # killed for a job past its time
     loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
     failure: str | None = None  # why it cannot start, in its own words
     failure_is_final: bool = False  # and will not, however often it is tried
@@ -167,6 +169,7 @@ class WorkerProcess:
 
     def ask_to_stop(self) -> None:
         """Once: running jobs finish. Twice: they are given back."""
+        self.stops += 1
         self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:

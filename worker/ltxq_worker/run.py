@@ -93,6 +93,9 @@ class Runner:
         except DiskFull as exc:
             self._postpone(claim, exc)
             return None
+        except LtxqError as exc:  # Redis was away for longer than a finished clip is worth
+            log.error("%s ended, and its outcome is not recorded: %s", claim.job_id, exc)
+            return None
         finally:
             self._attempts.pop(delivery, None)
 

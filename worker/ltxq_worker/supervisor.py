@@ -1,5 +1,5 @@
 """`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger,
-sends webhooks, and removes objects without a job.
+sends webhooks, and removes what is past its retention and objects without a job.
 
 No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
 noticed at once, its jobs are queued again, and only then is it replaced under the same name.
@@ -37,6 +37,7 @@ log = logging.getLogger("ltxq.supervisor")
 
 LOOK_SECONDS = 0.1  # between looks at the processes
 SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+HOUSE_SECONDS = 5.0  # between looks for what is past its retention
 STUCK_SECONDS = 60.0  # without a look at the processes: this one hangs itself
 HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
 BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each next replacement
@@ -74,8 +75,7 @@ class Supervisor:
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
         self._metrics = WorkerMetrics(model, [p.place for p in posts], settings.spool_jobs)
         self._looked = time.monotonic()  # at the posts, last
-        self._stops = 0
-        self._stop_asked = threading.Event()
+        self._stops = 0  # asked for so far
         self._ended = threading.Event()
 
     def run(self) -> int:
@@ -88,11 +88,14 @@ class Supervisor:
             signal.signal(number, self._on_stop)
         metrics = self._serve_metrics()
         self._ask_whether_to_drain()
-        sweeper = threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True)
-        cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
-        sweeper.start()
-        cleaner.start()
-        senders = self._webhooks.start(self._ended)
+        threads = [
+            threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True),
+            threading.Thread(target=self._keep_house, name="house", daemon=True),
+            threading.Thread(target=self._keep_clean, name="clean", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        threads += self._webhooks.start(self._ended)
         try:
             while True:
                 self._looked = time.monotonic()
@@ -102,11 +105,10 @@ class Supervisor:
                     return 0
                 if all(post.start_at == _NEVER for post in self._posts):
                     return 1
-                self._stop_asked.wait(LOOK_SECONDS)
-                self._stop_asked.clear()
+                time.sleep(LOOK_SECONDS)
         finally:
             self._ended.set()
-            for thread in (sweeper, cleaner, *senders):
+            for thread in threads:
                 thread.join()
             for post in self._posts:
                 if post.worker:
@@ -127,11 +129,9 @@ class Supervisor:
         )
 
     def _on_stop(self, *_: Any) -> None:
+        # No more than this: it interrupts the loop wherever that is, also while it holds a lock or
+        # starts a process.
         self._stops += 1
-        for post in self._posts:
-            if post.worker:
-                post.worker.ask_to_stop()
-        self._stop_asked.set()
 
     def _look_after(self, post: Post) -> None:
         if post.worker and post.worker.has_ended:
@@ -139,6 +139,8 @@ class Supervisor:
         if post.worker:
             if self._drained and not (post.leaves or self._stops):
                 post.leaves = True
+                post.worker.ask_to_stop()
+            elif post.worker.stops < self._stops:
                 post.worker.ask_to_stop()
             return
         if post.holds_jobs and not self._give_back(post):
@@ -151,7 +153,7 @@ class Supervisor:
             log.info("%s starts (%s)", post.place.name, self._model)
 
     def _note_end(self, post: Post, worker: WorkerProcess) -> None:
-        post.worker, post.holds_jobs = None, True
+        post.worker, post.holds_jobs, post.hung = None, True, worker.hung
         self._metrics.ended(post.place)
         lived = time.monotonic() - worker.started
         post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
@@ -200,6 +202,8 @@ class Supervisor:
                 if not away:
                     log.warning("No sweep: %s", exc)
                 away = True
+            except Exception:
+                log.exception("A sweep met an error it does not know; the next one goes on.")
 
     def _say_who_is_there(self) -> None:
         """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
@@ -224,11 +228,12 @@ class Supervisor:
             log.warning("Whether this host is to drain is not known yet: %s", exc)
 
     def _state(self, post: Post) -> WorkerState:
-        if post.worker is None:
+        worker = post.worker  # the loop may take it away
+        if worker is None:
             return "drained" if self._drained else "down"
         if post.leaves or self._stops:
             return "draining"
-        return "ready" if post.worker.ready else "loading"
+        return "ready" if worker.ready else "loading"
 
     def _sweep(self) -> None:
         swept = self._ledger.sweep(interval=SWEEP_SECONDS)
@@ -240,8 +245,6 @@ class Supervisor:
         announce_known(self._app, self._ledger, swept.tickets)
         for job_id in swept.unreported:
             report_outcome(self._app, self._ledger, job_id)
-        for job_id in swept.expired:
-            self._storage.delete(self._storage.list(f"{job_id}/"))
 
     def _keep_clean(self) -> None:
         """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
@@ -263,14 +266,36 @@ class Supervisor:
 
     def _kill_hung(self) -> None:
         for post in self._posts:
-            if not post.worker:
+            worker = post.worker  # the loop may take it away
+            if not worker:
                 continue
             for job in self._ledger.held(post.place.name):
                 if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
                     with about_job(job.job_id):
                         log.error("%s hangs in %s: killed", post.place.name, job.job_id)
-                    post.hung = True
-                    post.worker.process.kill()
+                    worker.hung = True
+                    worker.process.kill()
+
+    def _keep_house(self) -> None:
+        """Apart from the sweeps, which must wait for no storage."""
+        while not self._ended.wait(HOUSE_SECONDS):
+            try:
+                while self._remove_expired():
+                    pass
+            except LtxqError as exc:
+                log.warning("What is past its retention stays for now: %s", exc)
+            except Exception:
+                log.exception("What is past its retention stays for now, for an unknown reason.")
+
+    def _remove_expired(self) -> bool:
+        """Objects first: a record that is left behind is found again, an object is not."""
+        expired = self._ledger.take_expired()
+        for job_id in expired:
+            if self._ended.is_set():
+                return False
+            self._storage.delete(self._storage.list(f"{job_id}/"))
+            self._ledger.expire(job_id)
+        return bool(expired)
 
 
 def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:

@@ -92,6 +92,9 @@ class Webhooks:
             self._send(self._ledger.get(delivery.job_id))
         except (NotSent, LtxqError) as exc:
             self._note_failure(delivery, str(exc))
+        except Exception as exc:
+            log.exception("The webhook of %s met an error ltxq does not know", delivery.job_id)
+            self._note_failure(delivery, f"ltxq failed to send it ({type(exc).__name__}).")
         else:
             self._ledger.webhook_delivered(delivery)
 

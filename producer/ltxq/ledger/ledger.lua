@@ -20,7 +20,7 @@
 --   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
 --   running                 zset id → the lease's deadline
 --   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
---   expiry                  zset id → when a finished job's record is removed
+--   expiry                  zset id → when a finished job's objects and then its record are removed
 --   unreported              zset id → when it finished, until Celery's result is stored as well
 --   webhooks                zset receiver → when it may next be sent one; its host stands for it
 --   webhooks:<receiver>     zset id → when its webhook is due, until it is delivered or given up
@@ -235,6 +235,7 @@ local function bury(id, retention)
   forget(id)
   if is_record(id) then
     local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
+    if seq ~= seq then seq = 0 end  -- 'nan' is a number to Lua, and none to Redis
     redis.call('HDEL', key('job', id), 'progress', 'gpu', 'result')
     set(id, 'state', 'failed', 'error', DAMAGED, 'finished', now)
     count(id, 'failed:internal')
@@ -546,6 +547,7 @@ function operation.delete(id, nonce)
   if state == 'queued' or state == 'running' then return state end
   if not (state and final(state)) then forget(id) end
   remove(id)
+  redis.call('ZADD', key('expiry'), now, id)  -- for what is left of it in storage
   redis.call('SET', key('deleted', id), nonce, 'EX', 10)
   return 'deleted'
 end
@@ -660,11 +662,30 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
-  local expired = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)
-  for _, id in ipairs(expired) do
-    if is_record(id) then remove(id) else forget(id) end
+  return {'swept', given, again, unreported}
+end
+
+-- Jobs past their retention, for the caller alone until the lease ends.
+function operation.take_expired(lease, most)
+  local taken = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)) do
+    local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
+    if state == 'queued' or state == 'running' then  -- spoilt by hand, or submitted again
+      redis.call('ZREM', key('expiry'), id)
+    else
+      redis.call('ZADD', key('expiry'), now + lease, id)
+      taken[#taken + 1] = id
+    end
   end
-  return {'swept', given, again, unreported, expired}
+  return taken
+end
+
+function operation.expire(id)
+  local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
+  if state == 'queued' or state == 'running' then return state end
+  if not (state and final(state)) then forget(id) end
+  remove(id)
+  return 'expired'
 end
 
 return operation[ARGV[1]](unpack(ARGV, 2))

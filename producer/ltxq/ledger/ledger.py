@@ -51,6 +51,7 @@ from ltxq.settings import Settings
 log = logging.getLogger("ltxq")
 
 GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
+EXPIRE_MOST, EXPIRE_LEASE = 100, 600.0  # jobs one housekeeper takes at once, and seconds for them
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
 
 CANCELLED = JobError(code="cancelled", message="The job was cancelled.")
@@ -323,7 +324,7 @@ class Ledger(FleetRecords):
 
     def sweep(self, *, interval: float = 2.0) -> Swept:
         """Find what nobody else will notice: leases that ended, messages that were lost,
-        results Celery was not told of, records past their retention.
+        results Celery was not told of.
 
         Args:
             interval: seconds between the sweeps of each supervisor. One that anybody ran within
@@ -337,15 +338,24 @@ class Ledger(FleetRecords):
         )  # fmt: skip
         if answer[0] != "swept":
             return Swept()
-        _, given, again, unreported, expired = answer
+        _, given, again, unreported = answer
         returned = tuple(read_returned(row) for row in given)
         return Swept(
             tickets=tuple(r.ticket for r in returned if r.ticket)
             + tuple(read_ticket(row) for row in again),
             unreported=tuple(unreported),
-            expired=tuple(expired),
             lease_ended=returned,
         )
+
+    def take_expired(self) -> tuple[str, ...]:
+        """Ids of jobs past their retention, and of deleted ones, whose objects and then records
+        (`expire`) are the caller's to remove. Those it leaves are due again in ten minutes.
+        """
+        return tuple(self._run("take_expired", int(EXPIRE_LEASE * 1000), EXPIRE_MOST))
+
+    def expire(self, job_id: str) -> None:
+        """The job's objects are gone: remove its record."""
+        self._run("expire", job_id)
 
     def take_webhook(self, *, lease: float) -> Delivery | None:
         """The webhook that has been due longest, or None.

@@ -81,11 +81,10 @@ class Returned:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What a sweep found: messages to send, final states to tell Celery, records removed."""
+    """What a sweep found: messages to send, final states to tell Celery."""
 
     tickets: tuple[Ticket, ...] = ()
     unreported: tuple[str, ...] = ()
-    expired: tuple[str, ...] = ()
     lease_ended: tuple[Returned, ...] = ()
 
 

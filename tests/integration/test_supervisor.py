@@ -1,0 +1,107 @@
+"""The supervisor's loop and threads at moments that no whole fleet could be made to meet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import PATIENCE, eventually
+from ltxq.ledger import Held, Swept
+from ltxq_worker.process import Place, WorkerProcess, lock_place
+from ltxq_worker.supervisor import Post, Supervisor
+from servers import S3
+
+PLACE = Place(name="cpu0@here", device="cpu", gpu=None)
+
+
+@pytest.fixture
+def supervisor(
+    redis_url: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Supervisor]:
+    """One with one post; its worker finds the same servers."""
+    for name, value in {**s3.worker_environment, "LTXQ_URL": redis_url}.items():
+        monkeypatch.setenv(name, value)
+    with lock_place(PLACE, tmp_path) as lock:
+        post = Post(place=PLACE, lock=lock, spool=tmp_path / PLACE.file_name)
+        made = Supervisor(s3.settings(url=redis_url), "instant", [post])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        yield made
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        made._ledger.close()
+        made._app.close()
+
+
+def test_a_sigterm_while_a_process_starts_ends_that_process_too(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = WorkerProcess.start
+    started = []
+
+    def interrupted(*args: Any) -> WorkerProcess:
+        os.kill(os.getpid(), signal.SIGTERM)
+        started.append(start(*args))
+        return started[0]
+
+    monkeypatch.setattr(WorkerProcess, "start", interrupted)
+    assert supervisor.run() == 0
+    assert [worker.process.poll() is None for worker in started] == [False]
+
+
+@pytest.fixture
+def sweeping(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    """Its sweeps alone, quickly after each other, with a worker that is ready."""
+    monkeypatch.setattr("ltxq_worker.supervisor.SWEEP_SECONDS", 0.01)
+    yield supervisor
+    supervisor._ended.set()
+
+
+def keep_sweeping(supervisor: Supervisor) -> threading.Thread:
+    thread = threading.Thread(target=supervisor._keep_sweeping)
+    thread.start()
+    return thread
+
+
+def test_a_sweep_that_meets_an_unknown_error_is_not_the_last(
+    sweeping: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([ValueError("spoilt"), Swept(), Swept()])
+    asked = []
+
+    def sweep(**_: Any) -> Swept:
+        asked.append(answer := next(answers, Swept()))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sweeping._ledger, "sweep", sweep)
+    thread = keep_sweeping(sweeping)
+    eventually(lambda: len(asked) >= 3)
+    sweeping._ended.set()
+    thread.join(PATIENCE)
+    assert "an error it does not know" in caplog.text
+
+
+def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
+    sweeping: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (post,) = sweeping._posts
+    worker = post.worker = WorkerProcess.start(PLACE, "instant", post.spool, post.lock)
+
+    def held(_name: str) -> tuple[Held, ...]:
+        post.worker = None  # as the loop does once the process has ended
+        return (Held(job_id="video_1", token=1, on_gpu=True, running=10_000, timeout=1),)
+
+    monkeypatch.setattr(sweeping._ledger, "held", held)
+    thread = keep_sweeping(sweeping)
+    eventually(lambda: post.worker is None)
+    assert worker.process.wait(PATIENCE) == -signal.SIGKILL
+    sweeping._ended.set()
+    thread.join(PATIENCE)
+    assert "Traceback" not in caplog.text
