@@ -86,8 +86,24 @@ class Book:
                     self.redis.hset(f"{PREFIX}job:{job_id.decode()}", "sent", 1)
         for job_id in self.redis.zrange(f"{PREFIX}running", 0, -1):
             self.redis.zadd(f"{PREFIX}running", {job_id: 1})
-        self.redis.decr(f"{PREFIX}swept", 4000)
+        self.let_time_pass()
         self.ledger.sweep(interval=2.0)
+
+    def let_time_pass(self) -> None:
+        """So that a sweep is due."""
+        seconds, _ = self.redis.time()
+        self.redis.set(f"{PREFIX}swept", 1000 * seconds - 4000)
+
+    def tickets(self) -> list[Ticket]:
+        """Of the queued jobs, as a worker could have them."""
+        queue = queue_name("instant")
+        return [
+            Ticket(job_id=job_id.decode(), queue=queue, lane=lane, stamp=int(stamp))
+            for lane in range(LANE_COUNT)
+            for job_id, stamp in self.redis.zrange(
+                f"{PREFIX}waiting:{queue}:{lane}", 0, -1, withscores=True
+            )
+        ]
 
     def close(self) -> None:
         self.app.close()
@@ -133,25 +149,14 @@ def worked_on_by_all(book: Book, job_id: str) -> None:
     book.ledger.give_back_all("cpu0@here")
     book.sweep_late()
     book.sweep_late()
-    (ticket,) = [t for t in _tickets(book) if t.job_id == other.id]
+    (ticket,) = [t for t in book.tickets() if t.job_id == other.id]
     assert book.ledger.claim(ticket, "cpu0@here") is not None
-    for ticket in _tickets(book):
+    for ticket in book.tickets():
         book.ledger.claim(ticket, "cpu0@here")
     with contextlib.suppress(LtxqError):
         book.client.cancel(job_id)
     with contextlib.suppress(JobNotFinished, JobNotFound):
         book.client.delete(job_id)
-
-
-def _tickets(book: Book) -> list[Ticket]:
-    queue = queue_name("instant")
-    return [
-        Ticket(job_id=job_id.decode(), queue=queue, lane=lane, stamp=int(stamp))
-        for lane in range(LANE_COUNT)
-        for job_id, stamp in book.redis.zrange(
-            f"{PREFIX}waiting:{queue}:{lane}", 0, -1, withscores=True
-        )
-    ]
 
 
 @fuzzed(0.05, state=st.sampled_from(["queued", "running", "failed"]), damage=damage)
@@ -180,10 +185,10 @@ def test_a_key_of_another_type_harms_its_own_job_alone(book: Book, state: str) -
 def test_a_job_whose_request_is_damaged_fails_when_it_is_claimed(book: Book) -> None:
     job_id = book.fresh("queued")
     book.spoil(job_id, [("request", b'{"prompt": ')])
-    (ticket,) = _tickets(book)
+    (ticket,) = book.tickets()
     assert book.ledger.claim(ticket, "cpu0@here") is None
     assert book.redis.hget(f"{PREFIX}job:{job_id}", "state") == b"failed"
-    assert _tickets(book) == []
+    assert book.tickets() == []
     assert not book.redis.exists(f"{PREFIX}running")
 
 

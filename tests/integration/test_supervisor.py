@@ -29,7 +29,7 @@ def supervisor(
         monkeypatch.setenv(name, value)
     with lock_place(PLACE, tmp_path) as lock:
         post = Post(place=PLACE, lock=lock, spool=tmp_path / PLACE.file_name)
-        made = Supervisor(s3.settings(url=redis_url), "instant", [post])
+        made = Supervisor(s3.settings(url=redis_url), "instant", "here", [post])
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         yield made
         for number, handler in handlers.items():
@@ -92,7 +92,9 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
     sweeping: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (post,) = sweeping._posts
-    worker = post.worker = WorkerProcess.start(PLACE, "instant", post.spool, post.lock)
+    worker = post.worker = WorkerProcess.start(
+        PLACE, "instant", post.spool, post.lock, lambda *_: None
+    )
 
     def held(_name: str) -> tuple[Held, ...]:
         post.worker = None  # as the loop does once the process has ended

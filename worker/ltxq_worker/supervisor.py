@@ -245,6 +245,9 @@ class Supervisor:
         announce_known(self._app, self._ledger, swept.tickets)
         for job_id in swept.unreported:
             report_outcome(self._app, self._ledger, job_id)
+        if swept.spoilt:
+            log.error("An index of the jobs in Redis was written over: built anew from the records")
+            self._ledger.rebuild()
 
     def _keep_clean(self) -> None:
         """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
@@ -261,6 +264,8 @@ class Supervisor:
                         log.info("removed %s without a job", found)
             except LtxqError as exc:
                 log.warning("No look for objects without a job: %s", exc)
+            except Exception:
+                log.exception("The look for objects without a job met an unknown error")
             if self._ended.wait(CLEAN_SECONDS / 10):
                 return
 

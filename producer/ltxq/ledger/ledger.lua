@@ -29,6 +29,7 @@
 --   idempotency             hash "<owner>:<key>" → id
 --   queues                  set of queue names
 --   counter                 source of seq and stamp
+--   spoilt                  there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
 --   changed:<id>            channel, published to whenever the record changes
 --   cancel:<worker>         channel, told the ids of its running jobs that are to stop
@@ -41,14 +42,26 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function get(id, ...) return redis.call('HMGET', key('job', id), ...) end
 local function set(id, ...) redis.call('HSET', key('job', id), ...) end
 local function changed(id) redis.call('PUBLISH', key('changed', id), '') end
+-- Where Celery keeps a lane's messages.
+local function message_list(queue, lane) return lane == 0 and queue or queue .. '\6\22' .. lane end
 local function final(state) return state == 'succeeded' or state == 'failed' or state == 'cancelled' end
 
+local STATES = {'queued', 'running', 'succeeded', 'failed', 'cancelled'}
 local RECENT = 600           -- seconds within which a client may still send a submission again
 local ALIVE = 10000          -- ms since a worker was known to be ready, to count as alive
 local REMEMBERED = 604800000 -- ms a model counts as served after its last worker
 local FORGOTTEN = 86400000   -- ms after which a worker nobody tells of is no longer shown
 local NEWEST = 0.2           -- weight of the newest job in the pace
 local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
+
+-- The next seq or stamp. The first is the time, so that no later one is less though the counter is
+-- lost or written over.
+local function next_stamp()
+  local stamp = redis.pcall('INCR', key('counter'))
+  if type(stamp) == 'number' and stamp > 1 and stamp < 2 ^ 53 then return stamp end
+  redis.call('SET', key('counter'), string.format('%.0f', now))
+  return now
+end
 
 -- The indexes by state a job is in: everybody's, and its owner's.
 local function indexes(owner, state)
@@ -164,7 +177,7 @@ end
 local function put_at_head(id)
   local queue, lane = unpack(get(id, 'queue', 'lane'))
   local head = lane - lane % 2
-  local stamp = redis.call('INCR', key('counter'))
+  local stamp = next_stamp()
   redis.call('ZREM', key('waiting', queue, lane), id)
   redis.call('ZADD', key('waiting', queue, head), stamp, id)
   set(id, 'lane', head, 'stamp', stamp, 'sent', now)
@@ -219,7 +232,7 @@ local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is dam
   '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
 
 local function forget(id)
-  for _, state in ipairs({'queued', 'running', 'succeeded', 'failed', 'cancelled'}) do
+  for _, state in ipairs(STATES) do
     redis.call('ZREM', key('state', state), id)
     for _, owner in ipairs(redis.call('SMEMBERS', key('owners'))) do
       redis.call('ZREM', key('owned', owner, state), id)
@@ -248,12 +261,68 @@ local function bury(id, retention)
   end
 end
 
+-- An index of another type than it should be was written over: away with it. A supervisor then builds
+-- it anew from the records. Answers whether there was one. `owners`: whose to look at.
+local function mend(owners)
+  local found = false
+  local function expect(kind, name)
+    local is = redis.call('TYPE', name).ok
+    if is ~= kind and is ~= 'none' then
+      redis.call('DEL', name)
+      found = true
+    end
+  end
+  for _, name in ipairs({'running', 'expiry', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
+  for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
+  for _, name in ipairs({'idempotency', 'fleet'}) do expect('hash', key(name)) end
+  for _, state in ipairs(STATES) do
+    expect('zset', key('state', state))
+    for _, owner in ipairs(owners) do expect('zset', key('owned', owner, state)) end
+  end
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+    for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    for _, name in ipairs({'watermark', 'pace', 'totals'}) do expect('hash', key(name, queue)) end
+    expect('zset', key('workers', queue))
+    for lane = 0, 5 do
+      expect('zset', key('waiting', queue, lane))
+      expect('list', message_list(queue, lane))
+    end
+  end
+  if found then redis.call('SET', key('spoilt'), 1) end
+  return found
+end
+
+-- Put a job into the indexes its record says it is in.
+local function index(id, lease, retention)
+  local state, seq, owner, queue, lane, stamp = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'lane', 'stamp'))
+  local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
+  for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
+  redis.call('SADD', key('queues'), queue)
+  if owner then redis.call('SADD', key('owners'), owner) end
+  if idempotency then redis.call('HSET', key('idempotency'), (owner or '') .. ':' .. idempotency, id) end
+  if state == 'queued' then
+    redis.call('ZADD', key('waiting', queue, lane), stamp, id)
+  elseif state == 'running' then
+    redis.call('ZADD', key('running'), 'NX', now + lease, id)
+  else
+    redis.call('ZADD', key('expiry'), 'NX', finished + retention, id)
+    redis.call('ZADD', key('unreported'), 'NX', now, id)
+    if webhook == 'pending' then
+      redis.call('ZADD', key('webhooks', receiver), 'NX', now, id)
+      schedule(receiver)
+    end
+  end
+end
+
 -- `step(id, …)`, so that one damaged record stops no other job: that one is buried. What Redis
 -- itself has against a write (it is full, a replica) is still an error.
 local function guarded(retention, step, id, ...)
   local went_well, answer = pcall(step, id, ...)
   if went_well then return answer end
   local text = type(answer) == 'table' and answer.err or answer
+  if string.find(text, 'WRONGTYPE', 1, true) and is_record(id) then error(answer) end  -- an index
   for _, sign in ipairs({'attempt to', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
     if string.find(text, sign, 1, true) then
       bury(id, retention)
@@ -272,21 +341,21 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   if known[1] then return {'accepted', {id, known[1], known[2], known[3]}, known[4], place(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
-    if other then
+    if other and redis.call('EXISTS', key('job', other)) == 1 then
       local same = redis.call('HGET', key('job', other), 'digest') == digest
       return {same and 'repeated' or 'conflict', other}
     end
   end
   if resent == '1' then
-    local other = redis.call('GET', key('recent', owner, digest))
-    if other and redis.call('EXISTS', key('job', other)) == 1 then return {'repeated', other} end
+    local other = redis.pcall('GET', key('recent', owner, digest))
+    if type(other) == 'string' and redis.call('EXISTS', key('job', other)) == 1 then return {'repeated', other} end
   end
   local queued = redis.call('ZCARD', key('state', 'queued'))
   if queued >= tonumber(max_queued) then return {'full', queued, ''} end
   local owned = owner ~= '' and redis.call('ZCARD', key('owned', owner, 'queued')) or 0
   if owned >= tonumber(max_owned) then return {'full', owned, owner} end
 
-  local stamp = redis.call('INCR', key('counter'))
+  local stamp = next_stamp()
   set(id, 'contract', contract, 'state', 'queued', 'request', request, 'queue', queue,
       'lane', lane, 'stamp', stamp, 'seq', stamp, 'submitted', now, 'sent', now)
   if owner ~= '' then
@@ -388,7 +457,7 @@ function operation.totals()
     if not counts.err then rows[#rows + 1] = {queue, counts} end
   end
   local due = redis.call('ZRANGE', key('webhooks'), 0, 0, 'WITHSCORES')[2]
-  local swept = redis.call('GET', key('swept'))
+  local swept = tonumber(redis.call('GET', key('swept')) or '')
   local memory = redis.pcall('INFO', 'memory')
   return {
     rows,
@@ -439,10 +508,10 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention
   -- Lanes are emptied in order, so a message taken from this one proves that it and every more
   -- urgent one hold none stamped earlier.
   stamp = tonumber(stamp)
-  local latest = tonumber(redis.call('GET', key('counter')) or 0)  -- a later one is forged
+  local latest = tonumber(redis.call('GET', key('counter')) or 0) or 0  -- a later one is forged
   for l = 0, tonumber(lane) do
     local mark = redis.call('HGET', key('watermark', queue), l)
-    if stamp > tonumber(mark or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
+    if stamp > (tonumber(mark or 0) or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
   end
   return guarded(retention, claim, id, queue, nonce, worker, lease) or {'refused', 'damaged'}
 end
@@ -541,7 +610,7 @@ end
 
 function operation.delete(id, nonce)
   if redis.call('EXISTS', key('job', id)) == 0 then
-    return redis.call('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'
+    return redis.pcall('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'
   end
   local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
   if state == 'queued' or state == 'running' then return state end
@@ -616,9 +685,13 @@ end
 -- What nobody else will notice. Every list is bounded by `most`; the next sweep goes on.
 function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled)
   interval, lease, grace, most = tonumber(interval), tonumber(lease), tonumber(grace), tonumber(most)
-  local last = tonumber(redis.call('GET', key('swept')) or 0)
+  local last = tonumber(redis.call('GET', key('swept')) or 0) or 0
+  if last > now + interval then last = now - interval end  -- written over, or an older clock's
   if now - last < interval / 2 then return {'done by another'} end
   redis.call('SET', key('swept'), now)
+
+  local owners = redis.pcall('SRANDMEMBER', key('owners'), 100)  -- there may be many: all in time
+  mend(owners.err and {} or owners)
 
   if now - last > 3 * interval then
     -- Nobody swept for a while: Redis was away, and so every lease is late. Give the workers
@@ -646,9 +719,8 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   local again = {}
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     for lane = 0, 5 do
-      local list = lane == 0 and queue or (queue .. '\6\22' .. lane)
-      local empty = redis.call('LLEN', list) == 0
-      local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0)
+      local empty = redis.call('LLEN', message_list(queue, lane)) == 0
+      local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0) or 0
       local upto = empty and '+inf' or '(' .. mark
       for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('waiting', queue, lane), '-inf', upto, 'LIMIT', 0, most)) do
         if #again < most then again[#again + 1] = guarded(retention, send_again, id) end
@@ -662,7 +734,8 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
-  return {'swept', given, again, unreported}
+  local spoilt = redis.call('EXISTS', key('spoilt'))
+  return {'swept', given, again, unreported, spoilt}
 end
 
 -- Jobs past their retention, for the caller alone until the lease ends.
@@ -688,4 +761,20 @@ function operation.expire(id)
   return 'expired'
 end
 
-return operation[ARGV[1]](unpack(ARGV, 2))
+function operation.index(lease, retention, ...)
+  for _, id in ipairs({...}) do
+    if is_record(id) then guarded(retention, index, id, lease, retention) end
+  end
+  return 'ok'
+end
+
+-- Every step may be repeated, so one that met a spoilt index is, without it.
+local function run() return operation[ARGV[1]](unpack(ARGV, 2)) end
+local went_well, answer = pcall(run)
+if went_well then return answer end
+local text = type(answer) == 'table' and answer.err or answer
+if string.find(text, 'WRONGTYPE', 1, true) then
+  local owners = redis.pcall('SMEMBERS', key('owners'))
+  if mend(owners.err and {} or owners) then return run() end
+end
+error(answer)

@@ -28,7 +28,7 @@ from ltxq.job import (
 )
 from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
 from ltxq.ledger.fleet import FleetRecords
-from ltxq.ledger.reader import not_found
+from ltxq.ledger.reader import READ_MOST, not_found
 from ltxq.ledger.records import (
     LANES,
     Claim,
@@ -338,14 +338,30 @@ class Ledger(FleetRecords):
         )  # fmt: skip
         if answer[0] != "swept":
             return Swept()
-        _, given, again, unreported = answer
+        _, given, again, unreported, spoilt = answer
         returned = tuple(read_returned(row) for row in given)
         return Swept(
             tickets=tuple(r.ticket for r in returned if r.ticket)
             + tuple(read_ticket(row) for row in again),
             unreported=tuple(unreported),
+            spoilt=bool(spoilt),
             lease_ended=returned,
         )
+
+    def rebuild(self) -> None:
+        """Build the indexes anew from the records, where a sweep found one `spoilt`. A job that was
+        in one of them alone is found again; one that is at work has another lease.
+        """
+        prefix = self._key("job", "")
+        cursor: int | None = None
+        while cursor != 0:
+            at = cursor or 0
+            cursor, keys = patiently(
+                self._redis, lambda at=at: self._redis.scan(at, match=f"{prefix}*", count=READ_MOST)
+            )
+            ids = [str(key).removeprefix(prefix) for key in keys]
+            self._run("index", self._lease, self._retention, *ids)
+        patiently(self._redis, lambda: self._redis.delete(self._key("spoilt")))
 
     def take_expired(self) -> tuple[str, ...]:
         """Ids of jobs past their retention, and of deleted ones, whose objects and then records

@@ -86,6 +86,7 @@ class Swept:
     tickets: tuple[Ticket, ...] = ()
     unreported: tuple[str, ...] = ()
     lease_ended: tuple[Returned, ...] = ()
+    spoilt: bool = False  # an index was written over: to be built anew from the records
 
 
 def read_ticket(row: list[Any]) -> Ticket:
