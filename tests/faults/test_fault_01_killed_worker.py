@@ -9,6 +9,8 @@ import pytest
 
 from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, fetch, wait_until_running
 from ltxq import Client
+from ltxq.celery import make_app
+from ltxq.settings import Settings
 
 STAGES = ("encode_text", "denoise", "decode", "encode", "upload", "finish")
 PROMISE = 5.0  # seconds from the kill to the job running elsewhere
@@ -34,6 +36,20 @@ def test_a_job_runs_elsewhere_within_5_seconds_of_its_workers_death(
         result = done.result_or_raise()
         assert result.key == f"{job.id}/2/clip.mp4"
         assert hashlib.sha256(fetch(result.url)).hexdigest() == result.sha256
+
+
+def test_a_job_whose_worker_dies_before_celery_is_told_is_not_made_again(
+    misbehaving: dict[str, str], client: Client, redis_url: str
+) -> None:
+    with Fleet(misbehaving) as fleet, make_app(Settings(url=redis_url)) as app:
+        fleet.wait_until_ready()
+        job = client.wait(client.submit("hold tell", **SMALL).id, PATIENCE)
+        told = app.AsyncResult(job.id)
+        assert (job.state, told.state) == ("succeeded", "PENDING")
+        fleet.workers()[0].kill()
+        eventually(lambda: told.state == "SUCCESS")
+        assert told.result["sha256"] == job.result_or_raise().sha256
+        assert client.get(job.id).attempts == 1
 
 
 def stage_of(client: Client, job_id: str) -> str | None:

@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import redis
 from pydantic import BaseModel, ValidationError
@@ -356,9 +357,8 @@ class Ledger(FleetRecords):
         cursor: int | None = None
         while cursor != 0:
             at = cursor or 0
-            cursor, keys = patiently(
-                self._redis, lambda at=at: self._redis.scan(at, match=f"{prefix}*", count=READ_MOST)
-            )
+            scan = partial(self._redis.scan, at, match=f"{prefix}*", count=READ_MOST)
+            cursor, keys = patiently(self._redis, scan)
             ids = [str(key).removeprefix(prefix) for key in keys]
             self._run("index", self._lease, self._retention, *ids)
         patiently(self._redis, lambda: self._redis.delete(self._key("spoilt")))

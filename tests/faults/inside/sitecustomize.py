@@ -1,7 +1,8 @@
 """Loaded by Python at the start of every worker process that has this folder on its PYTHONPATH:
 a job whose prompt says so misbehaves inside the real worker, where no signal could be timed so.
 
-    "hold STAGE"    its first attempt stays in that stage for ever ("finish": before the last write)
+    "hold STAGE"    its first attempt stays in that stage for ever ("finish": before the last write;
+                    "tell": after it, before Celery is told)
     "wait STAGE"    its first attempt stays there until the file $LTXQ_TEST_GO is there
     "die"           every attempt kills its process while it denoises
     "hang"          every attempt waits for a GPU that never answers
@@ -70,4 +71,5 @@ Attempt.report = report_and_misbehave
 before(Runner, "_outcome", lambda self, attempt, *_: setattr(now, "claim", attempt.claim))
 before(Storage, "put", lambda *_, **__: misbehave("upload"))
 before(Ledger, "finish", lambda *_, **__: misbehave("finish"))
+before(Ledger, "get", lambda *_: misbehave("tell"))
 before(InstantPipeline, "generate", hang)
