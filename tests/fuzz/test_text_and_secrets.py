@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -16,8 +17,9 @@ from unittest.mock import patch
 import pytest
 import redis
 import urllib3
+from celery import Celery
 
-from fleet import PATIENCE, Fleet, worker_environment
+from fleet import PATIENCE, Fleet, eventually, worker_environment
 from generated import NASTY
 from ltxq import Client
 from ltxq.cli import main
@@ -29,6 +31,7 @@ from servers import start_or_skip
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9, "audio": False}
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 HF_TOKEN = "hf_Pl4ntedHubToken"
+WEBHOOK_SECRET = "UGw0bnRlZFdlYmhvb2tTZWNyZXRTaXh0ZWVu"  # after whsec_
 HOOK_TOKEN = "Pl4ntedHookToken"
 HOOK = f"http://127.0.0.1:9/{HOOK_TOKEN}?token={HOOK_TOKEN}"
 
@@ -47,13 +50,51 @@ def environment(
 ) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("worker")
     url = f"redis://:{guarded_redis.password}@127.0.0.1:{guarded_redis.port}/0"
-    return worker_environment(url, s3_server, folder / "spool") | {"HF_TOKEN": HF_TOKEN}
+    return worker_environment(url, s3_server, folder / "spool") | {
+        "HF_TOKEN": HF_TOKEN,
+        "LTXQ_WEBHOOK_SECRET": f"whsec_{WEBHOOK_SECRET}",
+    }
 
 
 @pytest.fixture(scope="module")
 def fleet(environment: dict[str, str]) -> Iterator[Fleet]:
     with Fleet(environment) as running:
         yield running.wait_until_ready()
+
+
+class Watcher:
+    """Hears what Flower hears: all of Celery's events."""
+
+    def __init__(self, url: str) -> None:
+        self.heard: list[dict[str, Any]] = []
+        self._app = Celery(broker=url)
+        self._connection = self._app.connection_for_read()
+        self._receiver = self._app.events.Receiver(self._connection, handlers={"*": self._hear})
+        self._thread = threading.Thread(
+            target=self._receiver.capture, kwargs={"limit": None, "timeout": None, "wakeup": False}
+        )
+        self._thread.start()
+        with self._app.events.default_dispatcher() as dispatcher:
+            eventually(lambda: dispatcher.send("test-begins") or self.heard)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        self.heard.append(event)
+
+    def of(self, job_id: str, kind: str) -> list[dict[str, Any]]:
+        return [e for e in self.heard if e["type"] == kind and e.get("uuid") == job_id]
+
+    def stop(self) -> None:
+        self._receiver.should_stop = True
+        self._thread.join(PATIENCE)
+        self._connection.release()
+        self._app.close()
+
+
+@pytest.fixture(scope="module")
+def watcher(environment: dict[str, str]) -> Iterator[Watcher]:
+    made = Watcher(environment["LTXQ_URL"])
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -64,7 +105,9 @@ def client(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iter
         yield made
 
 
-def test_any_text_arrives_unchanged_and_breaks_no_log_line(fleet: Fleet, client: Client) -> None:
+def test_any_text_arrives_unchanged_and_breaks_no_log_line(
+    fleet: Fleet, client: Client, watcher: Watcher
+) -> None:
     prompts = [text for text in NASTY if text.strip()]
     metadata = {f"{n} {text[:40]}": text[:512] for n, text in enumerate(NASTY[:16])}
     jobs = [client.submit(prompt, metadata=metadata, **SMALL) for prompt in prompts]
@@ -74,6 +117,13 @@ def test_any_text_arrives_unchanged_and_breaks_no_log_line(fleet: Fleet, client:
         told = json.loads(answer.data)["request"]
         assert (told["prompt"], told["metadata"]) == (prompt, metadata)
         assert "\r" not in str(answer.headers)
+    for job in jobs:
+        eventually(lambda job=job: watcher.of(job.id, "task-succeeded"))
+        (received,) = watcher.of(job.id, "task-received")
+        assert received["args"].startswith(job.id)
+        assert len(received["args"]) < 300
+    for event in watcher.heard:
+        assert all(value.isprintable() for value in event.values() if isinstance(value, str)), event
     for line in fleet.log.splitlines():
         assert LOG_LINE.match(line), line
         assert line.isprintable(), line
@@ -94,6 +144,23 @@ def test_a_refused_requests_names_break_no_log_line(fleet: Fleet, client: Client
     for line in fleet.log.splitlines():
         assert LOG_LINE.match(line), line
         assert line.isprintable(), line
+
+
+def test_a_plain_producers_message_is_shown_by_little(
+    client: Client, watcher: Watcher, environment: dict[str, str]
+) -> None:
+    with Celery(broker=environment["LTXQ_URL"]) as plain:
+        fields = {"prompt": "a fox", "webhook_url": HOOK, **SMALL}
+        sent = plain.send_task(
+            "ltxq.generate", kwargs={"request": fields}, argsrepr=f"\x1b[2J{'x' * 9000}",
+            queue=queue_name("instant"),
+        )  # fmt: skip
+    eventually(lambda: watcher.of(sent.id, "task-succeeded"))
+    assert client.get(sent.id).request.webhook_url == HOOK
+    shown = watcher.of(sent.id, "task-received")[0]
+    assert shown["args"] == " [2J" + "x" * 196
+    assert shown["kwargs"] == "{…}"
+    assert HOOK_TOKEN not in repr(watcher.heard)
 
 
 def said(*words: str, code: int, **environment: str) -> str:
@@ -118,6 +185,7 @@ def refused_worker(environment: dict[str, str]) -> str:
 
 def test_nothing_shows_a_password_a_key_or_a_token(
     fleet: Fleet, environment: dict[str, str], client: Client, guarded_redis: RedisServer,
+    watcher: Watcher,
 ) -> None:  # fmt: skip
     from ltxq.storage import Storage
 
@@ -152,7 +220,12 @@ def test_nothing_shows_a_password_a_key_or_a_token(
             for name in connection.scan_iter()
             if connection.type(name) in ("hash", "string")
         ]
-    for secret in (password, key, HF_TOKEN):
+    eventually(lambda: watcher.of(made.id, "task-succeeded"))
+    with Celery(broker=url, backend=url) as plain:
+        inspect = plain.control.inspect(timeout=PATIENCE, limit=1)
+        shown += [repr(ask()) for ask in (inspect.conf, inspect.stats, inspect.report)]
+    shown += [repr(watcher.heard), said("doctor", "--json", code=0)]
+    for secret in (password, key, HF_TOKEN, WEBHOOK_SECRET):
         for text in (*shown, *kept, sidecar):
             assert secret not in text, text
     for text in (*shown, sidecar, str(fleet.log)):

@@ -19,6 +19,7 @@ log = logging.getLogger("ltxq.worker")
 # What a message's body may hold beside args and kwargs. Anything else would become a property of
 # the running task, and could pass for another delivery.
 _EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}
+MOST_SHOWN = 200  # characters of a message that Celery's events repeat
 
 
 def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
@@ -60,6 +61,7 @@ def _taking(
     def guarded(message: Any) -> Any:
         try:
             if _is_a_tasks(message):
+                _show_little(message)
                 return take(message)
             reason = "not of Celery's form"
         except away:
@@ -73,6 +75,16 @@ def _taking(
         return None
 
     return guarded
+
+
+def _show_little(message: Any) -> None:
+    """What Celery's events, and so Flower, show of it: its sender's words, printable and not too
+    many; of a plain producer's request nothing, for it may hold a URL that is a secret.
+    """
+    words, (_, kwargs, _) = message.headers.get("argsrepr"), message.payload
+    words = words[:MOST_SHOWN] if isinstance(words, str) else "…"
+    message.headers["argsrepr"] = "".join(c if c.isprintable() else " " for c in words)
+    message.headers["kwargsrepr"] = "{…}" if kwargs else "{}"
 
 
 def _is_a_tasks(message: Any) -> bool:
