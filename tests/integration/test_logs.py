@@ -17,7 +17,8 @@ from ltxq import Client
 from ltxq.errors import ConfigurationError
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.local import RedisServer, S3Server, free_port
+from scrape import Scrape
 from servers import S3, start_or_skip
 
 PROMPT = "pl4nted words of a prompt"
@@ -70,6 +71,38 @@ def test_every_line_of_a_workers_log_is_json_and_names_its_job(
     assert not [line for line in lines if "job_id" in line and line["job_id"] is None]
     for planted in (PROMPT, PASSWORD, "Pl4ntedHook", "hf_Pl4ntedToken", s3_server.secret_key):
         assert planted not in fleet.log
+
+
+def test_what_a_jobs_own_threads_say_while_redis_is_away_names_it_and_is_counted(
+    s3_server: S3Server, s3: S3, tmp_path: Path
+) -> None:
+    folder, port = tmp_path / "redis", free_port()
+    server = start_or_skip(lambda: RedisServer.start(folder))
+    environment = {
+        **worker_environment(server.url, s3_server, tmp_path / "spool"),
+        "LTXQ_LOG": "json",
+        "LTXQ_LEASE": "2",
+        "LTXQ_INSTANT_SECONDS": "60",
+        "LTXQ_METRICS_ADDRESS": f"127.0.0.1:{port}",
+    }
+    settings = s3.settings(url=server.url, default_model="instant")
+    with Fleet(environment) as fleet, Client(settings=settings) as client:
+        fleet.wait_until_ready()
+        job = client.submit(PROMPT, **SMALL)
+        wait_until_running(client, job)
+        server.process.kill()
+        server.stop()
+        fleet.wait_for("the lease is not renewed")
+        fleet.wait_for("progress is not reported")
+        eventually(lambda: (Scrape.of(port).value("ltxq_worker_lease_failures_total") or 0) > 0)
+        with RedisServer.start(folder, port=server.port):
+            client.cancel(job.id)
+            client.wait(job.id, PATIENCE)
+            fleet.stop()
+    lines = [json.loads(line) for line in fleet.log.splitlines()]
+    said = [line for line in lines if "is not re" in line["message"]]
+    assert {line["job_id"] for line in said} == {job.id}
+    assert PROMPT not in fleet.log
 
 
 @pytest.fixture

@@ -228,9 +228,10 @@ def test_a_job_on_the_gpu_is_busy_time_while_it_runs(
         eventually(lambda: Scrape.of(port).value("ltxq_worker_jobs", phase="gpu") == 1)
         eventually(lambda: (Scrape.of(port).value("ltxq_worker_gpu_busy_seconds_total") or 0) > 1)
         eventually(lambda: Scrape.of(port).value("ltxq_workers", state="ready") == 1)
+        fleet.worker("cpu0@host").kill()  # its successor has the job in a moment
+        eventually(lambda: Scrape.of(port).value("ltxq_worker_jobs") == 0)
         client.cancel(job.id)
         client.wait(job.id, PATIENCE)
-        eventually(lambda: Scrape.of(port).value("ltxq_worker_jobs") == 0)
 
 
 def test_uploads_the_storage_does_not_take_are_counted_and_seen_on_the_spool(
@@ -313,6 +314,26 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
     assert told_then["counts"] == {"storage_failures": 2}
     assert told_then["timings"] == [{"denoise": 1.0}]
     assert told_then["gpu_busy"] >= 0.01
+
+
+def test_busy_time_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltxq_worker.meter.TICK_SECONDS", 0.001)
+    meter, gate, ended = Meter(), Gate(threads=2), threading.Event()
+    gate.take("a")
+    reports: list[float] = []
+
+    def tell(figures: dict[str, Any]) -> bool:
+        reports.append(figures["gpu_busy"])
+        if len(reports) == 5:
+            gate.release("a")
+        if len(reports) == 20:
+            ended.set()
+        return True
+
+    began = time.monotonic()
+    meter.keep_reporting(gate, tell, ended)
+    assert 0 < sum(reports) < time.monotonic() - began
+    assert sum(reports[6:]) == 0
 
 
 def test_a_report_stays_small_however_many_jobs_ended() -> None:
