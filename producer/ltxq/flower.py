@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -78,8 +77,8 @@ class Showcase:
             text = f"{stage} {progress.step} of {progress.steps}, {progress.fraction:.0%} in all"
             # No event of Celery's says this. Once more that it has started, with a text where the
             # result will be, is what Flower takes without losing the states that follow.
-            with _sender(self._app, self._worker) as send:
-                send("task-started", job_id, started=shown.began, result=text)
+            began = shown.began
+            _send(self._app, self._worker, "task-started", job_id, started=began, result=text)
 
     def ends(self, job_id: str) -> None:
         """No more is told of the job's progress."""
@@ -89,33 +88,31 @@ class Showcase:
 
 def show_outcome(app: Celery, job: Job, worker: str) -> None:
     """Tell of a final state, in the name of the worker that had the job."""
-    with _sender(app, worker) as send:
-        if job.result is not None:
-            took = job.result.timings.get("total", 0.0)
-            text = f"{job.result.size:,} bytes, {job.result.key}"
-            send("task-succeeded", job.id, result=text, runtime=took)
-        elif job.state == "cancelled":
-            send("task-revoked", job.id, terminated=job.started_at is not None, signum=None,
-                 expired=False, result="cancelled")  # fmt: skip
-        elif job.error is not None:
-            send("task-failed", job.id, exception=f"{job.error.code}: {job.error.message}",
-                 traceback=job.error.hint, result=job.error.code)  # fmt: skip
+    send = partial(_send, app, worker)
+    if job.result is not None:
+        took = job.result.timings.get("total", 0.0)
+        text = f"{job.result.size:,} bytes, {job.result.key}"
+        send("task-succeeded", job.id, result=text, runtime=took)
+    elif job.state == "cancelled":
+        ran = job.started_at is not None
+        send("task-revoked", job.id, terminated=ran, signum=None, expired=False, result="cancelled")
+    elif (error := job.error) is not None:
+        why = f"{error.code}: {error.message}"
+        send("task-failed", job.id, exception=why, traceback=error.hint, result=error.code)
 
 
 def show_requeued(app: Celery, job_id: str, worker: str) -> None:
     """Tell that a worker's job waits for another one."""
-    with _sender(app, worker) as send:
-        send("task-retried", job_id, exception="given back to the queue", traceback="", result=None)
+    why = "given back to the queue"
+    _send(app, worker, "task-retried", job_id, exception=why, traceback="", result=None)
 
 
-@contextmanager
-def _sender(app: Celery, worker: str) -> Iterator[Any]:
-    """A function that sends one event: its type, the job's id, and what it says."""
+def _send(app: Celery, worker: str, kind: str, job_id: str, **fields: Any) -> None:
+    """Send one event in a worker's name, if it can be sent."""
     if not app.conf.worker_send_task_events:
-        yield lambda *_, **__: None
         return
     try:
         with app.events.default_dispatcher(hostname=worker) as dispatcher:
-            yield lambda kind, job_id, **fields: dispatcher.send(kind, uuid=job_id, **fields)
+            dispatcher.send(kind, uuid=job_id, **fields)
     except (KombuError, RedisError, OSError) as exc:
         log.debug("Flower is not told: %s", exc)
