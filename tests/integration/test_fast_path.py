@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from ltx_core.types import VideoPixelShape
+from torch.nn.attention import SDPBackend
 
 from ltxq_worker.models.text import TextContext, TextEncoder
 from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.pipeline import attention
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer, in_one_stage
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.transformer import FastTransformer
+from ltxq_worker.pipeline.transformer import FastTransformer, Streams, run_one_block
 
 SHAPES = [
     VideoPixelShape(1, 1, 64, 64, 24),
@@ -74,6 +77,29 @@ def test_lean_works_out_text_and_positions_once_a_clip(pipeline: LtxPipeline) ->
             hook.remove()
     modulated = model.velocity_model.cross_attention_adaln  # LTX-2.3: the text changes each step
     assert calls == {"text": 8 if modulated else 1, "adaln rows": 1}
+
+
+def test_attention_is_cudnns_first_for_a_large_clip_in_every_step_and_only_there(
+    pipeline: LtxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = pipeline._parts.transformer, pipeline._context(PROMPTS[0])
+    usual = torch._C._get_sdp_priority_order()
+    seen: list[int] = []
+
+    def look(*args: Any) -> Streams:
+        seen.append(torch._C._get_sdp_priority_order()[0])
+        return run_one_block(*args)
+
+    fast = FastTransformer(model, run_block=look, cudnn=True)
+    small = made(fast, context, SHAPES[1])
+    assert set(seen) == {usual[0]} != {SDPBackend.CUDNN_ATTENTION.value}
+    seen.clear()
+    monkeypatch.setattr(attention, "CUDNN_FROM", 24)  # the clip's tokens
+    large = made(fast, context, SHAPES[1])
+    assert set(seen) == {SDPBackend.CUDNN_ATTENTION.value}
+    assert len(seen) == 8 * len(model.velocity_model.transformer_blocks)
+    assert torch._C._get_sdp_priority_order() == usual
+    assert torch.equal(large.video, small.video)  # a CPU has one kernel
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["few", "some", "beyond the sliding window"])

@@ -18,7 +18,15 @@ from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline.denoise import Step
 from ltxq_worker.pipeline.device import free_memory, is_broken, is_out_of_memory
 from ltxq_worker.pipeline.optimize import said_by, step_down
-from ltxq_worker.pipeline.transformer import Bound, FastTransformer, Streams, Tree, leaves, mapped
+from ltxq_worker.pipeline.transformer import (
+    Bound,
+    FastTransformer,
+    Streams,
+    Tree,
+    leaves,
+    mapped,
+    noise_levels,
+)
 
 SHAPES_KEPT = 4  # sizes whose graphs are kept; a clip in two stages has two
 
@@ -72,7 +80,7 @@ class GraphedTransformer:
         recorded = self._prepared(video, audio, context)
         if recorded is None:
             return self._transformer.bind(video, audio, context, levels)
-        sigmas = torch.tensor(levels, device=video.latent.device)
+        sigmas = noise_levels(tuple(levels), video.latent.device)
         return lambda video, audio, index: recorded.step(
             video, audio, sigmas[index], sigmas[index + 1]
         )

@@ -8,6 +8,7 @@ every token, block or step, though it is the same, is worked out here and handed
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ class FastTransformer:
     ) -> Step:
         """As `Transformer.bind`: positions, projected text, and keys and values of it."""
         bound = self.prepare(video, audio, context)
-        sigmas = torch.tensor(levels, device=video.latent.device)
+        sigmas = noise_levels(tuple(levels), video.latent.device)
         return lambda video, audio, index: self.step(
             bound, video, audio, sigmas[index], sigmas[index + 1]
         )
@@ -177,6 +178,12 @@ class FastTransformer:
             to_denoised(video, vx, for_video[-1] * sigma),
             to_denoised(audio, ax, for_audio[-1] * sigma),
         )
+
+
+@functools.lru_cache(maxsize=16)
+def noise_levels(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A schedule on the device, put there once: each time would be waited for."""
+    return torch.tensor(levels, device=device)
 
 
 def run_one_block(
