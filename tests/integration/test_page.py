@@ -173,6 +173,19 @@ def test_progress_is_shown_as_it_is_made(
     flawless(page)
 
 
+def test_a_tab_that_nobody_sees_holds_no_connection(
+    gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    with page.expect_request("**/events"):
+        submit(page)
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
+        page.evaluate("""() => {
+            Object.defineProperty(document, "hidden", { value: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""")
+
+
 def test_a_job_is_cancelled_tried_again_and_deleted(
     gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:

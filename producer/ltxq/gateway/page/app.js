@@ -41,9 +41,11 @@ function draw() {
   follow();
 }
 
-// Hear of the foremost jobs at once; the others, and these if that fails, are looked at in turn.
+// Hear of the foremost jobs at once; the others, and these if that fails, are looked at in turn. A
+// tab that nobody sees hears none: all tabs share the six connections.
 function follow() {
-  const foremost = [...document.querySelectorAll("#queue > .job")].slice(0, FOLLOWED);
+  const there = document.hidden ? [] : [...document.querySelectorAll("#queue > .job")];
+  const foremost = there.slice(0, FOLLOWED);
   const wanted = new Set(foremost.map((item) => item.dataset.id));
   for (const [id, listening] of followed) if (!wanted.has(id)) listening.abort();
   for (const id of wanted) {
@@ -224,7 +226,8 @@ find("#key-button").addEventListener("click", () => {
   look();
 });
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) look();
+  if (document.hidden) follow();
+  else look();
 });
 
 showChoices();
