@@ -154,16 +154,21 @@ def test_a_prompt_becomes_a_clip_that_plays_with_sound(
         expect(clips(page)).to_contain_text(PROMPT)
 
 
-def test_progress_is_shown_as_it_is_made(
-    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+@pytest.mark.parametrize("way", ["heard", "looked for"])
+def test_progress_is_heard_or_else_looked_for(
+    way: str, gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)
+    if way == "looked for":
+        page.route(re.compile("/events$"), lambda route: route.abort())
     submit(page, "first")
     submit(page, "second")
     expect(queue(page)).to_have_count(2)
     expect(queue(page).nth(1)).to_contain_text("1 ahead in the queue")
     first = queue(page).filter(has_text="first")
     job_id = first.get_attribute("data-id") or ""
+    if way == "heard":
+        page.route(re.compile(r"/v1/jobs\?"), lambda route: route.abort())
     worker.start(job_id)
     worker.report(job_id, "denoise", 3, 8, 0.4)
     expect(first).to_contain_text("Denoising 3/8")
