@@ -3,6 +3,7 @@
 
 app.py             the application: what is mounted where, and what every request passes
 videos.py, jobs.py the two tongues' routes
+shortcuts.py       the two routes asked most, answered sooner
 fields.py          an OpenAI request → a VideoRequest
 video.py           a Job → a video object
 forms.py           multipart and JSON bodies, bounded

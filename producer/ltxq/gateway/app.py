@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltxq.errors import LtxqError
-from ltxq.gateway import documents, jobs, probes, videos
+from ltxq.gateway import documents, jobs, probes, shortcuts, videos
 from ltxq.gateway.failures import answer, not_known
 from ltxq.gateway.fields import invalid
 from ltxq.gateway.guard import Guard, origins_of
@@ -55,6 +55,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(probes.router)
     documents.mount(app, settings)
+    shortcuts.mount(app)
     _answer_errors(app)
     _guard(app, settings, open_to_all=not keys)
     return app

@@ -76,3 +76,8 @@ async def caller(
 
 
 AsCaller = Annotated[Caller, Depends(caller)]
+
+
+async def caller_of(request: Request) -> Caller:
+    """As `caller`, where FastAPI does not call it."""
+    return await caller(request, await _BEARER(request))
