@@ -183,7 +183,7 @@ def went_back(stamps: list[float]) -> int:
 
 def used_by(viewer: Viewer) -> int:
     """This process's memory without the sound that the viewer keeps, in bytes."""
-    return psutil.Process().memory_info().rss - sum(h.samples.nbytes for h in viewer.heard)
+    return psutil.Process().memory_info().rss - sum(s.samples.nbytes for s in viewer.sounds)
 
 
 def kill_worker(up: psutil.Process) -> None:

@@ -1,8 +1,10 @@
-"""Who watches: takes pictures and sound from a processor's queues as Scope's WebRTC tracks do.
+"""Who watches: takes pictures and sound from a processor's queues, and knows what a screen and a
+loudspeaker would have made of them, by Scope's own rules.
 
 Pictures come when their time stamps say, counted from the first one; a jump of the stamps counts
 anew from there. Sound is played in frames of 20 ms one after the other, whatever its stamps; where
-there is none, silence is put in.
+there is none, silence is put in. Both are reckoned from when things arrived, so that a viewer whose
+threads have to wait on a busy machine sees the same.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +26,7 @@ TICK = 960  # samples: 20 ms
 JUMP = 0.25  # seconds between two stamps that are no longer one stream
 LOUD = 0.05  # of 1
 LOOK = 0.005  # seconds between two looks at an empty queue
+SILENCE = np.zeros((2, TICK), np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,33 +43,42 @@ class Shown:
 class Heard:
     """20 ms of sound."""
 
-    at: float  # when it was due
+    at: float  # seconds by the wall
     stamp: float | None  # None: silence that the viewer put in
     samples: Any  # float32 [2, 960]
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A part of it, as it came."""
+
+    arrived: float  # seconds by the wall
+    number: int  # of its first sample, by its time stamp
+    samples: Any  # float32 [2, S]
+
+
 class _Arrivals(queue.Queue[Any]):
-    """A queue that notes when things came; a viewer that looks late is no fault of theirs."""
+    """A queue that notes when things came."""
 
     def _put(self, packet: Any) -> None:
         super()._put((time.monotonic(), packet))
 
 
-@dataclass
 class Viewer:
-    """Watches a processor within a `with`; `shown` and `heard` grow meanwhile."""
+    """Watches a processor within a `with`; `shown` and `sounds` grow meanwhile."""
 
-    processor: Any
-    shown: list[Shown] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._done = threading.Event()
-        self._pictures = _Arrivals(30)
-        self.processor.output_queues["video"] = [self._pictures]
-        self._threads = [threading.Thread(target=work) for work in (self._watch, self._listen)]
-        self._started = [threading.Event(), threading.Event()]  # a picture, a sound
+    def __init__(self, processor: Any) -> None:
+        self.shown: list[Shown] = []
+        self.sounds: list[Sound] = []
         self.news = threading.Condition()
+        self._pictures, self._arriving = _Arrivals(30), _Arrivals(10)
+        processor.output_queues["video"] = [self._pictures]
+        processor.audio_output_queue = self._arriving
+        self._done = threading.Event()
+        self._ended: float | None = None
+        self._began: list[float] = []  # when the first picture and the first sound came
+        self._both = threading.Event()
+        self._threads = [threading.Thread(target=work) for work in (self._watch, self._listen)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -74,6 +86,7 @@ class Viewer:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._ended = self.shown[-1].at if self.shown else None
         self._done.set()
         for thread in self._threads:
             thread.join(10)
@@ -83,6 +96,27 @@ class Viewer:
         with self.news:
             assert self.news.wait_for(lambda: seen(self), seconds), "not seen in time"
 
+    @property
+    def heard(self) -> list[Heard]:
+        """What a loudspeaker has played until now, or until the last picture."""
+        heard: list[Heard] = []
+        if len(self._began) < 2:
+            return heard
+        sounds, parts, left, tick = list(self.sounds), [], 0, 0
+        coming, end = 0, self._ended or time.monotonic()
+        while (at := max(self._began) + tick * TICK / RATE) < end:
+            while coming < len(sounds) and sounds[coming].arrived <= at:
+                parts.append((sounds[coming].number, sounds[coming].samples))
+                left += sounds[coming].samples.shape[1]
+                coming += 1
+            stamp, samples = None, SILENCE
+            if left >= TICK:
+                stamp, samples = _take(parts)
+                left -= TICK
+            heard.append(Heard(at, stamp, samples))
+            tick += 1
+        return heard
+
     def _watch(self) -> None:
         zero = last = None  # the wall's time at stamp 0; the last stamp
         while not self._done.is_set():
@@ -91,11 +125,11 @@ class Viewer:
             except queue.Empty:
                 continue
             stamp = float(packet.timestamp.pts * packet.timestamp.time_base)
-            if last is None:
-                self._started[0].set()
-                self._wait_for_both()
-            if zero is None or last is None or not 0 < stamp - last < JUMP:
-                zero = time.monotonic() - stamp
+            if zero is None:
+                self._wait_for_both(arrived)
+                zero = max(self._began) - stamp
+            elif last is not None and not 0 < stamp - last < JUMP:
+                zero = arrived - stamp
             at, last = max(zero + stamp, arrived), stamp
             self._done.wait(max(0.0, at - time.monotonic()))
             picture = packet.tensor[0].numpy()
@@ -105,37 +139,24 @@ class Viewer:
                 self.news.notify_all()
 
     def _listen(self) -> None:
-        parts: list[tuple[int, Any]] = []  # the first one's sample number, and [2, S]
-        while not self._done.is_set() and sum(part.shape[1] for _, part in parts) < TICK:
-            parts += self._sounds()
-            self._done.wait(LOOK)
-        self._started[1].set()
-        self._wait_for_both()
-        tick, zero = 0, time.monotonic()
         while not self._done.is_set():
-            parts += self._sounds()
-            stamp, samples = None, np.zeros((2, TICK), np.float32)
-            if sum(part.shape[1] for _, part in parts) >= TICK:
-                stamp, samples = _take(parts)
-            self.heard.append(Heard(zero + tick * TICK / RATE, stamp, samples))
-            tick += 1
-            self._done.wait(max(0.0, zero + tick * TICK / RATE - time.monotonic()))
-
-    def _wait_for_both(self) -> None:
-        for started in self._started:
-            while not started.wait(LOOK) and not self._done.is_set():
-                pass
-
-    def _sounds(self) -> list[tuple[int, Any]]:
-        sounds = []
-        while True:
             try:
-                packet = self.processor.audio_output_queue.get_nowait()
+                arrived, packet = self._arriving.get(timeout=LOOK)
             except queue.Empty:
-                return sounds
+                continue
             assert packet.sample_rate == RATE
-            stamp = packet.timestamp.pts * packet.timestamp.time_base * RATE
-            sounds.append((int(stamp), packet.audio.numpy()))
+            number = int(packet.timestamp.pts * packet.timestamp.time_base * RATE)
+            self.sounds.append(Sound(arrived, number, packet.audio.numpy().copy()))
+            if not self._both.is_set():
+                self._wait_for_both(arrived)
+
+    def _wait_for_both(self, arrived: float) -> None:
+        """Neither begins without the other."""
+        self._began.append(arrived)
+        if len(self._began) == 2:
+            self._both.set()
+        while not self._both.wait(LOOK) and not self._done.is_set():
+            pass
 
 
 def _take(parts: list[tuple[int, Any]]) -> tuple[float, Any]:

@@ -10,6 +10,8 @@ from fractions import Fraction
 
 SAMPLE_RATE = 48_000  # Hz: what WebRTC plays, so that Scope resamples nothing
 
+MARGIN = 0.02  # seconds that Scope's sound needs to begin again: it is played in parts of 20 ms
+
 
 class Timeline:
     """Time since the session's first output, as played so far and as the wall clock has it.
@@ -40,10 +42,11 @@ class Timeline:
         """Give the next `frames` frames at `rate` their time: where each one begins, and where the
         last one ends, in samples.
         """
-        if self._zero is None:
-            self._zero = self._clock()
-        wall = round((self._clock() - self._zero) * SAMPLE_RATE)
-        start = max(self._position, Fraction(wall))
+        now = self._clock()
+        self._zero = now if self._zero is None else self._zero
+        start, wall = self._position, (now - self._zero) * SAMPLE_RATE
+        if start < wall:
+            start = Fraction(round(wall + MARGIN * SAMPLE_RATE))
         step = SAMPLE_RATE / rate
         self._position = start + frames * step
         return [round(start + n * step) for n in range(frames + 1)]

@@ -1,0 +1,75 @@
+"""An MP4 of the worker's encoder, decoded: the right colours, the sound where its picture is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltxq import VideoRequest
+from ltxq.scope_plugin.clip import Clip
+
+if "SCOPE_CHECKOUT" in os.environ:
+    pytest.skip("Scope's PyAV is too old for the encoder", allow_module_level=True)
+
+from ltxq_worker.encode import encode
+from ltxq_worker.pipeline import Clip as Made
+from ltxq_worker.pipeline import Sound
+
+LEFT, RIGHT = (200, 40, 60), (30, 90, 220)
+BEEP = 12  # the frame the sound begins with
+
+
+def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -> Clip:
+    """33 frames of two colours; silence, then a tone."""
+    request = VideoRequest(
+        prompt="x", width=128, height=64, num_frames=33, frame_rate=rate, audio=sound
+    )
+    frames = np.empty((33, 64, 128, 3), np.uint8)
+    frames[:, :, :64], frames[:, :, 64:] = LEFT, RIGHT
+    seconds = np.arange(round(request.duration * sample_rate)) / sample_rate - BEEP / rate
+    tone = np.where(seconds >= 0, 0.5 * np.cos(2000 * np.pi * seconds), 0).astype(np.float32)
+    made = Sound(samples=np.stack([tone, tone]), sample_rate=sample_rate) if sound else None
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Made(frames=iter([frames]), sound=made)
+        done = encode(clip, request, Path(folder), lambda *_: None)
+        return Clip(done.mp4.read_bytes())
+
+
+def test_colours_are_those_that_were_encoded() -> None:
+    pictures = list(clip().pictures(None))
+    assert len(pictures) == 33
+    assert pictures[0].dtype == np.uint8
+    for picture in (pictures[0], pictures[-1]):
+        assert picture.shape == (64, 128, 3)
+        assert np.abs(picture[:, 8:56].mean(axis=(0, 1)) - LEFT).max() < 4
+        assert np.abs(picture[:, 72:120].mean(axis=(0, 1)) - RIGHT).max() < 4
+
+
+@pytest.mark.parametrize("sample_rate", [24_000, 48_000])
+@pytest.mark.parametrize("rate", [24.0, 23.976, 60.0])
+def test_sound_begins_with_its_frame(rate: float, sample_rate: int) -> None:
+    decoded = clip(rate, sample_rate)
+    sound = decoded.sound()
+    assert sound is not None
+    assert sound.dtype == np.float32
+    assert sound.shape[0] == 2
+    assert sound.shape[1] >= round(33 / rate * 48_000)
+    onset = int(np.argmax(np.abs(sound[0]) > 0.2))
+    assert onset == pytest.approx(BEEP / rate * 48_000, abs=100)  # 2 ms
+
+
+def test_the_rate_is_the_exact_one() -> None:
+    assert clip(23.976).rate() == Fraction(24000, 1001)
+
+
+def test_a_silent_clip_has_no_sound() -> None:
+    assert clip(sound=False).sound() is None
+
+
+def test_pictures_come_in_the_size_asked_for() -> None:
+    assert {picture.shape for picture in clip().pictures((100, 50))} == {(50, 100, 3)}
