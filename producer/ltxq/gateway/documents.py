@@ -114,12 +114,36 @@ def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorEnvelope, "description": said[status]} for status in statuses}
 
 
+def taking(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """A route's `openapi_extra`: the body it reads by itself."""
+    content = {kind: {"schema": schema} for kind in kinds}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def telling(model: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers with events, a `model` as their data."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{model}"},
+    }
+    event = {
+        "type": "object",
+        "properties": {"data": data, "event": {"type": "string"}},
+        "required": ["data"],
+    }
+    said = "An event at each change, and comments between; one named `error` has the envelope."
+    return {200: {"description": said, "content": {"text/event-stream": {"schema": event}}}}
+
+
 READ = failing(400, 401, 403, 404, 429, 500, 503)
 CHANGED = failing(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, without the 422 it adds everywhere and this gateway never answers."""
+    """FastAPI's description, but for what it takes for granted: the 422 that this gateway never
+    answers, errors in the media type of the answer hoped for, and events as mere text.
+    """
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, routes=app.routes, tags=app.openapi_tags,
@@ -128,6 +152,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                for status, answer in operation["responses"].items():
+                    if events := answer.get("content", {}).get("text/event-stream"):
+                        events["schema"]["type"] = "object"
+                    if status >= "400":
+                        answer["content"] = {"application/json": answer["content"].popitem()[1]}
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
         app.openapi_schema = schema

@@ -21,7 +21,7 @@ RECONNECT_MS = 2000  # a browser whose stream ended early comes again after that
 Shown = Callable[[Job], BaseModel]
 
 
-async def stream(caller: Caller, job_id: str, shown: Shown) -> StreamingResponse:
+async def stream(caller: Caller, job_id: str, shown: Shown) -> EventStream:
     """`data:` with what `shown` makes of the job at each change; ends after the final state.
 
     What goes wrong once it has begun is an event named `error` with the envelope.
@@ -30,16 +30,17 @@ async def stream(caller: Caller, job_id: str, shown: Shown) -> StreamingResponse
         JobNotFound and the like, before it begins.
     """
     await caller.queue.get(caller.owner, job_id)
-    return _Stream(caller, job_id, shown)
+    return EventStream(caller, job_id, shown)
 
 
-class _Stream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Holds one of the caller's streams while it is open."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, caller: Caller, job_id: str, shown: Shown) -> None:
         super().__init__(
             _events(caller, job_id, shown),
-            media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
         self._caller = caller

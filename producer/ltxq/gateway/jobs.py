@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from ltxq.gateway.documents import CHANGED, READ
-from ltxq.gateway.events import stream
+from ltxq.gateway.documents import CHANGED, READ, taking, telling
+from ltxq.gateway.events import EventStream, stream
 from ltxq.gateway.fields import invalid
 from ltxq.gateway.forms import body_of, json_object
 from ltxq.gateway.state import AsCaller
@@ -43,7 +43,13 @@ class ModelList(BaseModel):
     data: tuple[Model, ...]
 
 
-@router.post("/jobs", status_code=201, response_model=Job, responses=CHANGED)
+@router.post(
+    "/jobs",
+    status_code=201,
+    response_model=Job,
+    responses=CHANGED,
+    openapi_extra=taking(VideoRequest.model_json_schema(), "application/json"),
+)
 async def submit(
     request: Request,
     caller: AsCaller,
@@ -110,7 +116,12 @@ async def delete(job_id: str, caller: AsCaller) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/jobs/{job_id}/events", responses=READ)
+@router.get(
+    "/jobs/{job_id}/events",
+    status_code=200,
+    response_class=EventStream,
+    responses={**READ, **telling("Job")},
+)
 async def events(job_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the job now and at each change, until it is final."""
     return await stream(caller, job_id, lambda job: job)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import RedirectResponse, Response
 
 from ltxq.errors import JobNotFinished, UnknownModel
-from ltxq.gateway.documents import CHANGED, READ
-from ltxq.gateway.events import stream
+from ltxq.gateway.documents import CHANGED, READ, failing, taking
+from ltxq.gateway.events import EventStream, stream
 from ltxq.gateway.failures import Refused, UnsupportedParameter
-from ltxq.gateway.fields import invalid, request_of
+from ltxq.gateway.fields import CreateVideo, invalid, request_of
 from ltxq.gateway.forms import body_of, fields_of, json_object
 from ltxq.gateway.state import AsCaller, Caller
 from ltxq.gateway.video import REMIXED_FROM, Video, VideoDeleted, VideoPage, page_of, video_of
@@ -41,7 +41,25 @@ def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None 
     )
 
 
-@router.post("/videos", response_model=Video, responses=CHANGED)
+class RemixVideo(BaseModel):
+    """What is to be another."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=5000)
+
+
+_URL = {"type": "string", "format": "uri"}
+
+
+@router.post(
+    "/videos",
+    response_model=Video,
+    responses=CHANGED,
+    openapi_extra=taking(
+        CreateVideo.model_json_schema(), "application/json", "multipart/form-data"
+    ),
+)
 async def create(
     request: Request,
     caller: AsCaller,
@@ -86,7 +104,12 @@ async def cancel(video_id: str, caller: AsCaller) -> Response:
     return as_json(video_of(await caller.queue.call(caller.client.cancel, video_id)))
 
 
-@router.post("/videos/{video_id}/remix", response_model=Video, responses=CHANGED)
+@router.post(
+    "/videos/{video_id}/remix",
+    response_model=Video,
+    responses=CHANGED,
+    openapi_extra=taking(RemixVideo.model_json_schema(), "application/json"),
+)
 async def remix(
     video_id: str,
     request: Request,
@@ -110,7 +133,16 @@ async def remix(
     return await _submit(caller, remixed, idempotency_key, retry_count)
 
 
-@router.get("/videos/{video_id}/content", status_code=302, responses=READ)
+@router.get(
+    "/videos/{video_id}/content",
+    status_code=302,
+    response_class=RedirectResponse,
+    responses={
+        **READ,
+        **failing(409),
+        302: {"description": "Where it is.", "headers": {"Location": {"schema": _URL}}},
+    },
+)
 async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -> Response:
     """The finished clip, or a picture of it: a redirection to a URL of the storage."""
     job = await caller.queue.get(caller.owner, video_id)
@@ -126,7 +158,9 @@ async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -
     return RedirectResponse(urls[variant], 302, {"cache-control": "no-store"})
 
 
-@router.get("/videos/{video_id}/events", responses=READ)
+@router.get(
+    "/videos/{video_id}/events", status_code=200, response_class=EventStream, responses=READ
+)
 async def events(video_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the clip now and at each change, until it is finished."""
     return await stream(caller, video_id, video_of)
