@@ -99,10 +99,14 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         clip = fetched(job["result"]["url"])
         assert hashlib.sha256(clip).hexdigest() == job["result"]["sha256"]
         assert (folder / "s3" / "clips" / job["result"]["key"]).read_bytes() == clip
+        assert json.loads(fetched(f"{up['api']}/jobs/{job['id']}"))["state"] == "succeeded"
+        url = up["url"]
     with running_up(folder, environment) as up:
         again = ltxq("status", job["id"], environment=up["client"])
         assert again["state"] == "succeeded"
         assert fetched(again["result"]["url"]) == clip
+        assert up["url"] == url
+        assert b"<html" in fetched(f"{url}/")
         assert fetched(job["result"]["url"]) == clip  # the port and the keys are the same
         ltxq("submit", "another", "--wait", *SMALL, environment=up["client"])
 

@@ -53,9 +53,11 @@ class Shell:
 
     folder: Path
     environment: dict[str, str]
+    url: str  # of the gateway
 
     def run(self, script: str) -> str:
-        """Standard output of a script that must end well."""
+        """Standard output of a script that must end well; of the gateway it says the usual URL."""
+        script = script.replace("http://127.0.0.1:8080", self.url)
         done = subprocess.run(
             ["sh", "-eu", "-c", script],
             cwd=self.folder,
@@ -107,8 +109,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     ) as up:
         try:
             assert up.stdout is not None
-            assert json.loads(up.stdout.readline())["data"] == str(folder / "ltxq-data")
-            yield Shell(folder, environment)
+            about = json.loads(up.stdout.readline())
+            assert about["data"] == str(folder / "ltxq-data")
+            yield Shell(folder, environment, about["url"])
         finally:
             up.send_signal(signal.SIGTERM)
             try:
@@ -138,6 +141,7 @@ def test_a_shell_block_does_what_it_says(shell: Shell, block: str) -> None:
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1][:40])
 def test_a_python_block_does_what_it_says(shell: Shell, block: str) -> None:
     program = block.replace("ltxq.2.ltx-2-19b-distilled", "ltxq.2.instant")
+    program = program.replace("http://127.0.0.1:8080", shell.url)
     if "Flask(" in block:
         program += BACKEND_IS_USED
     (shell.folder / "program.py").write_text(program)

@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -118,15 +119,21 @@ class Stack:
         self._parts.callback(self.stop_worker)
 
     def start_gateway(self, log: Path | None = None) -> str:
-        """Start `ltxq gateway` here; returns its address, where it answers in a second or two.
+        """Start `ltxq gateway` here; returns its address once it answers there.
 
         Args:
             log: as of the worker.
+
+        Raises:
+            LtxqError: a part has ended by itself meanwhile, the gateway perhaps.
         """
         self.use_here()
         command = [sys.executable, "-m", "ltxq", "gateway", "--port", str(self._http_port)]
         self._gateway = spawn(command, log)
         self._parts.callback(self.stop_gateway)
+        while port_is_free(self._http_port):
+            self.check()
+            time.sleep(LOOK_SECONDS)
         return f"http://{LOOPBACK}:{self._http_port}"
 
     def start_flower(self, log: Path | None = None) -> str:
