@@ -13,6 +13,7 @@ import redis
 from fleet import Fleet, fetch, worker_environment
 from gateways import Gateway
 from ltxq_worker.local import RedisServer, S3Server
+from proxy import Proxy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Sora API.*:DeprecationWarning")
 
@@ -89,3 +90,38 @@ def test_a_deleted_clip_is_gone(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         sdk.videos.retrieve(video.id)
     assert caught.value.code == "job_not_found"
+
+
+def test_what_the_sdk_sends_again_by_itself_makes_no_second_clip(
+    gateway: Gateway, sdk: openai.OpenAI
+) -> None:
+    prompt = "a fox whose answer is lost"
+    with Proxy(int(gateway.url.rpartition(":")[2])) as proxy:
+        base_url = f"http://127.0.0.1:{proxy.port}/v1"
+        with openai.OpenAI(base_url=base_url, api_key="unused", timeout=60) as client:
+            proxy.lose_the_answer_to(b'name="prompt"')
+            video = client.videos.create(prompt=prompt, **SMALL)
+            assert proxy.lost == 1
+    made = [listed.id for listed in sdk.videos.list() if listed.prompt == prompt]
+    assert made == [video.id]
+
+
+def test_a_refusal_is_the_sdks_own_error_with_its_code(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.videos.create(prompt="a fox", extra_body={"negative_prompt": "blurry"})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "negative_prompt")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        sdk.videos.create(prompt="a fox", model="sora-2")
+    assert unknown.value.code == "unknown_model"
+    with pytest.raises(openai.BadRequestError) as reference:
+        sdk.videos.create(prompt="a fox", input_reference=("fox.png", b"\x89PNG" * 100_000))
+    assert reference.value.param == "input_reference"
+
+
+def test_the_sdks_extra_fields_arrive_as_they_are(sdk: openai.OpenAI) -> None:
+    extra = {"fps": 25, "num_frames": 9, "seed": 7, "generate_audio": False,
+             "metadata": {"order": "7"}, "priority": "low"}  # fmt: skip
+    video = sdk.videos.create(prompt="a fox", size="64x64", extra_body=extra)
+    told = {name: getattr(video, name) for name in extra if name != "generate_audio"}
+    assert told == {name: value for name, value in extra.items() if name != "generate_audio"}
+    assert sdk.videos.poll(video.id).status == "completed"

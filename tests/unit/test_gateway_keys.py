@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 from pydantic import SecretStr
@@ -89,3 +91,13 @@ def test_origins_are_origins() -> None:
     for wrong in ("*", "app.example.com", "https://app.example.com/", "null"):
         with pytest.raises(ConfigurationError, match="entry 1 is no origin"):
             origins_of(Settings(cors_origins=wrong))
+
+
+def test_without_its_packages_the_command_says_which_extra_is_missing() -> None:
+    program = "import sys; sys.modules['fastapi'] = None; from ltxq.cli import main; " \
+        "sys.exit(main(['gateway']))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "pip install 'ltxq[gateway]'" in done.stderr

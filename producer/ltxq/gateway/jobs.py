@@ -13,7 +13,7 @@ from ltxq.gateway.events import EventStream, stream
 from ltxq.gateway.fields import invalid
 from ltxq.gateway.forms import body_of, json_object
 from ltxq.gateway.state import AsCaller
-from ltxq.gateway.videos import IdempotencyKey, Limit, as_json
+from ltxq.gateway.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
 
 router = APIRouter(tags=["jobs"])
@@ -93,7 +93,7 @@ async def list_jobs(
 @router.get("/jobs/{job_id}", response_model=Job, responses=READ)
 async def get(job_id: str, caller: AsCaller) -> Response:
     """A job as it is now."""
-    return as_json(await caller.queue.get(caller.owner, job_id))
+    return as_json(await caller.queue.get(caller.owner, job_id), headers=POLL_AFTER)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=Job, responses=CHANGED)

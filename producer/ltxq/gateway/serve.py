@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from ltxq.settings import Settings
 log = logging.getLogger("ltxq.gateway")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FILES_MOST = 65_536  # connections among them
 GRACE_SECONDS = 30  # for requests under way at the end
 
 
@@ -61,12 +63,27 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             proxy_headers=False,  # who asks is said by keys, not by addresses
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        server = _Server(config, lambda: app.state.gateway.queue.stop_following())
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listener.getsockname()[1]}")
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        server = _Server(
+            config,
+            started=lambda: ready(url),
+            ending=lambda: app.state.gateway.queue.stop_following(),
+        )
+        _allow_connections()
         _calm_collector()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
+
+
+def _allow_connections() -> None:
+    """Let this process have many: often it may have 1,024 files at first, and more if it asks."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = FILES_MOST if hard == resource.RLIM_INFINITY else min(hard, FILES_MOST)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _calm_collector() -> None:
@@ -79,11 +96,14 @@ def _calm_collector() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends its event streams before it waits for the connections that carry them."""
+    """Says when it serves, and when it is about to end: for event streams it would wait long."""
 
-    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, started: Callable[[], None], ending: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._end_streams = end_streams
+        self._when_started = started
+        self._when_ending = ending
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -95,8 +115,12 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._when_started()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._end_streams()
+        self._when_ending()
         await super().shutdown(sockets)
 
 

@@ -20,7 +20,7 @@ from ltxq.job import Order, VideoRequest
 
 router = APIRouter(tags=["videos"])
 
-POLL_AFTER_MS = 1000
+POLL_AFTER = {"openai-poll-after-ms": "1000"}
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 RetryCount = Annotated[
@@ -85,7 +85,7 @@ async def list_videos(
 async def retrieve(video_id: str, caller: AsCaller) -> Response:
     """A clip as it is now."""
     job = await caller.queue.get(caller.owner, video_id)
-    return as_json(video_of(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
+    return as_json(video_of(job), headers=POLL_AFTER)
 
 
 @router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
@@ -176,7 +176,7 @@ async def _submit(
         # The SDK has no idempotency keys, but counts: its first try is told from its later ones.
         resent=None if retry_count is None else retry_count > 0,
     )
-    return as_json(video_of(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
+    return as_json(video_of(job), headers=POLL_AFTER)
 
 
 async def _check_model(caller: Caller, model: object) -> None:
