@@ -137,7 +137,7 @@ class Load:
 
     def __init__(self, port: int, keys: list[NewKey], clients: int, submissions: float) -> None:
         self.polls, self.submissions = Times(), Times()
-        self.cpu: dict[str, float] = {}  # seconds of one core, by process
+        self.cpu: dict[str, float] = {}  # cores, by process
         self.seconds = 0.0
         self._port, self._keys, self._clients, self._rate = port, keys, clients, submissions
         self._first: list[list[str]] = [[] for _ in keys]  # ids of clips, by owner
@@ -146,7 +146,7 @@ class Load:
     async def run(self, seconds: float, processes: dict[str, psutil.Process]) -> None:
         await self._until_ready()
         await asyncio.gather(*(self._begin(owner) for owner in range(len(self._keys))))
-        before = _cpu(processes)
+        before, began = _cpu(processes), time.monotonic()
         start = time.monotonic() + 1
         async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
@@ -154,8 +154,9 @@ class Load:
             for owner in range(len(self._keys)):
                 group.create_task(self._submit(owner, start, start + seconds))
         self.seconds = seconds
-        after = _cpu(processes)
-        self.cpu = {name: spent - before[name] for name, spent in after.items()}
+        after, took = _cpu(processes), time.monotonic() - began
+        self.cpu = {name: (spent - before[name]) / took for name, spent in after.items()}
+        self.cpu["everything else"] = self.cpu.pop("the machine") - sum(self.cpu.values())
 
     async def _begin(self, owner: int) -> None:
         """Some finished clips of each owner, for clients to ask for until there are newer ones."""
@@ -220,21 +221,22 @@ class Load:
 
 
 def _cpu(processes: dict[str, psutil.Process]) -> dict[str, float]:
-    """Seconds of CPU each has used, children included."""
+    """Seconds of CPU each has used, children included, and the whole machine."""
     spent = {}
     for name, process in processes.items():
         family = [process, *process.children(recursive=True)]
         if name == "the load itself":
             family = [process]
         spent[name] = sum(sum(one.cpu_times()[:2]) for one in family)
-    return spent
+    whole = psutil.cpu_times()
+    return {**spent, "the machine": sum(whole) - whole.idle - getattr(whole, "iowait", 0)}
 
 
 def report(load: Load, options: argparse.Namespace) -> None:
     figures = {
         **load.polls.figures("polls", load.seconds),
         **load.submissions.figures("submissions", load.seconds),
-        **{f"CPU of {name} (cores)": spent / load.seconds for name, spent in load.cpu.items()},
+        **{f"CPU of {name} (cores)": cores for name, cores in load.cpu.items()},
     }
     for name, value in figures.items():
         print(f"  {name:<40} {value:>12,.2f}")
