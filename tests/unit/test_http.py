@@ -304,5 +304,5 @@ def test_whose_jobs_they_are_is_said_by_the_key_alone() -> None:
 def test_where_redis_itself_is_needed_a_gateway_is_refused() -> None:
     from ltxq.ledger import Ledger
 
-    with pytest.raises(ConfigurationError, match=r"Workers and gateways take redis://"):
+    with pytest.raises(ConfigurationError, match=r"operators take redis://"):
         Ledger.from_settings(Settings(url="https://gateway"))

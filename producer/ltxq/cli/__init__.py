@@ -31,8 +31,9 @@ _HELP = """
 A queue for LTX-2 video generation: a prompt goes in, an MP4 comes out.
 
 Try it on this machine with `ltxq demo`. Where the queue and the clips are is read from LTXQ_URL,
-LTXQ_S3_ENDPOINT and LTXQ_S3_BUCKET. With --json every command prints one JSON object, an error
-as {"error": {code, message, hint, retryable}}.
+LTXQ_S3_ENDPOINT and LTXQ_S3_BUCKET; for jobs LTXQ_URL may be a gateway's https://, with its key
+in LTXQ_API_KEY. With --json every command prints one JSON object, an error as
+{"error": {code, message, hint, retryable}}.
 
 Exit codes: 0 done · 1 the job failed or was cancelled, or the work went wrong · 2 wrong request,
 option or setting · 3 no such job · 4 queue or storage unavailable or full, later may be better ·

@@ -32,7 +32,7 @@ def connect(settings: Settings) -> redis.Redis:
     if settings.is_gateway:
         raise ConfigurationError(
             "LTXQ_URL is a gateway's, and Redis itself is needed here.",
-            hint="Workers and gateways take redis:// or rediss://.",
+            hint="Workers, gateways and commands for operators take redis:// or rediss://.",
         )
     try:
         connection = redis.Redis.from_url(

@@ -74,9 +74,10 @@ async function refresh() {
   const unheard = [...jobs.values()].filter((job) => active(job) && !ids.has(job.id));
   told.forEach(learn);
   if (unheard.length) {
-    unheard.forEach((job) => jobs.delete(job.id)); // unless the next answer has it
-    const asked = unheard.slice(0, MOST).map((job) => ["id", job.id]);
-    (await api.list(asked)).jobs.forEach(learn);
+    const asked = unheard.slice(0, MOST);
+    const { jobs: there } = await api.list(asked.map((job) => ["id", job.id]));
+    asked.forEach((job) => jobs.delete(job.id));
+    there.forEach(learn);
   }
   if (older === undefined) older = newest.after;
   view.showModels((await api.models()).data);
