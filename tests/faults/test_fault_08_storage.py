@@ -122,6 +122,22 @@ def test_away_clips_are_kept_up_to_the_spools_bound_and_uploaded_later(
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["cpu0_host.lock"]
 
 
+def test_away_for_longer_than_a_clip_is_kept_its_job_alone_fails(
+    environment: dict[str, str], client: Client, storage: Storage, tmp_path: Path
+) -> None:
+    with Fleet({**environment, "LTXQ_UPLOAD_PATIENCE": "1"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        storage.go_away()
+        failed = client.wait(job.id, PATIENCE)
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.retryable) == ("storage_unavailable", True)
+        assert "cannot be reached" in failed.error.message
+        assert not list((tmp_path / "spool" / "cpu0_host").iterdir())
+        storage.come_back()
+        succeeds_once(client, client.submit("a bear", **SMALL))
+
+
 def test_away_at_sigterm_the_worker_waits_and_uploads(
     environment: dict[str, str], client: Client, storage: Storage
 ) -> None:
