@@ -113,8 +113,11 @@ class World:
         self._watch_return(held, self.worker_returns)
 
     def kill_host(self) -> None:
-        """kill -9 of a supervisor and its workers at once; the host comes back."""
-        name = self.random.choice(HOSTS)
+        """kill -9 of a supervisor and its workers at once, mostly of one at work; the host comes
+        back.
+        """
+        worker = self._a_worker(at_work=self.random.random() < AT_WORK)
+        name = name_of(worker).partition("@")[2] or self.random.choice(HOSTS)
         host = self.hosts[name]
         workers = host.workers()
         held = [job for worker in workers for job in self._held(name_of(worker))]
