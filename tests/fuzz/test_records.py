@@ -170,6 +170,19 @@ def test_a_damaged_record_harms_its_own_job_alone(
     worked_on_by_all(book, job_id)
 
 
+@pytest.mark.parametrize("lane", [b"9" * 400, b"1e300", b"9999999999", b"inf", b"-1", b"2.5"])
+def test_a_lane_that_is_none_does_not_keep_redis_busy(book: Book, lane: bytes) -> None:
+    job_id = book.fresh("queued")
+    book.spoil(job_id, [("lane", lane)])
+    assert book.client.get(job_id).queue_position is None
+    read_by_everyone(book, job_id)
+    worked_on_by_all(book, job_id)
+    job_id = book.fresh("running")
+    book.spoil(job_id, [("lane", lane)])
+    book.ledger.give_back_all("cpu0@here")
+    assert book.client.get(job_id).state == "failed"
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "failed"])
 def test_a_key_of_another_type_harms_its_own_job_alone(book: Book, state: str) -> None:
     job_id = book.fresh(state)

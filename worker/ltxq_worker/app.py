@@ -42,6 +42,7 @@ from ltxq_worker.gate import Gate, gate_step
 from ltxq_worker.inbox import inbox_step
 from ltxq_worker.pipeline import INSTANT, Pipeline
 from ltxq_worker.pipeline.optimize import parse_shapes
+from ltxq_worker.reconnect import reconnect_step
 from ltxq_worker.run import Runner
 
 log = logging.getLogger("ltxq.worker")
@@ -123,6 +124,7 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
 
     runner.report_outcome = report
     runner.announce = lambda ticket: announce_known(app, ledger, (ticket,))
+    app.steps["consumer"].add(reconnect_step(ledger))
     app.steps["consumer"].add(gate_step(gate))
     app.steps["consumer"].add(inbox_step(gate))
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command

@@ -106,7 +106,7 @@ def _translated(connection: redis.Redis, exc: redis_errors.RedisError) -> LtxqEr
         return ConfigurationError(
             f"Redis at {where} refuses this user or password.", hint="Correct LTXQ_URL."
         )
-    if "OOM" in str(exc):
+    if isinstance(exc, redis_errors.OutOfMemoryError) or "OOM" in str(exc):
         return QueueUnavailable(
             f"Redis at {where} is full and takes no writes.",
             hint="Raise its maxmemory (and keep maxmemory-policy noeviction).",

@@ -31,6 +31,7 @@
 --   counter                 source of seq and stamp
 --   spoilt                  there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
+--   probe                   written by workers, for seconds, to see whether Redis takes writes
 --   changed:<id>            channel, published to whenever the record changes
 --   cancel:<worker>         channel, told the ids of its running jobs that are to stop
 
@@ -42,6 +43,14 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function get(id, ...) return redis.call('HMGET', key('job', id), ...) end
 local function set(id, ...) redis.call('HSET', key('job', id), ...) end
 local function changed(id) redis.call('PUBLISH', key('changed', id), '') end
+-- The lane a record or a caller names. Any other number would have loops run for ever, and nobody is
+-- served by Redis meanwhile.
+local function checked_lane(lane)
+  local number = tonumber(lane)
+  if number and number >= 0 and number <= 5 and number % 1 == 0 then return number end
+  error('not a valid lane')
+end
+
 -- Where Celery keeps a lane's messages.
 local function message_list(queue, lane) return lane == 0 and queue or queue .. '\6\22' .. lane end
 local function final(state) return state == 'succeeded' or state == 'failed' or state == 'cancelled' end
@@ -102,7 +111,7 @@ local function find_place(id)
   local ahead = -1
   if state == 'queued' then
     ahead = redis.call('ZRANK', key('waiting', queue, lane), id) or 0
-    for l = 0, lane - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
+    for l = 0, checked_lane(lane) - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
   end
   local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
   local gpu, whole = unpack(redis.call('HMGET', key('pace', queue), 'gpu', 'whole'))
@@ -176,7 +185,7 @@ end
 -- (Re)queue a job at the head: the even lane of its priority, which workers take from first.
 local function put_at_head(id)
   local queue, lane = unpack(get(id, 'queue', 'lane'))
-  local head = lane - lane % 2
+  local head = checked_lane(lane) - lane % 2
   local stamp = next_stamp()
   redis.call('ZREM', key('waiting', queue, lane), id)
   redis.call('ZADD', key('waiting', queue, head), stamp, id)
@@ -303,7 +312,7 @@ local function index(id, lease, retention)
   if owner then redis.call('SADD', key('owners'), owner) end
   if idempotency then redis.call('HSET', key('idempotency'), (owner or '') .. ':' .. idempotency, id) end
   if state == 'queued' then
-    redis.call('ZADD', key('waiting', queue, lane), stamp, id)
+    redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
   elseif state == 'running' then
     redis.call('ZADD', key('running'), 'NX', now + lease, id)
   else
@@ -509,7 +518,7 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention
   -- urgent one hold none stamped earlier.
   stamp = tonumber(stamp)
   local latest = tonumber(redis.call('GET', key('counter')) or 0) or 0  -- a later one is forged
-  for l = 0, tonumber(lane) do
+  for l = 0, checked_lane(lane) do
     local mark = redis.call('HGET', key('watermark', queue), l)
     if stamp > (tonumber(mark or 0) or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
   end

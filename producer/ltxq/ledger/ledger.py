@@ -299,6 +299,10 @@ class Ledger(FleetRecords):
         """Celery's result of this job is stored; the sweep need not."""
         self._run("reported", job_id)
 
+    def check_writes(self) -> None:
+        """Whether Redis takes writes now, in one try; raises as every method does."""
+        patiently(self._redis, lambda: self._redis.set(self._key("probe"), 1, ex=60), patience=0)
+
     # --- what a supervisor does -----------------------------------------------------------
 
     def give_back_all(self, worker: str, *, why: JobError = WORKER_LOST) -> tuple[Returned, ...]:
