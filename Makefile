@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help demo test chaos fuzz check lock clean
+.PHONY: help demo test chaos fuzz bench check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -31,6 +31,9 @@ chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no
 fuzz: export FUZZ ?= 100000
 fuzz: $(VENV)/.ready-dev ## Throw 100,000 inputs at every door; FUZZ=n makes n
 	@$(BIN)/pytest tests/fuzz -n 2 --timeout 3600 $(ARGS)
+
+bench: $(VENV)/.ready-dev ## Measure clips on this machine's GPU and fill README's table; ARGS="--runs 3"
+	@$(BIN)/python bench/clip.py --model ltx-2-19b ltx-2.3-22b --readme $(ARGS)
 
 check: $(VENV)/.ready-dev ## Format, lint, types and import rules, as CI checks them
 	@$(BIN)/ruff format --check

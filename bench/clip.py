@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 import torch
 
-from bench.rig import blocks, flops, plan, report, workloads
+from bench.rig import blocks, flops, plan, readme, report, workloads
 from bench.rig.arms import Arm, LibraryArm, LtxqArm
 from bench.rig.measure import Tally, difference, free, measure
 from bench.rig.plan import Spec
@@ -56,6 +56,8 @@ def main() -> None:
         for workload, seen in measured["workloads"].items():
             report.print_workload(f"{workload}  {seen['size']}", seen)
         report.write(measured, options.results)
+    if options.readme:
+        readme.write()
 
 
 class Contest:
@@ -213,6 +215,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
+    parser.add_argument("--readme", action="store_true", help="write README's table anew, too")
     return parser.parse_args()
 
 

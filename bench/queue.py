@@ -1,8 +1,9 @@
 """What the queue costs, measured on one machine: `python bench/queue.py`.
 
-An embedded Redis (append-only file on) and S3 server, one worker with the instant test pipeline;
-for the GPU's idle time one with the tiny model. Prints a table, and writes the same as JSON to
-bench/results/queue.json. Redis, worker and this client share the machine's cores.
+An embedded Redis (append-only file on) and S3 server, one worker with the instant test pipeline,
+and two of them beside each other; for the GPU's idle time one with the tiny model. Prints a table,
+and writes the same as JSON to bench/results/queue.json. Redis, worker and this client share the
+machine's cores. `--parts clips workers` measures those alone and leaves the other figures there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import redis
 
-from ltxq import Client, VideoRequest
+from ltxq import Client
 from ltxq.job import Job
 from ltxq_worker.stack import Stack
 
@@ -38,25 +39,48 @@ RESULTS = Path(__file__).parent / "results" / "queue.json"
 
 def main() -> None:
     options = _options()
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        with _stack(Path(folder, "a")) as (client, server, _stack_a):
-            figures["submissions without a worker"] = measure_submissions(
-                client, server, options.submissions
-            )
-        with _stack(Path(folder, "b")) as (client, server, stack):
-            stack.start_worker(model="instant", gpus="cpu", log=Path(folder, "instant.log"))
-            client.wait(client.submit("warm up", **SMALL).id, 120)
-            figures["jobs one by one, idle worker"] = measure_jobs(client, server, options.jobs)
-        if options.backlog:
-            from ltxq_worker.models.tiny import make_tiny  # torch, for this part alone
-
-            make_tiny(Path(folder, "models", "tiny"))
-            os.environ["LTXQ_MODEL_DIR"] = str(Path(folder, "models"))
-            with _stack(Path(folder, "c"), model="tiny") as (client, _server, stack):
-                stack.start_worker(model="tiny", gpus="cpu", log=Path(folder, "tiny.log"))
-                figures["a backlog on the tiny model"] = measure_gpu_idle(client, options.backlog)
+        for part in options.parts:
+            title, measure = PARTS[part]
+            figures[title] = {
+                "measured": time.strftime("%Y-%m-%d"),
+                **measure(Path(folder, part), getattr(options, part)),
+            }
     report(figures)
+
+
+def submissions(folder: Path, count: int) -> dict[str, float]:
+    """To a queue that nobody reads."""
+    with _stack(folder) as (client, server, _):
+        return measure_submissions(client, server, count)
+
+
+def jobs(folder: Path, count: int) -> dict[str, float]:
+    """One by one, on the instant pipeline."""
+    with _stack(folder) as (client, server, stack):
+        stack.start_worker(model="instant", gpus="cpu", log=folder / "worker.log")
+        client.wait(client.submit("warm up", **SMALL).id, 120)
+        return measure_jobs(client, server, count)
+
+
+def clips(folder: Path, count: int) -> dict[str, float]:
+    """Of the default size, one by one, on the instant pipeline."""
+    with _stack(folder) as (client, _, stack):
+        stack.start_worker(model="instant", gpus="cpu", log=folder / "worker.log")
+        client.wait(client.submit("warm up", **SMALL).id, 120)
+        return measure_overhead(client, count)
+
+
+def backlog(folder: Path, count: int) -> dict[str, float]:
+    """On the tiny model."""
+    from ltxq_worker.models.tiny import make_tiny  # torch, for this part alone
+
+    make_tiny(folder / "models" / "tiny")
+    os.environ["LTXQ_MODEL_DIR"] = str(folder / "models")
+    with _stack(folder / "stack", model="tiny") as (client, _, stack):
+        stack.start_worker(model="tiny", gpus="cpu", log=folder / "worker.log")
+        return measure_gpu_idle(client, count)
 
 
 def measure_submissions(client: Client, server: redis.Redis, count: int) -> dict[str, float]:
@@ -112,6 +136,52 @@ def measure_jobs(client: Client, server: redis.Redis, count: int) -> dict[str, f
     }
 
 
+def measure_overhead(client: Client, count: int) -> dict[str, float]:
+    """What a job takes from its claim to its URL beside making the clip: claim, spool, the upload
+    of its four files, the ledger.
+    """
+    uploads, besides = [], []
+    for _ in range(count):
+        job = client.wait(client.submit(PROMPT).id, 120)
+        took = job.result_or_raise().timings
+        making = sum(took[stage] for stage in ("encode_text", "denoise", "decode", "encode"))
+        uploads.append(1000 * took["upload"])
+        besides.append(_between(job.started_at, job.finished_at) - 1000 * making)
+    return {
+        "jobs": count,
+        "MP4 (bytes)": job.result_or_raise().size,
+        "upload p50 (ms)": statistics.median(uploads),
+        "claim to URL without making the clip p50 (ms)": statistics.median(besides),
+    }
+
+
+def workers(folder: Path, count: int) -> dict[str, float]:
+    """How long `count` jobs take one worker and two, each of which holds its "GPU" for a second."""
+    os.environ["LTXQ_INSTANT_SECONDS"] = "1"
+    took = {}
+    for places in ("cpu", "cpu,cpu"):
+        with _stack(folder / f"workers-{places}") as (client, _server, stack):
+            stack.start_worker(model="instant", gpus=places, log=folder / f"{places}.log")
+            warm = [client.submit("warm up", **SMALL) for _ in range(4)]
+            assert {client.wait(job.id, 120).worker for job in warm} == _places(places)
+            submitted = [client.submit(f"fox {i}", **SMALL) for i in range(count)]
+            jobs = [client.wait(job.id, 120) for job in submitted]
+            assert {job.worker for job in jobs} == _places(places)
+            ended = max(job.finished_at for job in jobs if job.finished_at)
+            took[places] = (ended - min(job.submitted_at for job in jobs)).total_seconds()
+    del os.environ["LTXQ_INSTANT_SECONDS"]
+    return {
+        "jobs": count,
+        "one worker (s)": took["cpu"],
+        "two workers (s)": took["cpu,cpu"],
+        "two workers' share of one's time": took["cpu,cpu"] / took["cpu"],
+    }
+
+
+def _places(places: str) -> set[str]:
+    return {f"cpu{i}@local" for i in range(len(places.split(",")))}
+
+
 def measure_gpu_idle(client: Client, count: int) -> dict[str, float]:
     """From a job letting go of the GPU to the next one's claim, with a backlog waiting."""
     client.wait(client.submit("warm up", **SMALL).id, 300)
@@ -144,18 +214,23 @@ def percentile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def report(figures: dict[str, dict[str, float]]) -> None:
+def report(figures: dict[str, dict[str, Any]]) -> None:
+    """Print them, and put them into the results in place of those of the same parts."""
     for title, rows in figures.items():
         print(title)
         for name, value in rows.items():
-            print(f"  {name:<48} {value:>12,.2f}")
+            print(
+                f"  {name:<48} {value:>12}"
+                if name == "measured"
+                else f"  {name:<48} {value:>12,.2f}"
+            )
     machine = {
-        "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    RESULTS.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
+    before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    RESULTS.write_text(json.dumps(before | {"machine": machine} | figures, indent=2) + "\n")
     print(f"written to {RESULTS}")
 
 
@@ -178,14 +253,25 @@ def _started(job: Job) -> float:
     return job.started_at.timestamp()
 
 
+PARTS = {
+    "submissions": ("submissions without a worker", submissions),
+    "jobs": ("jobs one by one, idle worker", jobs),
+    "clips": ("clips of 768×512 with 33 frames, one by one", clips),
+    "workers": ("two workers beside one", workers),
+    "backlog": ("a backlog on the tiny model", backlog),
+}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--submissions", type=int, default=3000)
     parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--backlog", type=int, default=20, help="0: leave the tiny model out")
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=20, help="jobs for one, and for two")
+    parser.add_argument("--backlog", type=int, default=20)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    VideoRequest(prompt=PROMPT)
     main()

@@ -14,6 +14,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 
+from bench.rig import readme
 from ltxq import cli
 from ltxq.errors import ErrorCode
 from ltxq.job import VideoRequest
@@ -204,3 +205,37 @@ def test_the_storms_are_those_that_were_run() -> None:
         max(storm[host] for storm in storms),
     ]
     assert [row[1] for row in table("in all storms")] == [f"{figure:,}" for figure in seen]
+
+
+def test_the_two_workers_and_the_way_to_the_url_are_as_measured() -> None:
+    measured = json.loads((ROOT / "bench" / "results" / "queue.json").read_text())
+    beside = measured["clips of 768×512 with 33 frames, one by one"]
+    share = measured["two workers beside one"]["two workers' share of one's time"]
+    prose = " ".join(README.split())
+    milliseconds = beside["claim to URL without making the clip p50 (ms)"]
+    kilobytes = beside["MP4 (bytes)"] / 1000
+    assert f"take {milliseconds:.0f} ms beside making the clip" in prose
+    assert f"and those {milliseconds:.0f} ms." in prose
+    assert f"33 frames, {kilobytes:.0f} kB" in prose
+    assert f"in {share:.2f} of the time one takes" in prose
+    assert share <= 0.6
+
+
+def test_the_table_of_clips_is_what_was_measured() -> None:
+    assert readme.speed_table() in README
+
+
+def test_a_result_fills_the_table(tmp_path: Path) -> None:
+    for file in (ROOT / "bench" / "results").glob("queue.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    spread = {"median": 0.4567, "p90": 0.5}
+    arm = {"stages": {"denoise": spread}, "prompt to MP4": {"median": 1.0, "p90": 1.1}}
+    arm |= {"times the library's speed": 2.345, "allocated GB": 58.76}
+    arms = {"b": {"ltxq-fp8": arm}, "c": {"ltxq-fp8": {"failed": "out of memory"}}}
+    result = {"workloads": {name: {"arms": seen} for name, seen in arms.items()}}
+    (tmp_path / "clip-ltx-2-19b-nvidia-h200.json").write_text(json.dumps(result))
+    rows = [row.strip("| ").split(" | ") for row in readme.speed_table(tmp_path).splitlines()]
+    assert [row[2:] for row in rows[7:12]] == [
+        [figure, "not measured yet"] for figure in ("0.46", "1.00", "2.35", "58.8", "1.04")
+    ]
+    assert {cell for row in rows[2:7] + rows[12:] for cell in row[2:]} == {"not measured yet"}
