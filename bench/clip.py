@@ -129,6 +129,7 @@ class Contest:
                 )
         self._check_blocks(arms, models)
         kept = {kind: plan.transformer_bytes(self._sizes, kind) for kind in models}
+        decoders = plan.decoder_bytes(self._sizes) * (len(group) - 1)
         for name in names:
             seen = measure(
                 arms,
@@ -137,7 +138,7 @@ class Contest:
                 device=self._device,
                 warmups=self._options.warmups,
                 runs=self._options.runs,
-                others=lambda arm: sum(kept.values()) - kept[arm.weights],
+                others=lambda arm: sum(kept.values()) - kept[arm.weights] + decoders,
             )
             self._tallies.setdefault(name, {}).update(seen)
         del arms, models

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from ltx_core.components.diffusion_steps import EulerDiffusionStep
@@ -78,7 +78,7 @@ class LibraryArm:
         tiling, mp4, line = TilingConfig.default(), folder / "clip.mp4", self._timeline
         began = time.perf_counter()
         line.start()
-        with watched(self._shared, self._shared.video_decoder, line):
+        with watched(self._shared, None, line):
             generator = torch.Generator(self._device).manual_seed(request.seed or 0)
             made = self._denoised(request, generator)
             sound = decode_audio(made.audio, self._shared.audio_decoder, self._shared.vocoder)
@@ -210,7 +210,8 @@ class LtxqArm:
                 line.mark("connectors")
 
         line.start()
-        with watched(self._shared, self._decoder, line):
+        # The decoder as it runs, which may be another view of the one that was given.
+        with watched(self._shared, self._pipeline._decoding._decoder, line):
             encoded = encode(self._pipeline.generate(request, report), request, folder, report)
         ended = time.perf_counter()
         return Made(line.spans(), ended - began, ended - decoded[0], encoded.size)
@@ -236,20 +237,25 @@ class LtxqArm:
 
 
 @contextmanager
-def watched(shared: Shared, decoder: torch.nn.Module, line: Timeline) -> Iterator[None]:
-    """Has `line` marked where Gemma, upsampler, decoder and vocoder end."""
-    parts = {
-        "text": shared.gemma,
-        "upsample": shared.upsampler,
-        "decode": decoder,
-        "audio": shared.vocoder,
-    }
+def watched(shared: Shared, decoder: torch.nn.Module | None, line: Timeline) -> Iterator[None]:
+    """Has `line` marked where Gemma, upsampler and vocoder end, and each run of `decoder`."""
+    parts = {"text": shared.gemma, "upsample": shared.upsampler, "audio": shared.vocoder}
     with ExitStack() as hooks:
         for name, part in parts.items():
             hook = part.register_forward_hook(lambda *_, name=name: line.mark(name))
             hooks.callback(hook.remove)
+        if decoder is not None:  # no hook: where there are tiles its `forward` is called as such
+            decode = decoder.forward
+
+            def timed(*args: Any, **kwargs: Any) -> Any:
+                decoded = decode(*args, **kwargs)
+                line.mark("decode")
+                return decoded
+
+            decoder.forward = timed  # type: ignore[method-assign]
+            hooks.callback(delattr, decoder, "forward")
         yield
-        wait_for(next(decoder.parameters()).device)
+        wait_for(next(shared.vocoder.parameters()).device)
 
 
 def _copied(

@@ -57,12 +57,13 @@ def _predicted(
         torch.randn(1, 1024, width, device=device, generator=generator).bfloat16()
         for width in widths
     ]
-    predict = transformer.bind(
-        _as(video, dtype), _as(audio, dtype), TextContext(*(text.to(dtype) for text in texts))
+    step = transformer.bind(
+        _as(video, dtype),
+        _as(audio, dtype),
+        TextContext(*(text.to(dtype) for text in texts)),
+        (SIGMA, 0.0),
     )
-    clean = predict(
-        video.latent.to(dtype), audio.latent.to(dtype), torch.tensor(SIGMA, device=device)
-    )
+    clean = step(video.latent.to(dtype), audio.latent.to(dtype), 0)
     return Latents(*(part.float().cpu() for part in clean))
 
 

@@ -8,13 +8,13 @@ from functools import cache
 
 import torch
 
-from bench.rig.weights import Kind, Sizes, build_shared, build_transformer
+from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transformer
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.optimize import Optimizations
 
 META = torch.device("meta")
-KEPT_FREE = 1_500_000_000  # bytes for CUDA itself, graphs and the allocator's gaps
+KEPT_FREE = 3_000_000_000  # bytes for CUDA itself, graphs and the allocator's gaps
 ARMS: dict[str, Kind] = {
     "library": "bf16",
     "library-fp8": "fp8_cast",
@@ -76,6 +76,8 @@ def groups(
         if not of_kind:
             continue
         needed = transformer_bytes(sizes, kind)
+        # ltxq's arms have a decoder each.
+        needed += decoder_bytes(sizes) * sum(arm.optimizations is not None for arm in of_kind)
         if not packed or needed > left:
             packed.append([])
             left = room - KEPT_FREE - shared_bytes(sizes) - activation_bytes(sizes, request)
@@ -97,7 +99,12 @@ def transformer_bytes(sizes: Sizes, kind: Kind) -> int:
 
 def shared_bytes(sizes: Sizes) -> int:
     """Of what all arms use."""
-    return _shared_bytes(sizes.base, sizes.tiny)
+    return sum(map(_bytes, _shared(sizes.base, sizes.tiny).modules()))
+
+
+def decoder_bytes(sizes: Sizes) -> int:
+    """Of a video decoder."""
+    return _bytes(_shared(sizes.base, sizes.tiny).video_decoder)
 
 
 @cache
@@ -107,9 +114,8 @@ def _transformer_bytes(base: str, tiny: bool, kind: Kind) -> int:
 
 
 @cache
-def _shared_bytes(base: str, tiny: bool) -> int:
-    shared = build_shared(Sizes.of(base, tiny_one=tiny), META)  # type: ignore[arg-type]
-    return sum(map(_bytes, shared.modules()))
+def _shared(base: str, tiny: bool) -> Shared:
+    return build_shared(Sizes.of(base, tiny_one=tiny), META)  # type: ignore[arg-type]
 
 
 def _bytes(module: torch.nn.Module) -> int:
