@@ -23,7 +23,7 @@ from ltx_core.model.video_vae import VideoDecoderConfigurator
 from ltx_core.quantization import QuantizationPolicy
 from transformers import AutoModel, Gemma3TextConfig
 
-from ltxq_worker.models import fp8, tiny
+from ltxq_worker.models import fp8, tiny, tiny_text
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.text import TextEncoder, build_embeddings
 
@@ -47,9 +47,9 @@ GEMMA_12B = {
 }
 GEMMA_TINY = GEMMA_12B | {
     "vocab_size": 1024,
-    "hidden_size": tiny.HIDDEN,
-    "intermediate_size": 2 * tiny.HIDDEN,
-    "num_hidden_layers": tiny.LAYERS,
+    "hidden_size": tiny_text.HIDDEN,
+    "intermediate_size": 2 * tiny_text.HIDDEN,
+    "num_hidden_layers": tiny_text.LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -157,7 +157,7 @@ def build_shared(sizes: Sizes, device: torch.device) -> Shared:
         upsampler = LatentUpsamplerConfigurator.from_config(sizes.upsampler)
     embeddings = _drawn("text", embeddings)
     return Shared(
-        text=TextEncoder(tiny.make_tokenizer(), gemma, embeddings),
+        text=TextEncoder(tiny_text.make_tokenizer(), gemma, embeddings),
         gemma=gemma,
         embeddings=embeddings,
         video_decoder=_drawn("vae", video_decoder),

@@ -15,7 +15,7 @@ import torch
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from safetensors import safe_open
 
-from ltxq_worker.models import tiny
+from ltxq_worker.models import tiny, tiny_text
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.models.tiny import make_tiny
 
@@ -114,7 +114,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_english_takes_about_three_characters_a_token(folder: Path) -> None:
     prompt = "A red car drives along the coast in the morning, soft light, film grain."
-    tokenizer = tiny.make_tokenizer()
+    tokenizer = tiny_text.make_tokenizer()
     ids = tokenizer(prompt)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert 2 < len(prompt) / len(ids) < 5

@@ -75,6 +75,20 @@ CATALOG = {
             text_encoder=GEMMA,
         ),
         KnownModel(
+            name="ltx-2-19b-distilled-fp8",
+            about="the same, published in FP8: less to download, and faster to load",
+            weights=Repo(
+                id="Lightricks/LTX-2",
+                files=(
+                    "ltx-2-19b-distilled-fp8.safetensors",
+                    "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+                ),
+                size=28_000_000_000,
+                licence=LTX_LICENCE,
+            ),
+            text_encoder=GEMMA,
+        ),
+        KnownModel(
             name="ltx-2.3-22b-distilled",
             about="LTX-2.3, 22 B, 8 steps, sound at 48 kHz",
             weights=Repo(

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -20,34 +20,22 @@ from ltx_core.model.audio_vae import AudioDecoderConfigurator, VocoderConfigurat
 from ltx_core.model.transformer import LTXModelConfigurator
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from ltx_core.model.video_vae import VideoDecoderConfigurator
-from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from ltxq_worker.models import fp8
 from ltxq_worker.models.text import build_embeddings
+from ltxq_worker.models.tiny_text import HIDDEN, LAYERS, write_text_encoder
 
 Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
 
 SHARPNESS = 4.0  # of attention: a prompt's few tokens must show among 1,024
-HIDDEN, LAYERS = 64, 4  # Gemma's width and depth; 3,840 and 48 in Gemma 3 12B
 CHECKPOINT = "checkpoint.safetensors"
 UPSAMPLER = "spatial_upsampler.safetensors"
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
-_VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
+VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
 
 # Where the random numbers start: of sixteen looked at, the most varied colours.
 _PALETTE: dict[Base, int] = {"ltx-2-19b": 3, "ltx-2.3-22b": 14}
-
-# What the tokenizer's merges are learned from: English takes about three characters a token.
-_ENGLISH = """
-a cat walks along the beach at sunset while the waves roll in and the camera follows slowly
-the woman in the red coat turns and smiles, soft light, shallow depth of field, film grain
-an old lighthouse in the storm, rain on the glass, thunder and wind, a ship in the distance
-close-up of hands on a piano, warm light, quiet music and the sound of people talking
-drone shot over the mountains in the morning, clouds, a river and a forest of green trees
-"""
 
 
 def make_tiny(
@@ -75,7 +63,7 @@ def make_tiny(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
-            _write_text_encoder(partial / "gemma", seed)
+            write_text_encoder(partial / "gemma", seed, _filled)
             _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
             _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.chmod(0o755)  # mkdtemp's is for this user alone
@@ -131,14 +119,14 @@ def _write_checkpoint(
     generator = torch.Generator().manual_seed(_PALETTE[base] + seed)
     tensors = {
         name: _filled(name, tensor, generator).to(torch.bfloat16)
-        for name, tensor in sorted(_named(config))
+        for name, tensor in sorted(named(config))
     }
     if published_fp8:
         with torch.device("meta"):
             layers = fp8.large_layers(LTXModelConfigurator.from_config(config))
         for layer in layers:
             tensors |= _as_published(f"model.diffusion_model.{layer}", tensors)
-    metadata = {"config": json.dumps(config, sort_keys=True), "model_version": _VERSION[base]}
+    metadata = {"config": json.dumps(config, sort_keys=True), "model_version": VERSION[base]}
     _write_safetensors(path, tensors, metadata)
 
 
@@ -170,11 +158,15 @@ def _write_upsampler(path: Path, base: Base, seed: int) -> None:
     _write_safetensors(path, tensors, {"config": json.dumps(config)})
 
 
-def _named(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint under its name in the published files."""
+def named(
+    config: dict[str, Any], hidden: int = HIDDEN, layers: int = LAYERS
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint under its name in the published files, beside a Gemma of that
+    width and depth.
+    """
     for name, tensor in LTXModelConfigurator.from_config(config).state_dict().items():
         yield f"model.diffusion_model.{name}", tensor
-    for name, tensor in build_embeddings(config, HIDDEN, LAYERS).state_dict().items():
+    for name, tensor in build_embeddings(config, hidden, layers).state_dict().items():
         part, _, rest = name.partition(".")
         yield (
             {
@@ -261,73 +253,3 @@ def _write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-
-
-def _write_text_encoder(folder: Path, seed: int) -> None:
-    tokenizer = make_tokenizer()
-    config = Gemma3Config(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "sliding_window": 512,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        mm_tokens_per_image=4,
-        boi_token_index=len(tokenizer) - 3,
-        eoi_token_index=len(tokenizer) - 2,
-        image_token_index=len(tokenizer) - 1,
-    )
-    model = Gemma3ForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            if "norm" in name:  # Gemma's norms multiply by 1 + weight
-                weight.zero_()
-            else:
-                weight.copy_(_filled(name, weight, generator))
-    disable_progress_bar()  # progress is told by those who show it
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-falling-back BPE with Gemma's special tokens and its mark for a space."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_words(_ENGLISH), trainer)
-    tokenizer.add_special_tokens(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", special.index("<bos>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        padding_side="left",
-        **{f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
-    )
-
-
-def _words(text: str) -> Iterable[str]:
-    """Words with the space before them, so that no merge crosses one."""
-    return (f" {word}" for word in text.split())

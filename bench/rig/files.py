@@ -1,0 +1,121 @@
+"""A model's folder of full size, or a fraction of it, with random weights: written as fast as the
+disk takes it, for measuring how fast it is read. Nobody would like its pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ltx_core.model.transformer import LTXModelConfigurator
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+from bench.rig.weights import Sizes
+from ltxq_worker.models import fp8, tiny, tiny_text
+
+CHUNK = 16_000_000  # numbers that are drawn; a file repeats them
+_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
+
+
+def divided(sizes: Sizes, by: int) -> Sizes:
+    """The same layers, each `by` times narrower: about `by`² times fewer bytes, in as many tensors.
+
+    `by` is a power of two up to 16.
+    """
+    config = json.loads(json.dumps(sizes.config))
+    widths = ("caption_channels", "cross_attention_dim", "audio_cross_attention_dim")
+    for name, value in config["transformer"].items():
+        if name in widths or name.endswith("attention_head_dim"):
+            config["transformer"][name] = value // by
+    config["vae"]["decoder_base_channels"] //= by
+    vocoder = config["vocoder"]
+    for part in (vocoder.get("vocoder", vocoder), vocoder.get("bwe", vocoder)):
+        part["upsample_initial_channel"] = max(64, part["upsample_initial_channel"] // by)
+    narrower = ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
+    gemma = sizes.gemma | {name: sizes.gemma[name] // by for name in narrower}
+    channels = max(64, sizes.upsampler["mid_channels"] // by)
+    upsampler = sizes.upsampler | {"mid_channels": channels}
+    return replace(sizes, config=config, gemma=gemma, upsampler=upsampler)
+
+
+def write_model(folder: Path, sizes: Sizes, *, published_fp8: bool) -> None:
+    """Checkpoint, upsampler and Gemma into a new `folder`."""
+    folder.mkdir(parents=True)
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in _checkpoint(sizes)}
+    if published_fp8:
+        with torch.device("meta"):
+            layers = fp8.large_layers(LTXModelConfigurator.from_config(sizes.config))
+        for layer in (f"model.diffusion_model.{name}" for name in layers):
+            tensors[layer + fp8.WEIGHT] = tensors[layer + fp8.WEIGHT].to(torch.float8_e4m3fn)
+            for scale in (fp8.SCALE, fp8.INPUT_SCALE):
+                tensors[layer + scale] = torch.empty((), device="meta")
+    version = tiny.VERSION[sizes.base]
+    _write(folder / "checkpoint.safetensors", tensors, sizes.config, version)
+    with torch.device("meta"):
+        upsampler = LatentUpsamplerConfigurator.from_config(sizes.upsampler)
+    weights = {name: w.to(torch.bfloat16) for name, w in upsampler.state_dict().items()}
+    _write(folder / "upsampler.safetensors", weights, sizes.upsampler)
+    _write_gemma(folder / "gemma", sizes)
+
+
+def _checkpoint(sizes: Sizes) -> Iterable[tuple[str, torch.Tensor]]:
+    with torch.device("meta"):
+        return [
+            *tiny.named(sizes.config, sizes.gemma["hidden_size"], sizes.gemma["num_hidden_layers"])
+        ]
+
+
+def _write_gemma(folder: Path, sizes: Sizes) -> None:
+    eyes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = Gemma3Config(text_config=sizes.gemma, vision_config=eyes | {"num_attention_heads": 1})
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(config)
+    weights = {
+        name: weight.to(torch.bfloat16)
+        for name, weight in sorted(model.state_dict().items())
+        if name != "lm_head.weight"  # the embeddings, used again
+    }
+    folder.mkdir()
+    config.save_pretrained(folder)
+    tiny_text.make_tokenizer().save_pretrained(folder)
+    _write(folder / "model.safetensors", weights)
+
+
+def _write(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any] | None = None,
+    version: str = "",
+) -> None:
+    """A .safetensors file of tensors that are on the meta device."""
+    metadata = {"config": json.dumps(config)} if config else {}
+    if version:
+        metadata["model_version"] = version
+    header: dict[str, Any] = {"__metadata__": metadata}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    drawn = torch.randn(CHUNK, generator=torch.Generator().manual_seed(0)) * 0.02
+    contents = {
+        dtype: memoryview((drawn.abs() + 0.001).to(dtype).view(torch.uint8).numpy())
+        for dtype in {tensor.dtype for tensor in tensors.values()}
+    }
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            left, content = tensor.nbytes, contents[tensor.dtype]
+            while left:
+                left -= file.write(content[:left])
