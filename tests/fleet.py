@@ -20,7 +20,7 @@ from ltxq import Client
 from ltxq.job import Job
 from ltxq_worker.local import S3Server
 
-PATIENCE = 60.0  # seconds any one thing may take on a busy machine
+PATIENCE = 120.0  # seconds any one thing may take on a busy machine
 SLOW = {"LTXQ_INSTANT_SECONDS": "60", "LTXQ_LEASE": "5"}
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
 
