@@ -81,7 +81,7 @@ def environment(
 
 
 @pytest.fixture(scope="module")
-def started(environment: dict[str, str]) -> Iterator[Gateway]:
+def started(browser: Browser, environment: dict[str, str]) -> Iterator[Gateway]:
     with Gateway(environment) as running:
         yield running
 
