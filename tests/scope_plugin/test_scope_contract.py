@@ -172,3 +172,22 @@ def test_a_broken_parameter_raises_nothing(world: World, load: Callable[..., Any
     assert "5000" in pipeline.last_error
     time.sleep(0.3)
     assert not world.jobs()
+
+
+def test_4_a_fault_of_the_plugins_own_is_not_raised_either(
+    world: World, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Scope would call again at once, 27,000 times a second."""
+    pipeline = load(world)
+
+    def broken() -> None:
+        raise ZeroDivisionError("by zero")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline._player, "output", broken)
+        for _ in range(3):
+            assert pipeline(prompts=FOX, init_cache=True) == {}
+        assert "by zero" in pipeline.last_error
+    assert caplog.text.count("The Scope plugin failed") == 1
+    eventually(lambda: pipeline(prompts=FOX, init_cache=True))
+    caplog.clear()  # its tracebacks hold the pipeline
