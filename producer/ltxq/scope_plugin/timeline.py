@@ -10,8 +10,6 @@ from fractions import Fraction
 
 SAMPLE_RATE = 48_000  # Hz: what WebRTC plays, so that Scope resamples nothing
 
-MARGIN = 0.02  # seconds that Scope's sound needs to begin again: it is played in parts of 20 ms
-
 
 class Timeline:
     """Time since the session's first output, as played so far and as the wall clock has it.
@@ -46,7 +44,7 @@ class Timeline:
         self._zero = now if self._zero is None else self._zero
         start, wall = self._position, (now - self._zero) * SAMPLE_RATE
         if start < wall:
-            start = Fraction(round(wall + MARGIN * SAMPLE_RATE))
+            start = Fraction(round(wall))
         step = SAMPLE_RATE / rate
         self._position = start + frames * step
         return [round(start + n * step) for n in range(frames + 1)]
