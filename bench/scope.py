@@ -44,6 +44,7 @@ from viewer import Heard, Shown, Viewer, breaks, loud, onset, skews
 RESULTS = Path(__file__).parent / "results" / "scope.json"
 PATIENCE = 60.0  # seconds for a worker to be there again
 MOST_APART = 0.040  # seconds
+MOST_SHARE = 0.2  # of the pictures: a busy machine stops this process for longer than it is ahead
 
 
 def main() -> None:
@@ -154,8 +155,8 @@ def reckon(seen: Watched, jobs: list[Job], last: int) -> tuple[dict[str, float],
         "jobs cancelled": sum(job.state == "cancelled" for job in jobs),
     }
     wrong = [*broken, *[f"{back} time stamps went back"] * bool(back)]
-    if apart > MOST_APART:
-        wrong.append(f"sound and picture were {1000 * apart:.0f} ms apart")
+    if (share := figures["share of pictures more than 40 ms from their sound"]) > MOST_SHARE:
+        wrong.append(f"sound and picture were over 40 ms apart for {share:.0%} of the pictures")
     if not any(p.mark and p.mark.tag in owls for p in shown):
         wrong.append("the new prompt was never seen")
     return figures, wrong
