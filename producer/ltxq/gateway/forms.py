@@ -116,62 +116,67 @@ def _form(body: bytes, boundary: bytes, *, whole: bool = True) -> list[tuple[str
     Args:
         whole: False: the body was cut off, and only its files are looked for.
     """
-    pairs: list[tuple[str, str]] = []
-    head, header, text = bytearray(), bytearray(), bytearray()
-    disposition = b""
-    ended = False
+    form = _Form()
+    try:
+        MultipartParser(boundary, form.callbacks()).write(body)
+    except FormParserError:
+        raise invalid(("body", "is no multipart form of its boundary")) from None
+    if whole and not form.ended:
+        raise invalid(("body", "is a multipart form that does not end"))
+    return form.pairs
 
-    def part_begins() -> None:
-        nonlocal disposition
-        disposition = b""
-        text.clear()
 
-    def header_ends() -> None:
-        nonlocal disposition
-        if bytes(head).lower() == b"content-disposition":
-            disposition = bytes(header)
-        head.clear()
-        header.clear()
+class _Form:
+    """What the parser tells of a form, put together."""
 
-    def headers_end() -> None:
-        _, options = parse_options_header(disposition)
-        if b"filename" in options or b"filename*" in options:
-            name = re.sub(r"\[.*", "", options.get(b"name", b"file").decode(errors="replace"))[:60]
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, str]] = []
+        self.ended = False
+        self._header, self._value, self._text = bytearray(), bytearray(), bytearray()
+        self._options: dict[bytes, bytes] = {}  # of the part's Content-Disposition
+
+    def callbacks(self) -> Any:
+        """By the names python-multipart calls them by."""
+        return {
+            "on_part_begin": self._part_begins,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_ends,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": lambda data, start, end: self._text.extend(data[start:end]),
+            "on_part_end": self._part_ends,
+            "on_end": self._ends,
+        }
+
+    def _part_begins(self) -> None:
+        self._options = {}
+        self._text.clear()
+
+    def _header_ends(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            _, self._options = parse_options_header(bytes(self._value))
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_end(self) -> None:
+        if b"filename" in self._options or b"filename*" in self._options:
+            name = self._options.get(b"name", b"file").decode(errors="replace")
+            name = re.sub(r"\[.*|[^\w-]", "", name)[:60]
             raise UnsupportedParameter(
                 f"{name} is a file, and files are not supported yet.",
                 hint="Leave it out.",
                 problems=((name, "not supported"),),
             )
 
-    def part_ends() -> None:
-        _, options = parse_options_header(disposition)
-        if b"name" not in options:
+    def _part_ends(self) -> None:
+        if b"name" not in self._options:
             raise invalid(("body", "has a part without a name"))
-        if len(pairs) >= FIELDS_MOST:
+        if len(self.pairs) >= FIELDS_MOST:
             raise invalid(("body", f"has more than {FIELDS_MOST} fields"))
-        pairs.append((_text(options[b"name"]), _text(text)))
+        self.pairs.append((_text(self._options[b"name"]), _text(self._text)))
 
-    def ends() -> None:
-        nonlocal ended
-        ended = True
-
-    parser_callbacks: Any = {
-        "on_part_begin": part_begins,
-        "on_header_field": lambda data, start, end: head.extend(data[start:end]),
-        "on_header_value": lambda data, start, end: header.extend(data[start:end]),
-        "on_header_end": header_ends,
-        "on_headers_finished": headers_end,
-        "on_part_data": lambda data, start, end: text.extend(data[start:end]),
-        "on_part_end": part_ends,
-        "on_end": ends,
-    }
-    try:
-        MultipartParser(boundary, parser_callbacks).write(body)
-    except FormParserError:
-        raise invalid(("body", "is no multipart form of its boundary")) from None
-    if whole and not ended:
-        raise invalid(("body", "is a multipart form that does not end"))
-    return pairs
+    def _ends(self) -> None:
+        self.ended = True
 
 
 def _pairs(body: bytes) -> list[tuple[str, str]]:
