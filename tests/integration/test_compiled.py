@@ -71,6 +71,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @needs_a_compiler
+@pytest.mark.timeout(600)  # a C++ compiler on a busy machine
 def test_compiled_blocks_equal_eager_within_rounding(newer: LtxPipeline) -> None:
     """One model is enough to run the compiler for real: it takes a minute."""
     model, context = in_float32(newer)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ from ltx_core.types import VideoPixelShape
 from ltxq.job import VideoRequest
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import graphs, memory
-from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage, in_two_stages
+from ltxq_worker.pipeline.denoise import Latents, Step, Transformer, in_one_stage, in_two_stages
 from ltxq_worker.pipeline.graphs import GraphedTransformer, Run
 from ltxq_worker.pipeline.ltx import LtxPipeline
 from ltxq_worker.pipeline.transformer import FastTransformer, Streams
 
 SMALL = VideoPixelShape(1, 9, 64, 64, 24)
-LARGE = VideoPixelShape(1, 17, 96, 64, 30)
-SLOW = LARGE._replace(fps=29.97)  # of the same sizes, at other positions in time
+LARGE = VideoPixelShape(1, 17, 96, 64, 31)
+SLOW = LARGE._replace(fps=29.5)  # of the same sizes, at other positions in time
 PROMPTS = "a cat", "A lighthouse in a storm — rain on the glass."
 
 
@@ -95,6 +96,27 @@ def test_clips_in_any_order_equal_those_of_unrecorded_steps(
         assert torch.equal(ours.video, theirs.video)
         assert torch.equal(ours.audio, theirs.audio)
     assert recorder.recorded == 2
+
+
+def test_what_a_step_gave_stays_as_it_is_in_the_next(
+    pipeline: LtxPipeline, graphed: GraphedTransformer
+) -> None:
+    gave: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched:
+        def bind(self, *clip: Any) -> Step:
+            step = graphed.bind(*clip)
+
+            def watched(*state: Any) -> Streams:
+                for tensor in (streams := step(*state)):
+                    gave.append((tensor, tensor.clone()))
+                return streams
+
+            return watched
+
+    made(pipeline, Watched(), SMALL)
+    assert len(gave) == 16
+    assert all(torch.equal(tensor, then) for tensor, then in gave)
 
 
 def test_two_stages_have_a_recording_each(
