@@ -24,7 +24,7 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 
-from fleet import eventually
+from fleet import PATIENCE, eventually
 from ltxq import cli
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
@@ -352,7 +352,9 @@ def test_redis_as_compose_starts_it_keeps_what_it_accepts(tmp_path: Path) -> Non
     service = compose()["services"]["redis"]
     words = [word.replace("$$", "$") for word in service["command"]]
     port = free_port()
-    words[-1] = words[-1].replace("exec redis-server -", f"exec {binary} - --port {port}")
+    own = words[-1].replace("/tmp/redis.conf", str(tmp_path / "redis.conf"))  # noqa: S108
+    words[-1] = own.replace("exec redis-server", f"exec {binary}")
+    words[-1] += f" --port {port} --bind 127.0.0.1"
     environment = {**os.environ, "REDIS_PASSWORD": "Pl4nted", "REDIS_MAXMEMORY": "100mb"}
     with subprocess.Popen(
         words, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL
@@ -362,9 +364,13 @@ def test_redis_as_compose_starts_it_keeps_what_it_accepts(tmp_path: Path) -> Non
             eventually(lambda: _answers(server))
             kept = server.config_get("append*") | server.config_get("maxmemory*")
             server.close()
-            assert "Pl4nted" not in Path(f"/proc/{process.pid}/cmdline").read_text()
-        finally:
+            said = Path(f"/proc/{process.pid}/cmdline").read_text()
+            assert "redis-server" in said  # itself: a shell would not pass on a SIGTERM
+            assert "Pl4nted" not in said
             process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
     assert kept["appendonly"] == "yes"
     assert kept["appendfsync"] == "everysec"
     assert kept["maxmemory-policy"] == "noeviction"
