@@ -239,3 +239,12 @@ def test_a_result_fills_the_table(tmp_path: Path) -> None:
         [figure, "not measured yet"] for figure in ("0.46", "1.00", "2.35", "58.8", "1.04")
     ]
     assert {cell for row in rows[2:7] + rows[12:] for cell in row[2:]} == {"not measured yet"}
+
+
+def test_the_scope_plugins_figures_are_the_measured_ones() -> None:
+    seen = json.loads((ROOT / "bench" / "results" / "scope.json").read_text())["figures"]
+    shown = {row[0]: row[1] for row in table("in five minutes of Scope")}
+    assert len(shown) == 7
+    for name, text in shown.items():
+        digits = 0 if float(seen[name]).is_integer() else 1
+        assert text == f"{seen[name]:,.{digits}f}"
