@@ -175,7 +175,7 @@ class LtxqArm:
         self._optimizations = optimizations
         # A decoder of its own: what makes it faster may change how its weights lie in memory.
         self._decoder = copy.deepcopy(shared.video_decoder)
-        self._pipeline = self._around(model)
+        self.pipeline = self._around(model)
 
     def _around(self, model: X0Model) -> LtxPipeline:
         return LtxPipeline(
@@ -211,15 +211,15 @@ class LtxqArm:
 
         line.start()
         # The decoder as it runs, which may be another view of the one that was given.
-        with watched(self._shared, self._pipeline._decoding._decoder, line):
-            encoded = encode(self._pipeline.generate(request, report), request, folder, report)
+        with watched(self._shared, self.pipeline._decoding._decoder, line):
+            encoded = encode(self.pipeline.generate(request, report), request, folder, report)
         ended = time.perf_counter()
         return Made(line.spans(), ended - began, ended - decoded[0], encoded.size)
 
     @torch.inference_mode()
     def latents(self, request: VideoRequest) -> Latents:
         """As `Arm.latents`."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         size = VideoPixelShape(
             1, request.num_frames, request.height, request.width, request.frame_rate
         )

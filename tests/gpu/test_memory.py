@@ -43,12 +43,15 @@ def test_memory_is_given_back_and_the_peak_does_not_grow(pipeline: LtxPipeline) 
 
 
 def test_a_full_card_is_told_with_what_fits_and_works_again(pipeline: LtxPipeline) -> None:
+    make(pipeline)
     torch.cuda.empty_cache()
+    kept = torch.cuda.memory_allocated()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 5e7) / total)
     with pytest.raises(OutOfMemory, match="768×512 with 33 frames"):
         make(pipeline)
     torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_allocated() <= kept  # what it had taken is free again
     assert make(pipeline) == 33
 
 

@@ -1,4 +1,6 @@
-"""`bench/clip.py` on the tiny model: the code that measures a GPU, from a bare checkout."""
+"""`bench/clip.py` and `bench/busy.py` on the tiny model: the code that measures a GPU, from a bare
+checkout.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class Bare(importlib.machinery.PathFinder):
 
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Bare
 sys.path[1:] = [folder for folder in sys.path[1:] if not folder.endswith(("/producer", "/worker"))]
-runpy.run_path({str(ROOT / "bench" / "clip.py")!r}, run_name="__main__")
+runpy.run_path({str(ROOT / "bench")!r} + "/" + sys.argv.pop(1), run_name="__main__")
 """
 MODELS = ("ltx-2-19b", "ltx-2.3-22b")
 STAGES = {"text", "connectors", "denoise", "upsample", "audio", "decode", "copy", "encode"}
@@ -39,15 +41,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a bare checkout measures, by model: two stages, which have all that one has."""
     folder = tmp_path_factory.mktemp("results")
     options = ("--runs=1", "--warmups=0", "--workloads=c", "--optimize=lean")
-    subprocess.run(
-        [sys.executable, "-c", BARE, "--results", str(folder), *options, "--model", *MODELS],
-        check=True,
-        cwd=folder,
-        timeout=300,
-    )
+    run("clip.py", *options, "--model", *MODELS, results=folder)
     return {
         model: json.loads((folder / f"clip-{model}-tiny-cpu.json").read_text()) for model in MODELS
     }
+
+
+def run(script: str, *options: str, results: Path) -> None:
+    """Run one of bench/ where nothing but its own packages is installed."""
+    command = [sys.executable, "-c", BARE, script, "--results", str(results), *options]
+    subprocess.run(command, check=True, cwd=results, timeout=300)
 
 
 @pytest.mark.timeout(330)  # seconds; it takes twenty where nothing else runs
@@ -74,3 +77,12 @@ def test_errors_tell_exact_arms_from_others(results: dict[str, Any], model: str,
     assert 0 < blocks["library"][part] < 0.01
     assert blocks["ltxq"][part] == blocks["library"][part]
     assert blocks["library"][part] < blocks["ltxq-fp8"][part] < blocks["library-fp8"][part] < 0.1
+
+
+@pytest.mark.timeout(330)
+def test_a_bare_checkout_measures_how_busy_a_backlog_keeps_the_gpu(tmp_path: Path) -> None:
+    run("busy.py", "--jobs=3", "--workloads=a", "--pause=0.5", results=tmp_path)
+    seen = json.loads((tmp_path / "busy-ltx-2-19b-tiny.json").read_text())["workloads"]["a"]
+    assert seen["jobs"] == 3
+    idle = seen["seconds"] * (1 - seen["share busy"])
+    assert 1.4 < idle < seen["seconds"]  # the three pauses at least are seen as idle

@@ -1,0 +1,89 @@
+"""LTX-2 in full size with random weights, everything resident, FP8: the memory it may take; and how
+near FP8 is to bf16, beside the library's own. Needs a card of 80 GB.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.rig import plan, workloads
+from bench.rig.arms import Arm, LibraryArm, LtxqArm
+from bench.rig.measure import difference
+from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
+from ltxq_worker.models import fp8
+from ltxq_worker.pipeline.optimize import Optimizations
+
+CUDA = torch.device("cuda")
+GIGABYTES = (
+    torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+    pytest.mark.timeout(600),
+]
+full_size = pytest.mark.skipif(GIGABYTES < 79, reason="needs a card of 80 GB")
+
+
+@pytest.fixture(scope="module", params=["ltx-2-19b", "ltx-2.3-22b"])
+def worker(request: pytest.FixtureRequest) -> Iterator[Arm]:
+    """All of a model on the card, everything on."""
+    sizes = Sizes.of(request.param, tiny_one=False)
+    shared, model = build_shared(sizes, CUDA), build_transformer(sizes, CUDA, "fp8")
+    on = Optimizations.parse("all", "cuda")
+    yield LtxqArm("ltxq-fp8", "fp8", sizes, shared, model, on)
+    del shared, model
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@full_size
+@pytest.mark.parametrize(("workload", "most"), [("a", 60), ("b", 60), ("c", 76)])
+def test_a_clip_takes_no_more_memory_than_promised(
+    worker: LtxqArm, workload: str, most: int, tmp_path: Path
+) -> None:
+    """In GB of 10⁹ bytes, as torch's allocator counts them."""
+    worker.pipeline.warm_up([workloads.request(workload, 0, tiny=False)])
+    torch.cuda.reset_peak_memory_stats()
+    worker.make(workloads.request(workload, 1, tiny=False), tmp_path)
+    # The bench's arm has a second decoder, which a worker has not.
+    spare = plan.decoder_bytes(worker._sizes)
+    assert (torch.cuda.max_memory_allocated() - spare) / 1e9 <= most
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(4096, 4096), (16_384, 4096), (4096, 16_384)])
+def test_a_layer_in_fp8_is_near_to_bf16(outputs: int, inputs: int) -> None:
+    weight = draw("transformer.layer.weight", torch.empty(outputs, inputs, device=CUDA))
+    x = torch.randn(1, 1920, inputs, device=CUDA).bfloat16()
+    layer = fp8.Fp8Linear(inputs, outputs, bias=False).to(CUDA)
+    layer.load_state_dict(dict(fp8.state("weight", weight, None)), assign=True)
+    with torch.inference_mode():
+        assert difference(layer(x), x @ weight.t()) < 0.05
+
+
+@pytest.mark.parametrize("base", ["ltx-2-19b", "ltx-2.3-22b"])
+def test_fp8s_last_latent_is_as_near_as_the_librarys(base: str) -> None:
+    """At most 1.5 times the error of `fp8_cast`, with all 48 blocks, on the tiny model's widths."""
+    sizes = Sizes.of(base, tiny_one=True).with_blocks(48)  # type: ignore[arg-type]
+    shared = build_shared(sizes, CUDA)
+    request = workloads.request("a", 0, tiny=True)
+
+    def latents(kind: Kind, *, library: bool) -> torch.Tensor:
+        model = build_transformer(sizes, CUDA, kind)
+        arm: Arm = (
+            LibraryArm("library", kind, shared, model)
+            if library
+            else LtxqArm("ltxq", kind, sizes, shared, model, Optimizations())
+        )
+        return arm.latents(request).video
+
+    exact = latents("bf16", library=True)
+    theirs = difference(latents("fp8_cast", library=True), exact)
+    assert 0 < difference(latents("fp8", library=False), exact) <= 1.5 * theirs
