@@ -62,10 +62,10 @@ def test_a_clip_takes_no_more_memory_than_promised(
 def test_a_layer_in_fp8_is_near_to_bf16(outputs: int, inputs: int) -> None:
     weight = draw("transformer.layer.weight", torch.empty(outputs, inputs, device=CUDA))
     x = torch.randn(1, 1920, inputs, device=CUDA).bfloat16()
-    layer = fp8.Fp8Linear(inputs, outputs, bias=False).to(CUDA)
-    layer.load_state_dict(dict(fp8.state("weight", weight, None)), assign=True)
+    model = torch.nn.ModuleDict({"layer": fp8.Fp8Linear(inputs, outputs, bias=False)})
+    model.load_state_dict(dict(fp8.state("layer.weight", weight, None)), assign=True)
     with torch.inference_mode():
-        assert difference(layer(x), x @ weight.t()) < 0.05
+        assert difference(model["layer"](x), x @ weight.t()) < 0.05
 
 
 @pytest.mark.parametrize("base", ["ltx-2-19b", "ltx-2.3-22b"])
