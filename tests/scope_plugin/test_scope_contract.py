@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import scope.core
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from conftest import SCOPE
 from ltxq import VideoRequest
 from ltxq.scope_plugin import fetcher, register_pipelines
 from ltxq.scope_plugin.wish import DEFAULTS
 from stage import FOX, World, eventually
 
+SCOPE = Path(scope.core.__file__).parents[2]  # of the stand-in, or of the real one
 PROGRAM = """
 import socket, sys, threading, time
 
