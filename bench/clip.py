@@ -67,8 +67,6 @@ class Contest:
         self, sizes: Sizes, device: torch.device, specs: list[Spec], options: argparse.Namespace
     ) -> None:
         self._sizes, self._device, self._specs, self._options = sizes, device, specs, options
-        self._reference: dict[str, Latents] = {}  # the library's own, by workload
-        self._unrounded: Latents | None = None
         self._errors_of_blocks: dict[str, dict[str, float]] = {}
         self._tallies: dict[str, dict[str, Tally]] = {}
 
@@ -76,6 +74,7 @@ class Contest:
         """Everything measured, for JSON."""
         rates = flops.rates(self._device)
         began = time.perf_counter()
+        unrounded = self._blocks_in_float32()  # first, while there is room
         shared = build_shared(self._sizes, self._device)
         by_groups: dict[tuple[tuple[str, ...], ...], list[str]] = {}
         groups: dict[tuple[tuple[str, ...], ...], list[list[Spec]]] = {}
@@ -88,7 +87,7 @@ class Contest:
         for key, names in by_groups.items():
             for group in groups[key]:
                 print(f"{', '.join(names)}: {', '.join(spec.name for spec in group)} in turns")
-                self._take_turns(shared, group, names)
+                self._take_turns(shared, unrounded, group, names)
         return {
             "model": self._sizes.base,
             "tiny": self._sizes.tiny,
@@ -113,7 +112,15 @@ class Contest:
             return torch.cuda.get_device_properties(self._device).total_memory
         return plan.memory.available_ram()
 
-    def _take_turns(self, shared: Shared, group: list[Spec], names: list[str]) -> None:
+    def _blocks_in_float32(self) -> Latents:
+        few = self._sizes.with_blocks(min(blocks.BLOCKS, self._sizes.blocks))
+        seen = blocks.in_float32(build_transformer(few, self._device, "bf16"), few)
+        free(self._device)
+        return seen
+
+    def _take_turns(
+        self, shared: Shared, unrounded: Latents, group: list[Spec], names: list[str]
+    ) -> None:
         models = {
             kind: build_transformer(self._sizes, self._device, kind)
             for kind in dict.fromkeys(spec.weights for spec in group)
@@ -127,7 +134,7 @@ class Contest:
                 arms.append(
                     LtxqArm(spec.name, spec.weights, self._sizes, shared, model, spec.optimizations)
                 )
-        self._check_blocks(arms, models)
+        self._check_blocks(arms, models, unrounded)
         kept = {kind: plan.transformer_bytes(self._sizes, kind) for kind in models}
         decoders = plan.decoder_bytes(self._sizes) * (len(group) - 1)
         for name in names:
@@ -144,25 +151,16 @@ class Contest:
         del arms, models
         free(self._device)
 
-    def _check_blocks(self, arms: list[Arm], models: dict[Any, Any]) -> None:
+    def _check_blocks(self, arms: list[Arm], models: dict[Any, Any], unrounded: Latents) -> None:
         """Errors of the first blocks, against float32."""
-        if self._unrounded is None:
-            exact = models.get("bf16") or build_transformer(
-                self._sizes.with_blocks(min(blocks.BLOCKS, self._sizes.blocks)),
-                self._device,
-                "bf16",
-            )
-            self._unrounded = blocks.in_float32(exact, self._sizes)
-            del exact
-            free(self._device)
         for arm in arms:
             model = models[arm.weights]
             few = blocks.first_blocks(model)
             runner = LibraryTransformer(few) if isinstance(arm, LibraryArm) else arm.over(few)
             seen = blocks.in_arm(runner, self._sizes, model)
             self._errors_of_blocks[arm.name] = {
-                "picture": difference(seen.video, self._unrounded.video),
-                "sound": difference(seen.audio, self._unrounded.audio),
+                "picture": difference(seen.video, unrounded.video),
+                "sound": difference(seen.audio, unrounded.audio),
             }
 
     def _figures(
