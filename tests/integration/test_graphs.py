@@ -18,7 +18,7 @@ from ltxq_worker.pipeline import graphs, memory
 from ltxq_worker.pipeline.denoise import Latents, Step, Transformer, in_one_stage, in_two_stages
 from ltxq_worker.pipeline.graphs import GraphedTransformer, Run
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.transformer import FastTransformer, Streams
+from ltxq_worker.pipeline.transformer import FastTransformer, Streams, leaves
 
 SMALL = VideoPixelShape(1, 9, 64, 64, 24)
 LARGE = VideoPixelShape(1, 17, 96, 64, 31)
@@ -117,6 +117,25 @@ def test_what_a_step_gave_stays_as_it_is_in_the_next(
     made(pipeline, Watched(), SMALL)
     assert len(gave) == 16
     assert all(torch.equal(tensor, then) for tensor, then in gave)
+
+
+def test_a_recording_has_the_positions_of_the_last_clip(
+    pipeline: LtxPipeline, recorder: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at, for the tiny model's sharp attention hardly shows them."""
+    fast = FastTransformer(pipeline._parts.transformer)
+    prepare, prepared = fast.prepare, []
+    monkeypatch.setattr(
+        fast, "prepare", lambda *clip: prepared.append(prepare(*clip)) or prepared[-1]
+    )
+    graphed = GraphedTransformer(fast, recorder)
+    made(pipeline, graphed, LARGE)
+    made(pipeline, graphed, SLOW)
+    (recorded,) = graphed._recorded.values()
+    first, last = (list(leaves(bound.rest)) for bound in prepared)
+    held = list(leaves(recorded._bound.rest))
+    assert all(map(torch.equal, held, last))
+    assert not all(map(torch.equal, held, first))
 
 
 def test_two_stages_have_a_recording_each(
