@@ -109,6 +109,19 @@ def test_a_lost_or_foreign_counter_neither_stops_sweeps_nor_goes_back(
         assert int(book.redis.get(f"{PREFIX}swept")) < 2**53
 
 
+@pytest.mark.parametrize("value", ["0", "{}", "nan", "[1]", "", "x"])
+@pytest.mark.parametrize("name", ["fleet", f"watermark:{QUEUE}", f"pace:{QUEUE}"])
+def test_a_value_nobody_wrote_stops_nobody(book: Book, name: str, value: str) -> None:
+    waiting, _, _ = one_of_each(book)
+    for field in ("cpu0@here", "0", "1", "2", "3", "gpu", "whole"):
+        book.redis.hset(f"{PREFIX}{name}", field, value)
+    book.redis.lpush(LANE, "a message")  # the lane is not empty: its watermark counts
+    book.ledger.workers()
+    book.ledger.figures()
+    looked_after(book)
+    worked_on_by_all(book, waiting)
+
+
 members = st.one_of(
     texts, st.sampled_from([HOST, QUEUE, "me", "cpu0@here", "video_1", "0", "3", "me:key"])
 )

@@ -173,7 +173,7 @@ class FleetRecords(JobReader):
 def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker | None:
     try:
         queue, host, state = json.loads(told)
-    except ValueError:  # written over
+    except (ValueError, TypeError):  # written over
         return None
     if state not in get_args(WorkerState) or silent / 1000 > AWAY_SECONDS:
         state = "away"

@@ -63,13 +63,14 @@ local FORGOTTEN = 86400000   -- ms after which a worker nobody tells of is no lo
 local NEWEST = 0.2           -- weight of the newest job in the pace
 local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
 
--- The next seq or stamp. The first is the time, so that no later one is less though the counter is
--- lost or written over.
+-- The next seq or stamp. The first is the time in tenths of a millisecond, so that no later one is
+-- less though the counter is lost or written over.
 local function next_stamp()
   local stamp = redis.pcall('INCR', key('counter'))
   if type(stamp) == 'number' and stamp > 1 and stamp < 2 ^ 53 then return stamp end
-  redis.call('SET', key('counter'), string.format('%.0f', now))
-  return now
+  stamp = time[1] * 10000 + math.floor(time[2] / 100)
+  redis.call('SET', key('counter'), string.format('%.0f', stamp))
+  return stamp
 end
 
 -- The indexes by state a job is in: everybody's, and its owner's.
@@ -730,7 +731,8 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     for lane = 0, 5 do
       local empty = redis.call('LLEN', message_list(queue, lane)) == 0
       local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0) or 0
-      local upto = empty and '+inf' or '(' .. mark
+      if mark ~= mark then mark = 0 end  -- 'nan' is a number to Lua
+      local upto = empty and '+inf' or string.format('(%.0f', mark)
       for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('waiting', queue, lane), '-inf', upto, 'LIMIT', 0, most)) do
         if #again < most then again[#again + 1] = guarded(retention, send_again, id) end
       end
