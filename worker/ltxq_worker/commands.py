@@ -125,9 +125,12 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
 def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> None:
     program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
     screen.say(
-        f"Redis listens on port {stack.redis.port}, S3 on {stack.s3.endpoint}; "
-        f"the worker loads {model}.\n\n"
-        f"The page is {url}/ and the API {url}/v1. Flower shows workers and jobs on {flower}/.\n\n"
+        f"  Page     {url}/\n"
+        f"  API      {url}/v1, described at {url}/docs\n"
+        f"  Flower   {flower}/\n"
+        f"  Redis    port {stack.redis.port}\n"
+        f"  S3       {stack.s3.endpoint}\n"
+        f"  Worker   loads {model}\n\n"
         f"In another terminal:\n\n"
         f"  . {shlex.quote(str(file))}\n"
         f"  {program} submit 'a red fox in the snow' --wait\n\n"

@@ -150,8 +150,9 @@ class Stack:
             "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
             "FLOWER_BASIC_AUTH": f"flower:{self._flower_password}",
         }
-        # By the environment, so that the password is in no list of processes.
-        self._flower = spawn([*command, "--logging=warning"], log, environment=options)
+        # By the environment, so that the password is in no list of processes. Below errors it tells
+        # of workers that do not answer yet, while they load.
+        self._flower = spawn([*command, "--logging=error"], log, environment=options)
         self._parts.callback(self.stop_flower)
         return f"http://flower:{self._flower_password}@{LOOPBACK}:{self._flower_port}"
 
