@@ -29,9 +29,9 @@ def yard(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yard.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _command_line_built_once() -> Iterator[None]:
-    """Building it takes longer than most inputs do."""
+    """Building it takes longer than most inputs do. Undone before any other test runs."""
     command = typer.main.get_command(cli._app())
     with patch.object(cli, "_app", lambda: command):
         yield
