@@ -23,7 +23,7 @@ demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT=
 	@$(BIN)/ltxq demo $${PROMPT:+-- "$$PROMPT"}
 
 test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n, PIPELINE=tiny
 	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED)) $(if $(PIPELINE),--pipeline $(PIPELINE)) $(ARGS)
