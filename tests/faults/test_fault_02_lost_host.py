@@ -58,6 +58,8 @@ def test_a_lost_hosts_job_goes_to_the_head_of_the_queue(
             client.cancel(first[0].id)
             wait_until_running(client, job)
             assert {client.get(other.id).state for other in waiting[1:]} == {"queued"}
+            for left in (*waiting[1:], job):
+                client.cancel(left.id)
 
 
 def test_a_dead_supervisors_workers_give_back_and_end(own: dict[str, str], client: Client) -> None:

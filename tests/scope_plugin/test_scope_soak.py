@@ -36,5 +36,4 @@ def test_playback_lives_through_a_prompt_change_and_a_killed_worker(tmp_path: Pa
     figures: dict[str, Any] = json.loads(out.read_text())["figures"]
     assert figures["frames lost or shown twice"] == 0
     assert figures["time stamps that went back"] == 0
-    assert figures["jobs cancelled"] >= 1
     assert figures["clips begun"] >= 5

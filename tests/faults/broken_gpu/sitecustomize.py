@@ -19,7 +19,7 @@ def break_the_device():
     import torch
 
     ltx = sys.modules["ltxq_worker.pipeline.ltx"]
-    denoise, decode, make = ltx.in_one_stage, ltx._decode, Runner._make
+    denoise, decode, make = ltx.in_one_stage, ltx.Decoding.frames, Runner._make
 
     def note_the_claim(self, attempt, *rest):
         claims.append(attempt.claim)
@@ -40,7 +40,8 @@ def break_the_device():
             if claims[-1].request.prompt == "break while decoding" and claims[-1].token == 1:
                 raise torch.AcceleratorError(ASSERT)
 
-    ltx.in_one_stage, ltx._decode, Runner._make = failing_denoise, failing_decode, note_the_claim
+    ltx.in_one_stage, ltx.Decoding.frames = failing_denoise, failing_decode
+    Runner._make = note_the_claim
 
 
 prepare = Runner.__post_init__
