@@ -241,6 +241,35 @@ def test_a_result_fills_the_table(tmp_path: Path) -> None:
     assert {cell for row in rows[2:7] + rows[12:] for cell in row[2:]} == {"not measured yet"}
 
 
+def test_how_far_one_redis_goes_is_as_measured() -> None:
+    measured = json.loads((ROOT / "bench" / "results" / "fleet.json").read_text())
+    paced = next(rows for title, rows in measured.items() if title.startswith("1,000 workers"))
+    fast, deep, asked = (
+        measured[title] for title in ("as fast as it goes", "a deep queue", "asked of it")
+    )
+    seen = [
+        f"{deep['bytes per queued job, message included']:,.0f}",
+        f"{asked['one sweep, nothing wrong (ms)']:.1f}",
+        f"{asked['read the last job, with its position (ms)']:.1f}",
+        f"{paced['claim p99 (ms)']:.1f}",
+        f"{paced['Redis busy (share of one core)']:.2f}",
+        f"{fast['jobs per second']:.0f}",
+        f"{fast['jobs per second a core of Redis would bear']:.0f}",
+        f"{measured['every lease ends at once']['that sweep (ms)']:.0f}",
+    ]
+    assert [row[1] for row in table("of one Redis")] == seen
+
+
+def test_the_gateways_figures_are_the_measured_ones() -> None:
+    measured = json.loads((ROOT / "bench" / "results" / "gateway.json").read_text())["measured"]
+    assert measured["polls errors"] == measured["submissions errors"] == 0
+    shown = {row[0]: row[1:] for row in table("at the gateway, for a minute")}
+    assert shown == {
+        what: [f"{measured[f'{what} {part} (ms)']:.0f}" for part in ("p50", "p99")]
+        for what in ("polls", "submissions")
+    }
+
+
 def test_the_scope_plugins_figures_are_the_measured_ones() -> None:
     seen = json.loads((ROOT / "bench" / "results" / "scope.json").read_text())["figures"]
     shown = {row[0]: row[1] for row in table("in five minutes of Scope")}
