@@ -128,7 +128,7 @@ def _only_checkpoint(
 
 def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
     hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` names them."
-    number = re.match(r"(\d+)\.(\d+)", version)
+    number = re.match(r"(\d{1,9})\d*\.(\d{1,9})", version)  # int() refuses thousands of digits
     if number and (int(number[1]), int(number[2])) > NEWEST:
         raise ModelUnusable(
             f"{checkpoint} is LTX {version}, newer than this ltxq can run (LTX-2 and LTX-2.3).",
