@@ -47,11 +47,16 @@ def loaded(
 
 
 def held() -> dict[int, int]:
-    """The bytes of every tensor that is alive, by where they lie; views of one count once."""
+    """The bytes of every tensor that is alive, by where they lie; views of one count once.
+
+    A compiler that ran in this process leaves tensors of classes of its own, which hold nothing.
+    """
     gc.collect()
     sizes: dict[int, int] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu" and thing.numel():
+        if type(thing) not in {torch.Tensor, torch.nn.Parameter}:
+            continue
+        if thing.device.type == "cpu" and thing.numel():
             sizes[thing.data_ptr()] = max(thing.nbytes, sizes.get(thing.data_ptr(), 0))
     return sizes
 
