@@ -3,7 +3,7 @@
 reader.py       what can be asked about jobs
 fleet.py        what is known of workers and queues
 ledger.py       what can be done with a job, and what each step promises
-ledger.lua      the same steps, each atomic in Redis, and the map of its keys
+script/         the same steps in Lua, each atomic in Redis, and the map of its keys
 records.py      what the steps hand out: tickets, claims, jobs
 connection.py   Redis with patience, and its errors as ltxq's
 """

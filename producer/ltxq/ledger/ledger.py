@@ -1,4 +1,4 @@
-"""The job records in Redis: the truth about every job. Each step is atomic (ledger.lua), on
+"""The job records in Redis: the truth about every job. Each step is atomic (script/), on
 Redis's clock, and safe to repeat. Sending messages and storing Celery's results is left to others.
 """
 

@@ -16,6 +16,9 @@ from ltxq.ledger.records import read_job, read_place, unreadable
 
 PREFIX = f"ltxq:{CONTRACT}:"
 ALL_STATES: tuple[JobState, ...] = get_args(JobState)
+# The files of script/, each after those whose functions it calls.
+_SCRIPT = ("keys", "figures", "webhooks", "states", "damage",
+           "clients", "workers", "fleet", "sweep", "run")  # fmt: skip
 READ_MOST = 200  # records in one call of the script, which holds up all of Redis
 
 _Row = tuple[dict[str, str] | None, Sequence[Any], int]
@@ -27,9 +30,9 @@ class JobReader:
 
     def __init__(self, connection: redis.Redis) -> None:
         self._redis = connection
-        self._script = connection.register_script(
-            files("ltxq.ledger").joinpath("ledger.lua").read_text("utf-8")
-        )
+        folder = files("ltxq.ledger").joinpath("script")
+        parts = (folder.joinpath(f"{part}.lua").read_text("utf-8") for part in _SCRIPT)
+        self._script = connection.register_script("\n".join(parts))
 
     def get(self, job_id: str) -> Job:
         """The job as it is now.
@@ -131,7 +134,7 @@ class JobReader:
         return PREFIX + ":".join(parts)
 
     def _run(self, operation: str, *arguments: str | int, patience: float = PATIENCE) -> Any:
-        """One operation of ledger.lua, repeated while Redis is away."""
+        """One operation of script/, repeated while Redis is away."""
         return patiently(
             self._redis, lambda: self._script(keys=[PREFIX], args=[operation, *arguments]), patience
         )

@@ -1,0 +1,87 @@
+-- What those who want clips ask for.
+
+-- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
+-- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
+function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, resent, max_queued, max_owned)
+  local known = get(id, 'queue', 'lane', 'stamp', 'submitted')
+  if known[1] then return {'accepted', {id, known[1], known[2], known[3]}, known[4], place(id)} end
+  if idempotency ~= '' then
+    local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
+    if other and redis.call('EXISTS', key('job', other)) == 1 then
+      local same = redis.call('HGET', key('job', other), 'digest') == digest
+      return {same and 'repeated' or 'conflict', other}
+    end
+  end
+  if resent == '1' then
+    local other = redis.pcall('GET', key('recent', owner, digest))
+    if type(other) == 'string' and redis.call('EXISTS', key('job', other)) == 1 then return {'repeated', other} end
+  end
+  local queued = redis.call('ZCARD', key('state', 'queued'))
+  if queued >= tonumber(max_queued) then return {'full', queued, ''} end
+  local owned = owner ~= '' and redis.call('ZCARD', key('owned', owner, 'queued')) or 0
+  if owned >= tonumber(max_owned) then return {'full', owned, owner} end
+
+  local stamp = next_stamp()
+  set(id, 'contract', contract, 'state', 'queued', 'request', request, 'queue', queue,
+      'lane', lane, 'stamp', stamp, 'seq', stamp, 'submitted', now, 'sent', now)
+  if owner ~= '' then
+    set(id, 'owner', owner)
+    redis.call('SADD', key('owners'), owner)
+  end
+  if resent ~= '' then redis.call('SET', key('recent', owner, digest), id, 'EX', RECENT) end
+  if retry_of ~= '' then set(id, 'retry_of', retry_of) end
+  if idempotency ~= '' then
+    set(id, 'idempotency', idempotency, 'digest', digest)
+    redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
+  end
+  for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
+  redis.call('ZADD', key('waiting', queue, lane), stamp, id)
+  redis.call('SADD', key('queues'), queue)
+  count(id, 'submitted')
+  return {'accepted', {id, queue, lane, stamp}, now, place(id)}
+end
+
+-- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.
+function operation.read(...)
+  local rows = {}
+  for _, id in ipairs({...}) do
+    local record = redis.pcall('HGETALL', key('job', id))
+    if record.err then
+      rows[#rows + 1] = {'damaged'}
+    else
+      rows[#rows + 1] = {record, place(id)}
+    end
+  end
+  return {now, rows}
+end
+
+local function cancel(id, retention, cancelled)
+  local state = redis.call('HGET', key('job', id), 'state')
+  if not state then return 'gone' end
+  if state == 'queued' then
+    close(id, 'queued', 'cancelled', 'error', cancelled, retention)
+    return 'cancelled'
+  elseif state == 'running' then
+    set(id, 'cancel', 1)
+    redis.call('PUBLISH', key('cancel', redis.call('HGET', key('job', id), 'worker')), id)
+    changed(id)
+  end
+  return state
+end
+
+function operation.cancel(id, retention, cancelled)
+  return guarded(retention, cancel, id, retention, cancelled) or (is_record(id) and 'failed' or 'gone')
+end
+
+function operation.delete(id, nonce)
+  if redis.call('EXISTS', key('job', id)) == 0 then
+    return redis.pcall('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'
+  end
+  local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
+  if state == 'queued' or state == 'running' then return state end
+  if not (state and final(state)) then forget(id) end
+  remove(id)
+  redis.call('ZADD', key('expiry'), now, id)  -- for what is left of it in storage
+  redis.call('SET', key('deleted', id), nonce, 'EX', 10)
+  return 'deleted'
+end

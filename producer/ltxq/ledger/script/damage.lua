@@ -1,0 +1,113 @@
+-- What somebody wrote over, a record or an index, must stop no other job.
+
+-- A record somebody wrote over: out of every index, so that nobody meets it again, and failed.
+local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is damaged.",' ..
+  '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
+
+local function forget(id)
+  for _, state in ipairs(STATES) do
+    redis.call('ZREM', key('state', state), id)
+    for _, owner in ipairs(redis.call('SMEMBERS', key('owners'))) do
+      redis.call('ZREM', key('owned', owner, state), id)
+    end
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
+  end
+  for _, index in ipairs({'running', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
+end
+
+local function bury(id, retention)
+  forget(id)
+  if is_record(id) then
+    local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
+    if seq ~= seq then seq = 0 end  -- 'nan' is a number to Lua, and none to Redis
+    redis.call('HDEL', key('job', id), 'progress', 'gpu', 'result')
+    set(id, 'state', 'failed', 'error', DAMAGED, 'finished', now)
+    count(id, 'failed:internal')
+    for _, index in ipairs(indexes(redis.call('HGET', key('job', id), 'owner'), 'failed')) do
+      redis.call('ZADD', index, seq, id)
+    end
+    redis.call('ZADD', key('expiry'), now + retention, id)
+    redis.call('ZADD', key('unreported'), now, id)
+    changed(id)
+  end
+end
+
+-- An index of another type than it should be was written over: away with it. A supervisor then builds
+-- it anew from the records. Answers whether there was one. `owners`: whose to look at.
+local function mend(owners)
+  local found = false
+  local function expect(kind, name)
+    local is = redis.call('TYPE', name).ok
+    if is ~= kind and is ~= 'none' then
+      redis.call('DEL', name)
+      found = true
+    end
+  end
+  for _, name in ipairs({'running', 'expiry', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
+  for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
+  for _, name in ipairs({'idempotency', 'fleet'}) do expect('hash', key(name)) end
+  for _, state in ipairs(STATES) do
+    expect('zset', key('state', state))
+    for _, owner in ipairs(owners) do expect('zset', key('owned', owner, state)) end
+  end
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+    for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+    for _, name in ipairs({'watermark', 'pace', 'totals'}) do expect('hash', key(name, queue)) end
+    expect('zset', key('workers', queue))
+    for lane = 0, 5 do
+      expect('zset', key('waiting', queue, lane))
+      expect('list', message_list(queue, lane))
+    end
+  end
+  if found then redis.call('SET', key('spoilt'), 1) end
+  return found
+end
+
+-- Put a job into the indexes its record says it is in.
+local function index(id, lease, retention)
+  local state, seq, owner, queue, lane, stamp = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'lane', 'stamp'))
+  local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
+  for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
+  redis.call('SADD', key('queues'), queue)
+  if owner then redis.call('SADD', key('owners'), owner) end
+  if idempotency then redis.call('HSET', key('idempotency'), (owner or '') .. ':' .. idempotency, id) end
+  if state == 'queued' then
+    redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+  elseif state == 'running' then
+    redis.call('ZADD', key('running'), 'NX', now + lease, id)
+  else
+    redis.call('ZADD', key('expiry'), 'NX', finished + retention, id)
+    redis.call('ZADD', key('unreported'), 'NX', now, id)
+    if webhook == 'pending' then
+      redis.call('ZADD', key('webhooks', receiver), 'NX', now, id)
+      schedule(receiver)
+    end
+  end
+end
+
+-- `step(id, …)`, so that one damaged record stops no other job: that one is buried. What Redis
+-- itself has against a write (it is full, a replica) is still an error.
+local function guarded(retention, step, id, ...)
+  local went_well, answer = pcall(step, id, ...)
+  if went_well then return answer end
+  local text = type(answer) == 'table' and answer.err or answer
+  if string.find(text, 'WRONGTYPE', 1, true) and is_record(id) then error(answer) end  -- an index
+  for _, sign in ipairs({'attempt to', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
+    if string.find(text, sign, 1, true) then
+      bury(id, retention)
+      return nil
+    end
+  end
+  error(answer)
+end
+
+function operation.index(lease, retention, ...)
+  for _, id in ipairs({...}) do
+    if is_record(id) then guarded(retention, index, id, lease, retention) end
+  end
+  return 'ok'
+end

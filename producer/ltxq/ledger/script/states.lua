@@ -1,0 +1,74 @@
+-- From one state to the next, with every index that tells of it.
+
+-- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
+local function close(id, from, to, field, value, retention)
+  local queue, lane = unpack(get(id, 'queue', 'lane'))
+  redis.call('ZREM', key('waiting', queue, lane), id)
+  redis.call('ZREM', key('running'), id)
+  move(id, from, to)
+  if to == 'succeeded' then note_pace(id, 'whole') end
+  local code = to == 'failed' and string.match(value, '"code":"([a-z_]+)"') or ''
+  count(id, code == '' and to or to .. ':' .. code)
+  set(id, field, value, 'finished', now)
+  redis.call('HDEL', key('job', id), 'progress', 'gpu')
+  redis.call('ZADD', key('expiry'), now + retention, id)
+  redis.call('ZADD', key('unreported'), now, id)
+  local receiver = receiver_of(id)
+  if receiver then
+    set(id, 'webhook', 'pending', 'receiver', receiver)
+    settle_webhook(id, receiver, now)
+  end
+  changed(id)
+end
+
+-- (Re)queue a job at the head: the even lane of its priority, which workers take from first.
+local function put_at_head(id)
+  local queue, lane = unpack(get(id, 'queue', 'lane'))
+  local head = checked_lane(lane) - lane % 2
+  local stamp = next_stamp()
+  redis.call('ZREM', key('waiting', queue, lane), id)
+  redis.call('ZADD', key('waiting', queue, head), stamp, id)
+  set(id, 'lane', head, 'stamp', stamp, 'sent', now)
+  return {id, queue, head, stamp}
+end
+
+-- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
+-- was lost, so the loss counts against it. `failure` is the error it gets when that is once too
+-- often, `cancelled` the one if its cancelling was asked for.
+local function give_back(id, charged, max_lost, retention, failure, cancelled, reason)
+  local lost, cancel = unpack(get(id, 'lost', 'cancel'))
+  redis.call('ZREM', key('running'), id)
+  lost = tonumber(lost or 0)
+  if charged then
+    lost = lost + 1
+    set(id, 'lost', lost)
+  end
+  if cancel then
+    close(id, 'running', 'cancelled', 'error', cancelled, retention)
+    return {id, 'cancelled'}
+  elseif charged and lost >= max_lost then
+    close(id, 'running', 'failed', 'error', failure, retention)
+    return {id, 'failed'}
+  end
+  count(id, reason or charged and 'lost' or 'given_back')
+  move(id, 'running', 'queued')
+  redis.call('HDEL', key('job', id), 'progress', 'gpu')
+  local sent = put_at_head(id)
+  changed(id)
+  return {id, 'queued', sent[2], sent[3], sent[4]}
+end
+
+local function remove(id)
+  if is_record(id) then
+    local state, owner, idempotency, receiver = unpack(get(id, 'state', 'owner', 'idempotency', 'receiver'))
+    if idempotency then
+      redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
+    end
+    for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
+    if receiver then settle_webhook(id, receiver, nil) end
+  end
+  redis.call('ZREM', key('expiry'), id)
+  redis.call('ZREM', key('unreported'), id)
+  redis.call('DEL', key('job', id))
+  changed(id)
+end

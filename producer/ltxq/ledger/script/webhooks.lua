@@ -1,0 +1,95 @@
+-- The outbox of webhooks: `webhooks` orders receivers, `webhooks:<receiver>` its jobs.
+
+-- The host of the request's webhook_url; nil where there is none. A record spoilt by hand is no
+-- reason that its job cannot end.
+local function receiver_of(id)
+  local ok, request = pcall(cjson.decode, redis.call('HGET', key('job', id), 'request') or '')
+  local url = ok and type(request) == 'table' and request.webhook_url
+  if type(url) ~= 'string' then return nil end
+  local host = string.match(url, '^%a+://(%[[^%]]*%])') or string.match(url, '^%a+://([^/?#:]*)')
+  return string.lower(host or '')
+end
+
+-- When a receiver may next be sent one: when its first is due, and fewer than AT_ONCE are on their
+-- way to it.
+local function schedule(receiver)
+  local sending = key('sending', receiver)
+  redis.call('ZREMRANGEBYSCORE', sending, '-inf', now)
+  local first = redis.call('ZRANGE', key('webhooks', receiver), 0, 0, 'WITHSCORES')
+  if not first[1] then
+    redis.call('ZREM', key('webhooks'), receiver)
+    return
+  end
+  local at = tonumber(first[2])
+  if redis.call('ZCARD', sending) >= AT_ONCE then
+    at = math.max(at, tonumber(redis.call('ZRANGE', sending, 0, 0, 'WITHSCORES')[2]))
+  end
+  redis.call('ZADD', key('webhooks'), at, receiver)
+end
+
+-- Its webhook is due at that time; nil: never again.
+local function settle_webhook(id, receiver, due)
+  redis.call('ZREM', key('sending', receiver), id)
+  if due then
+    redis.call('ZADD', key('webhooks', receiver), due, id)
+  else
+    redis.call('ZREM', key('webhooks', receiver), id)
+  end
+  schedule(receiver)
+end
+
+-- The webhook that has been due longest, of a receiver to which not too many are on their way; for
+-- the caller alone until the lease ends. Its attempt's number is what `webhook_failed` must show: an
+-- older one no longer has a say.
+function operation.take_webhook(lease)
+  for _ = 1, 100 do  -- those spoilt by hand, and then the next sender goes on
+    local receiver = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
+    if not receiver then return {} end
+    local id = redis.call('ZRANGEBYSCORE', key('webhooks', receiver), '-inf', now, 'LIMIT', 0, 1)[1]
+    local state, own, attempts, finished
+    if id and is_record(id) then
+      state, own, attempts, finished = unpack(get(id, 'webhook', 'receiver', 'webhook_attempts', 'finished'))
+    end
+    if state == 'pending' and own == receiver then
+      attempts = (tonumber(attempts or 0) or 0) + 1
+      set(id, 'webhook_attempts', attempts)
+      redis.call('ZADD', key('webhooks', receiver), now + lease, id)
+      redis.call('ZADD', key('sending', receiver), now + lease, id)
+      schedule(receiver)
+      return {id, attempts, now - (tonumber(finished) or now)}
+    end
+    settle_webhook(id or '', receiver, nil)
+  end
+  return {}
+end
+
+function operation.webhook_delivered(id)
+  local state, receiver = unpack(get(id, 'webhook', 'receiver'))
+  if state ~= 'pending' then return 'settled' end
+  redis.call('HDEL', key('job', id), 'webhook_error')
+  set(id, 'webhook', 'delivered', 'webhook_delivered', now)
+  settle_webhook(id, receiver or '', nil)
+  count(id, 'webhook_delivered')
+  changed(id)
+  return 'delivered'
+end
+
+-- `wait`: milliseconds to the next attempt; '' if there is to be none.
+function operation.webhook_failed(id, attempt, reason, wait)
+  local state, current, receiver = unpack(get(id, 'webhook', 'webhook_attempts', 'receiver'))
+  if state ~= 'pending' or current ~= attempt then return 'settled' end
+  set(id, 'webhook_error', reason)
+  if wait == '' then set(id, 'webhook', 'failed') end
+  settle_webhook(id, receiver or '', wait ~= '' and now + wait or nil)
+  count(id, wait == '' and 'webhook_given_up' or 'webhook_failed')
+  changed(id)
+  return 'noted'
+end
+
+function operation.webhooks_waiting()
+  local waiting = 0
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+    waiting = waiting + redis.call('ZCARD', key('webhooks', receiver))
+  end
+  return waiting
+end
