@@ -49,7 +49,7 @@ def control_step(app: Celery, ledger: Ledger) -> type[bootsteps.StartStopStep]:
     return ControlStep
 
 
-class _Mailbox(Pidbox):  # type: ignore[misc]
+class _Mailbox(Pidbox):
     """Celery's mailbox; what is no message, or not for it to do, is dropped and logged."""
 
     def __init__(self, consumer: Any, app: Celery, ledger: Ledger) -> None:
@@ -70,9 +70,9 @@ class _Mailbox(Pidbox):  # type: ignore[misc]
         self._forward_clock()  # by one, not to the sender's: that may be any number
         try:
             match body:
-                case {"method": str(method), **rest}:
-                    if self._is_addressee(rest):
-                        self._obey(method, rest)
+                case {"method": str(method)}:
+                    if self._is_addressee(body):
+                        self._obey(method, body)
                 case _:
                     _drop("not of Celery's form")
         except self._away:

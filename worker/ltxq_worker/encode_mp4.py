@@ -106,7 +106,7 @@ class Mp4Writer:
         context.color_trc = ColorTrc.BT709
         context.color_range = ColorRange.MPEG
         self._video = video
-        self._audio = None
+        self._audio: av.AudioStream | None = None
         if sound is not None:
             self._audio = self._container.add_stream(
                 "aac", rate=sound.sample_rate, layout="stereo", bit_rate=AAC_BIT_RATE
@@ -136,6 +136,7 @@ class Mp4Writer:
         Raises:
             PermanentError: the samples are not what `Sound` says.
         """
+        assert self._audio is not None  # noqa: S101  the constructor was told of it
         samples, rate = _fitted(sound, seconds), sound.sample_rate
         for start in range(0, samples.shape[1], AAC_FRAME):
             part = np.ascontiguousarray(samples[:, start : start + AAC_FRAME])
@@ -157,7 +158,7 @@ class Mp4Writer:
             self._mux([packet])
             yield
 
-    def _mux(self, packets: list[av.Packet]) -> None:
+    def _mux(self, packets: list[av.Packet[av.VideoStream]]) -> None:
         self._container.mux(packets)
         self.packets += len(packets)
 

@@ -40,11 +40,12 @@ def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
 
 def _reading(read: Callable[[], Any], away: tuple[type[Exception], ...]) -> Callable[[], Any]:
     """`read`, for which an entry that is no envelope of kombu's is no reason to end."""
+    expected: tuple[type[Exception], ...] = (*away, Empty)
 
     def guarded() -> Any:
         try:
             return read()
-        except (*away, Empty):
+        except expected:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's bytes cause
             log.warning("An entry of the queue is no message: dropped (%s)", type(exc).__name__)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 
 import torch
+from ltx_core.model.transformer import LTXModel
 
 FIRST_KEPT, LAST_KEPT = 1, 5  # blocks at both ends that stay in bf16, as in the published files
 WEIGHT, SCALE, INPUT_SCALE = ".weight", ".weight_scale", ".input_scale"  # ends of keys
@@ -100,7 +101,7 @@ def in_bf16(weight: torch.Tensor, scale: float | None) -> torch.Tensor:
     return (weight if scale is None else weight.float() * scale).to(torch.bfloat16)
 
 
-def large_layers(model: torch.nn.Module) -> list[str]:
+def large_layers(model: LTXModel) -> list[str]:
     """The names of the linear layers that are worth FP8 and bear it: those of all blocks but the
     first and the last five, without the gates.
     """

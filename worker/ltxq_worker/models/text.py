@@ -17,10 +17,16 @@ import torch
 from ltx_core.text_encoders.gemma import EmbeddingsProcessor
 from ltx_core.text_encoders.gemma.embeddings_connector import (
     AudioEmbeddings1DConnectorConfigurator,
+    Embeddings1DConnector,
     Embeddings1DConnectorConfigurator,
 )
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractorV1, FeatureExtractorV2
-from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import set_tqdm_hook
 
 from ltxq.errors import InvalidRequest, ModelUnusable
@@ -42,7 +48,7 @@ class TextEncoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        gemma: torch.nn.Module,
+        gemma: PreTrainedModel,
         embeddings: EmbeddingsProcessor,
     ) -> None:
         self._tokenizer = tokenizer
@@ -102,7 +108,7 @@ class TextEncoder:
         )
 
 
-def _connected(connector: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+def _connected(connector: Embeddings1DConnector, features: torch.Tensor) -> torch.Tensor:
     """A connector's outcome for a prompt's features [1, tokens, D], registers after them.
 
     The library's own way puts the registers where the padding was, and hands on a mask of zeros:
@@ -134,7 +140,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def load_gemma(
     folder: Path, device: torch.device, report: Callable[[float], None]
-) -> torch.nn.Module:
+) -> PreTrainedModel:
     """Gemma's language part in bf16: token ids to hidden states. Its eyes are left out.
 
     transformers maps the files and copies each weight from there to the device. `report` is told

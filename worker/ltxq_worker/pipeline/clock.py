@@ -49,4 +49,5 @@ def _between(began: torch.cuda.Event | float, ended: torch.cuda.Event | float) -
     if isinstance(began, float):
         assert isinstance(ended, float)  # noqa: S101  one clock, one kind
         return ended - began
+    assert not isinstance(ended, float)  # noqa: S101
     return began.elapsed_time(ended) / 1000

@@ -52,7 +52,9 @@ class CompiledBlocks:
             return run_one_block(block, video, audio)
         run = self._function(video.x.shape, audio.x.shape)
         try:
-            with torch.compiler.config.patch(cache_key_tag=_TAG.format(cudnn=self._cudnn)):
+            with torch.compiler.config.patch(  # type: ignore[attr-defined]
+                cache_key_tag=_TAG.format(cudnn=self._cudnn)
+            ):
                 return run(block, video, audio)
         except Exception as exc:  # compilers raise whatever they like
             cause = getattr(exc, "inner_exception", exc)  # dynamo's errors wrap the compiler's

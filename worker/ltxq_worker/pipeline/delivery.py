@@ -76,15 +76,16 @@ class ComingSound(Sound):
     while the one that drives the device goes on.
     """
 
+    _fetch: Callable[[], NDArray[np.float32]]
+
     def __init__(self, fetch: Callable[[], NDArray[np.float32]], sample_rate: int) -> None:
         object.__setattr__(self, "sample_rate", sample_rate)
         object.__setattr__(self, "_fetch", functools.cache(fetch))
 
     @property
-    def samples(self) -> NDArray[np.float32]:  # type: ignore[override]
+    def samples(self) -> NDArray[np.float32]:
         """[2, S], −1..1."""
-        samples: NDArray[np.float32] = self._fetch()
-        return samples
+        return self._fetch()
 
 
 def handed_over(part: torch.Tensor) -> Fetch:

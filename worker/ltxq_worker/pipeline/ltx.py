@@ -26,8 +26,9 @@ from ltxq.errors import InvalidRequest, OutOfMemory
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.models import resident
 from ltxq_worker.models.catalog import CATALOG
+from ltxq_worker.models.checkpoint import LoadReport
 from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.resident import LoadReport, Quantization, Resident
+from ltxq_worker.models.resident import Quantization, Resident
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline import Clip, Report, Sound, memory, schedule
 from ltxq_worker.pipeline.clock import StageClock

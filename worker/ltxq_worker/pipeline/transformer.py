@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
@@ -34,6 +34,10 @@ RunBlock = Callable[[torch.nn.Module, TransformerArgs, TransformerArgs], Streams
 
 
 Tree = torch.Tensor | tuple["Tree", ...]
+# The rotations of a stream's own and of cross attention, and a mask of one token: its noise level
+# at a step is the mask times sigma.
+Still = tuple[Tree, Tree, torch.Tensor]
+T = TypeVar("T", bound=Tree)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,8 @@ class Bound:
     # the same, which is when the noise level does not modulate the text (LTX-2 19B); else the
     # context itself, which is one and the same for all blocks.
     text: Tree
-    # For picture and for sound the rotations of their own and of cross attention, and a mask of one
-    # token: its noise level at a step is the mask times sigma.
-    rest: Tree
+    # For picture and for sound.
+    rest: tuple[Still, Still]
 
 
 def leaves(tree: Tree) -> Iterator[torch.Tensor]:
@@ -58,14 +61,14 @@ def leaves(tree: Tree) -> Iterator[torch.Tensor]:
             yield from leaves(part)
 
 
-def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: Tree) -> Tree:
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: T) -> T:
     """`tree` with every tensor changed; one that is in it twice is changed once."""
     changed = {id(tensor): change(tensor) for tensor in {id(t): t for t in leaves(tree)}.values()}
 
     def walk(tree: Tree) -> Tree:
         return tuple(map(walk, tree)) if isinstance(tree, tuple) else changed[id(tree)]
 
-    return walk(tree)
+    return cast("T", walk(tree))
 
 
 class FastTransformer:
@@ -131,16 +134,10 @@ class FastTransformer:
                 )
                 for block in self._model.transformer_blocks
             ),
-            rest=tuple(
-                (args.positional_embeddings, args.cross_positional_embeddings, mask)
-                for args, mask in (
-                    (of_video, video.denoise_mask[:, :1]),
-                    (of_audio, audio.denoise_mask[:, :1]),
-                )
-            ),
+            rest=(_still(of_video, video), _still(of_audio, audio)),
         )
 
-    def _text(self, attention: torch.nn.Module, context: torch.Tensor) -> Tree:
+    def _text(self, attention: Attention, context: torch.Tensor) -> Tree:
         if not self._text_is_fixed:
             return context
         return attention.k_norm(attention.to_k(context)), attention.to_v(context)
@@ -213,9 +210,14 @@ def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) ->
     )
 
 
+def _still(args: TransformerArgs, state: LatentState) -> Still:
+    mask = state.denoise_mask[:, :1]
+    return args.positional_embeddings, args.cross_positional_embeddings, mask
+
+
 def _at(
     preprocessor: MultiModalTransformerArgsPreprocessor,
-    still: tuple[Any, Any, torch.Tensor],
+    still: Still,
     noisy: torch.Tensor,
     sigma: torch.Tensor,
 ) -> TransformerArgs:
@@ -261,7 +263,7 @@ def _shared(block: torch.nn.Module, *, fixed_text: bool) -> torch.nn.Module:
     return view
 
 
-def _view(module: torch.nn.Module) -> torch.nn.Module:
+def _view(module: torch.nn.Module) -> Any:
     """Another module with the same parts, whose parts may be exchanged."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
