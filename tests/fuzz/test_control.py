@@ -17,7 +17,7 @@ from fleet import PATIENCE, eventually
 from generated import count, fuzzed, json_values, mutated, scalars
 from ltxq.celery import make_app
 from ltxq.ledger import queue_name
-from yard import JSON, Yard
+from yard import JSON, Yard, message
 
 WORKER = "cpu0@host"
 QUEUE = queue_name("instant")
@@ -70,14 +70,23 @@ def test_flower_is_answered(flower: Celery) -> None:
     assert asked(flower, "active_queues")[0]["name"] == QUEUE
     assert "ltxq.generate" in asked(flower, "registered", taskinfoitems=["app"])
     assert asked(flower, "conf", with_defaults=False)["accept_content"] == ["json"]
-    for command in ("active", "reserved", "scheduled", "revoked"):
-        assert asked(flower, command) == []
+    assert isinstance(asked(flower, "scheduled"), list)
+    for command in ("active", "reserved", "revoked"):
+        eventually(lambda command=command: asked(flower, command) == [])
     inspect = flower.control.inspect(destination=[WORKER], timeout=PATIENCE)
     assert inspect.ping() == {WORKER: {"ok": "pong"}}
     named = flower.control.broadcast(
         "ping", reply=True, timeout=PATIENCE, limit=1, pattern="cpu*", matcher="glob"
     )
     assert named == [{WORKER: {"ok": "pong"}}]
+
+
+def test_a_message_that_fails_on_its_way_in_is_not_held_for_ever(
+    yard: Yard, flower: Celery
+) -> None:
+    yard.put([message(headers={"task": "ltxq.generate", "id": "x", "timelimit": [1, 2, 3]})])
+    yard.still_works()
+    eventually(lambda: asked(flower, "reserved") == [])
 
 
 @pytest.mark.parametrize(

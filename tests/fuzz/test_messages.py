@@ -4,44 +4,15 @@ next job is made.
 
 from __future__ import annotations
 
-import base64
 import json
-from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
 from generated import count, fuzzed, json_values, mutated, scalars, surrogates, texts
-from yard import JSON, QUEUE, Yard
+from yard import QUEUE, Yard, message
 
 BATCH = 20
-
-
-def message(
-    body: bytes = b'[[], {"request": {"prompt": "a fox", "model": "nobody"}}, null]',
-    *,
-    headers: Any = None,
-    content_type: Any = JSON,
-    properties: dict[str, Any] | None = None,
-) -> bytes:
-    """An entry of a queue as kombu writes it."""
-    envelope = {
-        "body": base64.b64encode(body).decode(),
-        "content-encoding": "binary",
-        "content-type": content_type,
-        "headers": {"task": "ltxq.generate", "id": "forged", "lang": "py"}
-        if headers is None
-        else headers,
-        "properties": {
-            "delivery_tag": "a-tag",
-            "body_encoding": "base64",
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": QUEUE},
-            "priority": 0,
-            **(properties or {}),
-        },
-    }
-    return json.dumps(envelope).encode()
 
 
 headers = st.one_of(

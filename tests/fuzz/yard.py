@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,33 @@ QUEUE = queue_name("instant")
 LISTS = [QUEUE, *(f"{QUEUE}\x06\x16{lane}" for lane in range(1, 6))]
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9, "audio": False}
 JSON, PICKLE, YAML = "application/json", "application/x-python-serialize", "application/x-yaml"
+
+
+def message(
+    body: bytes = b'[[], {"request": {"prompt": "a fox", "model": "nobody"}}, null]',
+    *,
+    headers: Any = None,
+    content_type: Any = JSON,
+    properties: dict[str, Any] | None = None,
+) -> bytes:
+    """An entry of a queue as kombu writes it."""
+    envelope = {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "binary",
+        "content-type": content_type,
+        "headers": {"task": "ltxq.generate", "id": "forged", "lang": "py"}
+        if headers is None
+        else headers,
+        "properties": {
+            "delivery_tag": "a-tag",
+            "body_encoding": "base64",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            **(properties or {}),
+        },
+    }
+    return json.dumps(envelope).encode()
 
 
 class Yard:

@@ -10,6 +10,7 @@ from queue import Empty
 from typing import Any
 
 from celery import bootsteps
+from celery.worker import state
 
 from ltxq_worker.control import away_errors
 from ltxq_worker.gate import Gate
@@ -70,12 +71,20 @@ def _taking(
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
             reason = type(exc).__name__
         log.warning("A message is dropped: %s", reason)
+        _forget(message)
         gate.release(message.delivery_tag)
         if not message.acknowledged:
             message.reject()
         return None
 
     return guarded
+
+
+def _forget(message: Any) -> None:
+    """Celery may have had it in its books before it failed; there it would stay."""
+    for request in list(state.requests.values()):
+        if request.message is message:
+            state.task_ready(request)
 
 
 def _show_little(message: Any) -> None:
