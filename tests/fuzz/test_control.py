@@ -84,9 +84,10 @@ def test_flower_is_answered(flower: Celery) -> None:
 def test_a_message_that_fails_on_its_way_in_is_not_held_for_ever(
     yard: Yard, flower: Celery
 ) -> None:
-    yard.put([message(headers={"task": "ltxq.generate", "id": "x", "timelimit": [1, 2, 3]})])
-    yard.still_works()
-    eventually(lambda: asked(flower, "reserved") == [])
+    for wrong in ({"timelimit": [1, 2, 3]}, {"shadow": {"a": 1}}):
+        yard.put([message(headers={"task": "ltxq.generate", "id": "x", **wrong})])
+        yard.still_works()
+    eventually(lambda: asked(flower, "reserved") == asked(flower, "active") == [])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ headers = st.one_of(
             name: json_values()
             for name in ("eta", "expires", "timelimit", "retries", "group", "root_id", "parent_id",
                          "argsrepr", "kwargsrepr", "origin", "ignore_result", "stamps", "args",
-                         "stamped_headers", "properties", "delivery_info", "lang", "shadow")
+                         "stamped_headers", "properties", "delivery_info", "lang", "shadow",
+                         "headers")
         },
     ),
 )  # fmt: skip
@@ -90,13 +91,14 @@ def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
         message(b"[[], {}, 5]"),
         message(headers={"task": "ltxq.generate", "id": "x", "timelimit": [1, 2, 3]}),
         message(headers={"task": ["ltxq.generate"], "id": "x"}),
+        message(headers={"task": "ltxq.generate", "id": "x", "shadow": {"a": 1}}),
         message(properties={"delivery_tag": None}),
         message(properties={"delivery_tag": ["a"]}),
         b"{}",
         b"\xff",
     ],
-    ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "no-tag", "tags",
-         "empty", "bytes"],
+    ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "shadow",
+         "no-tag", "tags", "empty", "bytes"],
 )  # fmt: skip
 def test_more_of_one_kind_than_there_are_threads_do_not_shut_the_gate(
     yard: Yard, forged: bytes

@@ -39,7 +39,7 @@ from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.control import control_step
 from ltxq_worker.gate import Gate, gate_step
-from ltxq_worker.inbox import inbox_step
+from ltxq_worker.inbox import inbox_step, pool_of
 from ltxq_worker.pipeline import INSTANT, Pipeline
 from ltxq_worker.pipeline.optimize import parse_shapes
 from ltxq_worker.reconnect import reconnect_step
@@ -132,11 +132,7 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
 
     @app.task(name=TASK, bind=True, ignore_result=True)
     def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
-        delivery = task.request.properties["delivery_tag"]
-        try:
-            serve(task.request.id, args, kwargs, delivery)
-        finally:
-            gate.release(delivery)
+        serve(task.request.id, args, kwargs, task.request.properties["delivery_tag"])
         raise Ignore  # the outcome is stored; Celery must not store another
 
     def serve(task_id: str, args: Any, kwargs: dict[str, Any], delivery: str) -> None:
@@ -242,7 +238,7 @@ def main() -> None:
     worker = app.Worker(
         hostname=options.name,
         queues=[queue_name(options.model)],
-        pool="threads",
+        pool=pool_of(runner.gate),
         concurrency=1 + runner.settings.spool_jobs,
         quiet=True,
         task_events=True,

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import Empty
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.thread import TaskPool
 from celery.worker import state
 
 from ltxq_worker.control import away_errors
@@ -70,21 +72,41 @@ def _taking(
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
             reason = type(exc).__name__
-        log.warning("A message is dropped: %s", reason)
-        _forget(message)
+        for request in list(state.requests.values()):  # Celery's books, where it would stay
+            if request.message is message:
+                state.task_ready(request)
+        _drop(message, reason)
         gate.release(message.delivery_tag)
-        if not message.acknowledged:
-            message.reject()
         return None
 
     return guarded
 
 
-def _forget(message: Any) -> None:
-    """Celery may have had it in its books before it failed; there it would stay."""
-    for request in list(state.requests.values()):
-        if request.message is message:
+def pool_of(gate: Gate) -> type[TaskPool]:
+    """Celery's pool of threads. Whatever a message does to Celery in one of them, before its task
+    runs or after, `gate` hears that it is done with.
+    """
+
+    class Pool(TaskPool):
+        def on_apply(self, *args: Any, **options: Any) -> Any:
+            request = options["accept_callback"].__self__
+            result = super().on_apply(*args, **options)
+            result.f.add_done_callback(lambda future: done(request, future))
+            return result
+
+    def done(request: Any, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()):
             state.task_ready(request)
+            _drop(request.message, type(error).__name__)
+        gate.release(request.message.delivery_tag)
+
+    return Pool
+
+
+def _drop(message: Any, reason: str) -> None:
+    log.warning("A message is dropped: %s", reason)
+    if not message.acknowledged:
+        message.reject()
 
 
 def _show_little(message: Any) -> None:
