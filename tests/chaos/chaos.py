@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--append", type=Path, help="A file of results, one JSON object a line.")
     parser.add_argument("--share", type=float, default=1.0, help="of a whole storm's faults")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the servers are stopped
     print(f"SEED={options.seed} PIPELINE={options.pipeline}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ltxq-chaos-") as folder:
         figures = storm(
