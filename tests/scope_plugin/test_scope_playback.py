@@ -336,6 +336,31 @@ def test_7_a_session_without_a_prompt_gets_none_of_the_last_one(world: World, lo
         assert not second.viewer.shown
 
 
+def test_7_a_transition_ends_with_its_session(world: World, load: Load) -> None:
+    pipeline = load(world)
+    with Session(pipeline) as first:
+        first.send(transition={"target_prompts": OWL})
+        first.viewer.wait_until(lambda v: v.shown and v.shown[-1].mark.tag == world.tag("an owl"))
+    with Session(pipeline) as second:  # with the very prompts the transition took the place of
+        second.viewer.wait_until(lambda v: len(v.shown) > 3)
+    assert set(second.tags) == {world.tag("a fox")}
+
+
+def test_7_the_next_session_may_have_another_size(slow_world: World, load: Load) -> None:
+    from clipmaker import make_clip
+    from ltxq import VideoRequest
+
+    pipeline = load(slow_world)
+    with Session(pipeline) as first:
+        slow_world.finish(slow_world.job(0))
+        first.viewer.wait_until(lambda v: v.shown)
+    with Session(pipeline, prompts=OWL) as second:
+        other = VideoRequest(prompt="an owl", width=160, height=96, num_frames=9)
+        slow_world.finish(slow_world.job(1), make_clip(other))
+        second.viewer.wait_until(lambda v: len(v.shown) > 3)
+    assert {picture.size for picture in second.viewer.shown} == {(160, 96)}
+
+
 def test_8_the_first_frame_fixes_an_even_size_and_others_are_brought_to_it(
     slow_world: World, load: Load
 ) -> None:
