@@ -206,6 +206,20 @@ def test_a_damaged_fp8_checkpoint_is_refused(
     assert caught.value.hint
 
 
+def test_the_file_says_which_layers_multiply_in_fp8(models: Path, tmp_path: Path) -> None:
+    """One of the first block, too, which ltxq itself would keep in bf16."""
+    layer = LAYER.replace("blocks.1", "blocks.0")
+
+    def change(weights: Weights) -> None:
+        weights[f"{layer}.weight"] = in_fp8(weights[f"{layer}.weight"])
+        weights[f"{layer}.weight_scale"] = torch.tensor(1 / 448)
+
+    model = load_changed(models, tmp_path, change)
+    first = model.transformer.velocity_model.transformer_blocks[0].attn1
+    assert isinstance(first.to_q, Fp8Linear)
+    assert not isinstance(first.to_k, Fp8Linear)
+
+
 def test_the_scale_of_inputs_may_be_missing(models: Path, tmp_path: Path) -> None:
     """It is not needed: tokens are measured as they come."""
     load_changed(models, tmp_path, lambda weights: weights.pop(f"{LAYER}.input_scale"))
