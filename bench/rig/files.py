@@ -19,7 +19,6 @@ from bench.rig.weights import Sizes
 from ltxq_worker.models import fp8, tiny, tiny_text
 
 CHUNK = 16_000_000  # numbers that are drawn; a file repeats them
-_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
 
 
 def divided(sizes: Sizes, by: int) -> Sizes:
@@ -96,25 +95,14 @@ def _write(
     metadata = {"config": json.dumps(config)} if config else {}
     if version:
         metadata["model_version"] = version
-    header: dict[str, Any] = {"__metadata__": metadata}
-    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": [*tensor.shape],
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    tensors, head = tiny.safetensors_head(tensors, metadata)
     drawn = torch.randn(CHUNK, generator=torch.Generator().manual_seed(0)) * 0.02
     contents = {
         dtype: memoryview((drawn.abs() + 0.001).to(dtype).view(torch.uint8).numpy())
         for dtype in {tensor.dtype for tensor in tensors.values()}
     }
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(head)
         for tensor in tensors.values():
             left, content = tensor.nbytes, contents[tensor.dtype]
             while left:

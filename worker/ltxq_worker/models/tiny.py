@@ -234,8 +234,20 @@ def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
 def _write_safetensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> None:
-    """As safetensors.torch.save_file, which orders its metadata anew each time: the widest types
-    first, so that each number lies at a multiple of its size.
+    """As safetensors.torch.save_file, which orders its metadata anew each time."""
+    tensors, head = safetensors_head(tensors, metadata)
+    with path.open("xb") as file:
+        file.write(head)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def safetensors_head(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], bytes]:
+    """The tensors in the order of a .safetensors file, and what stands before their bytes in it.
+
+    The widest types come first, so that each number lies at a multiple of its size.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
@@ -249,7 +261,4 @@ def _write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks that tensors start at a multiple of 8
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return tensors, len(text).to_bytes(8, "little") + text
