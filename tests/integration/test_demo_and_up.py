@@ -73,6 +73,7 @@ def running_up(
             yield {**about, "client": client, "process": process}
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
+            assert process.stdout.read() == b""  # one JSON object and nothing else
         finally:
             process.kill()
 

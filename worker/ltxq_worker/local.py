@@ -270,7 +270,8 @@ def spawn(
     """Start a process that ends (on Linux: SIGTERM) when the thread that starts it does.
 
     Args:
-        log: gets its output; None: it goes where this process's goes.
+        log: gets its output; None: what it logs goes where this process's does, and what it prints
+            nowhere, for this process prints its own.
         config: its standard input.
         environment: beside this process's own.
     """
@@ -285,7 +286,7 @@ def spawn(
         return subprocess.Popen(
             command,
             stdin=stdin,
-            stdout=output,
+            stdout=output or subprocess.DEVNULL,
             stderr=subprocess.STDOUT if log else None,
             env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C is for the parent, which stops things in order
