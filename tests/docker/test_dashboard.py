@@ -6,14 +6,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,14 +17,15 @@ import pytest
 import redis
 import yaml
 
+from bench.dashboard import asking, page
 from fleet import PATIENCE, SMALL, Fleet, eventually, worker_environment
 from gateways import Gateway
 from ltxq import Client
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer, S3Server, free_port
+from prometheus import DOCKER, prometheus
 from scrape import Scrape
 
-DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "ltxq.json"
 NEEDS_A_GPU = {
     "ltxq_worker_gpu_memory_used_bytes",
@@ -71,11 +68,6 @@ class Live:
 def live(
     redis_server: RedisServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Live]:
-    binary = shutil.which("prometheus")
-    if binary is None:
-        if os.environ.get("CI"):
-            raise AssertionError("prometheus is not installed: apt-get install prometheus")
-        pytest.skip("prometheus is not installed")
     folder = tmp_path_factory.mktemp("prometheus")
     url = f"redis://127.0.0.1:{redis_server.port}/14"
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
@@ -86,7 +78,7 @@ def live(
     with (
         Fleet(base | told["worker"] | {"LTXQ_INSTANT_SECONDS": "1.5"}) as fleet,
         Gateway(base | told["gateway"]) as gateway,
-        _prometheus(binary, folder, ports) as address,
+        prometheus(folder, ports) as address,
     ):
         fleet.wait_until_ready()
         seen = Live(address, gateway.url, ports)
@@ -117,37 +109,6 @@ def _make_jobs(url: str, gateway: Gateway) -> None:
         assert client.wait(late.id, PATIENCE).state == "failed"
 
 
-@contextmanager
-def _prometheus(binary: str, folder: Path, ports: dict[str, int]) -> Iterator[str]:
-    """One that runs with our own configuration, but for where its targets are and how often."""
-    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
-    config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    for scrape in config["scrape_configs"]:
-        (found,) = scrape.pop("dns_sd_configs")
-        target = f"127.0.0.1:{ports[found['names'][0]]}"
-        scrape["static_configs"] = [{"targets": [target]}]
-    shutil.copy(DOCKER / "prometheus" / "alerts.yml", folder)
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = free_port()
-    command = [
-        *(binary, "--config.file", "prometheus.yml", "--storage.tsdb.path", "data"),
-        *("--web.listen-address", f"127.0.0.1:{port}", "--log.level", "warn"),
-    ]
-    with subprocess.Popen(command, cwd=folder) as process:
-        try:
-            eventually(lambda: _answers(f"http://127.0.0.1:{port}/-/ready"))
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(url, timeout=PATIENCE).status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
 def families(text: str) -> set[str]:
     """The metrics a `/metrics` describes, by all the names their samples may have."""
     names = set()
@@ -164,6 +125,16 @@ def test_every_panel_has_data(live: Live, title: str, expr: str) -> None:
     values = [float(series["value"][1]) for series in live.ask(asked)]
     assert values, asked
     assert not all(math.isnan(value) for value in values), asked
+
+
+def test_it_can_be_drawn_without_grafana(live: Live) -> None:
+    now = time.time()
+    drawn = page(json.loads(DASHBOARD.read_text()), asking(live.url, now - 10, now))
+    assert drawn.count("<h3>") == len(panels())
+    without = sum(bool(set(NAME.findall(p["targets"][0]["expr"])) & NEEDS_A_GPU) for p in panels())
+    assert drawn.count("No data") == without
+    assert "succeeded" in drawn
+    assert "{{" not in drawn
 
 
 def test_every_metric_of_dashboard_and_alerts_exists(live: Live) -> None:
