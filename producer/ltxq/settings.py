@@ -92,7 +92,10 @@ class Settings(BaseSettings):
         default=3, ge=1, le=100, description="Workers a job may take down before it fails."
     )
     spool_jobs: int = Field(
-        default=8, ge=1, le=256, description="Finished clips a worker may hold for uploading."
+        default=8,
+        ge=1,
+        le=256,
+        description="Finished clips a worker may hold for uploading while it makes another.",
     )
     upload_patience: float = Field(
         default=3600.0, ge=0, description="Seconds an upload is tried again before the job fails."
