@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from test_client import LedgerWorker
 
 from browser import chromium
-from fleet import Fleet, worker_environment
+from fleet import Fleet, eventually, worker_environment
 from gateways import Gateway
 from ltxq.errors import JobError
 from ltxq.gateway.keys import new_key
@@ -176,6 +176,29 @@ def test_progress_is_heard_or_else_looked_for(
     expect(bar).to_have_js_property("value", 40)
     expect(queue(page).filter(has_text="second")).to_contain_text("Next in the queue")
     flawless(page)
+
+
+def test_an_answer_older_than_what_was_heard_changes_nothing(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    """A look at the queue that was under way as the job began."""
+    page = open_page(gateway.url)
+    lists, late = re.compile(r"/v1/jobs\?"), []
+    submit(page, "first")
+    first = queue(page).filter(has_text="first")
+    expect(first).to_contain_text("Next in the queue")
+    page.route(lists, lambda route: late.append((route, route.fetch())))
+    eventually(lambda: page.wait_for_timeout(20) or len(late) == 3)
+    page.route(lists, lambda route: route.abort())
+    worker.start(job_id := first.get_attribute("data-id") or "")
+    worker.report(job_id, "denoise", 3, 8, 0.4)
+    expect(first).to_contain_text("Denoising 3/8")
+    for route, answer in late:
+        route.fulfill(response=answer)
+    expect(
+        page.get_by_role("alert").filter(has_text="does not answer")
+    ).to_be_visible()  # the next look
+    expect(first).to_contain_text("Denoising 3/8")
 
 
 def test_a_tab_that_nobody_sees_holds_no_connection(

@@ -16,6 +16,7 @@ const find = (selector) => document.querySelector(selector);
 const form = find("#form");
 
 const jobs = new Map(); // by id
+const heard = new Map(); // id → when an event or an action of this tab last told of it
 const mine = new Map(); // id → state last announced, of what this tab submitted
 const followed = new Map(); // id → AbortController
 let older; // where the next page of older clips begins; null: there are no more
@@ -25,7 +26,10 @@ let timer = 0;
 
 const active = (job) => job.state === "queued" || job.state === "running";
 
-function learn(job) {
+// `asked`: when this answer was asked for, where it was read rather than heard just now.
+function learn(job, asked = Infinity) {
+  if (heard.get(job.id) > asked) return; // newer than that answer
+  if (asked === Infinity) heard.set(job.id, performance.now());
   const before = jobs.get(job.id);
   if (before && !active(before) && active(job)) return; // final is final: that answer is old
   jobs.set(job.id, job);
@@ -63,6 +67,7 @@ function follow() {
 }
 
 async function refresh() {
+  const asked = performance.now();
   const [running, queued, newest] = await Promise.all([
     api.list([["state", "running"], ["limit", MOST]]),
     api.list([["state", "queued"], ["limit", MOST], ["order", "asc"]]),
@@ -72,12 +77,13 @@ async function refresh() {
   const told = [...newest.jobs, ...queued.jobs, ...running.jobs];
   const ids = new Set(told.map((job) => job.id));
   const unheard = [...jobs.values()].filter((job) => active(job) && !ids.has(job.id));
-  told.forEach(learn);
+  for (const job of told) learn(job, asked);
   if (unheard.length) {
-    const asked = unheard.slice(0, MOST);
-    const { jobs: there } = await api.list(asked.map((job) => ["id", job.id]));
-    asked.forEach((job) => jobs.delete(job.id));
-    there.forEach(learn);
+    const sought = unheard.slice(0, MOST);
+    const { jobs: there } = await api.list(sought.map((job) => ["id", job.id]));
+    const found = new Set(there.map((job) => job.id));
+    for (const job of sought) if (!found.has(job.id)) jobs.delete(job.id);
+    for (const job of there) learn(job, asked);
   }
   if (older === undefined) older = newest.after;
   view.showModels((await api.models()).data);
@@ -187,9 +193,10 @@ async function submit() {
 }
 
 async function showOlder() {
+  const asked = performance.now();
   const page = await api.list([["limit", PAGE], ["after", older]]);
   older = page.after;
-  page.jobs.forEach(learn);
+  for (const job of page.jobs) learn(job, asked);
 }
 
 function showChoices() {
