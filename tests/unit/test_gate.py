@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import select
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
 from kombu.asynchronous import Hub
 
 from ltxq_worker.gate import Gate
+from ltxq_worker.inbox import pool_of
 
 
 @pytest.fixture
@@ -102,3 +104,29 @@ def test_a_release_wakes_the_sleeping_event_loop(gate: Gate) -> None:
     callback(*arguments)
     assert select.select([pipe], [], [], 0)[0] == []
     hub.close()
+
+
+def test_a_message_that_cannot_even_be_rejected_lets_go_of_the_gate() -> None:
+    """Redis may have gone just as the pool's thread failed."""
+    gate = Gate(2)
+    rejected = threading.Event()
+
+    class Message:
+        delivery_tag, acknowledged = "a", False
+
+        def reject(self) -> None:
+            rejected.set()
+            raise ConnectionError("Redis is away")
+
+    class Request:
+        id, message = "x", Message()
+
+        def accept(self, *_: object) -> None:
+            raise TypeError("a forged name")
+
+    gate.take("a")
+    pool = pool_of(gate)(1)
+    pool.on_apply(print, accept_callback=Request().accept)
+    assert rejected.wait(10)
+    pool.on_stop()
+    assert gate.is_open

@@ -72,11 +72,11 @@ def _taking(
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
             reason = type(exc).__name__
+        gate.release(message.delivery_tag)  # first: rejecting it may fail where Redis is away
         for request in list(state.requests.values()):  # Celery's books, where it would stay
             if request.message is message:
                 state.task_ready(request)
         _drop(message, reason)
-        gate.release(message.delivery_tag)
         return None
 
     return guarded
@@ -95,10 +95,10 @@ def pool_of(gate: Gate) -> type[TaskPool]:
             return result
 
     def done(request: Any, future: Future[Any]) -> None:
+        gate.release(request.message.delivery_tag)
         if not future.cancelled() and (error := future.exception()):
             state.task_ready(request)
             _drop(request.message, type(error).__name__)
-        gate.release(request.message.delivery_tag)
 
     return Pool
 
