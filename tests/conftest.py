@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import redis
 
-from ltxq_worker.local import RedisServer, S3Server
-from servers import S3, moto_server, start_or_skip
+# What starts servers is imported where one is started: a machine that measures a GPU has neither
+# Redis nor boto3, and runs tests/gpu.
+if TYPE_CHECKING:
+    from ltxq_worker.local import RedisServer, S3Server
+    from servers import S3
 
 _DATABASES = itertools.cycle(range(16))
 
@@ -29,6 +32,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis with its append-only file on, for all tests of this process: do not stop it."""
+    from ltxq_worker.local import RedisServer
+    from servers import start_or_skip
+
     folder = tmp_path_factory.mktemp("redis")
     with start_or_skip(lambda: RedisServer.start(folder)) as server:
         yield server
@@ -37,6 +43,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     """An empty database of `redis_server`; not the last test's, which may still be letting go."""
+    import redis
+
     url = f"redis://127.0.0.1:{redis_server.port}/{next(_DATABASES)}"
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
@@ -46,6 +54,9 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """rclone's S3 server on a folder, for all tests of this process: do not stop it."""
+    from ltxq_worker.local import S3Server
+    from servers import start_or_skip
+
     folder = tmp_path_factory.mktemp("s3")
     with start_or_skip(lambda: S3Server.start(folder)) as server:
         yield server
@@ -56,12 +67,16 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3:
     """rclone's S3 server, its credentials in this test's environment."""
     for name, value in s3_server.credentials.items():
         monkeypatch.setenv(name, value)
+    from servers import S3
+
     return S3(s3_server.endpoint, s3_server.bucket, s3_server.credentials)
 
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
     """moto's S3 server, for all tests of this process."""
+    from servers import moto_server
+
     with moto_server() as endpoint:
         yield endpoint
 
@@ -77,6 +92,8 @@ def moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in credentials.items():
         monkeypatch.setenv(name, value)
     import boto3
+
+    from servers import S3
 
     client = boto3.Session().client("s3", endpoint_url=moto_endpoint)
     for bucket in client.list_buckets()["Buckets"]:

@@ -24,6 +24,7 @@ from ltxq.job import VideoRequest
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import compiled
+from ltxq_worker.pipeline.attention import AttentionKernels
 from ltxq_worker.pipeline.compiled import CompiledBlocks, what_compiling_lacks
 from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage
 from ltxq_worker.pipeline.ltx import LtxPipeline
@@ -98,7 +99,9 @@ def test_one_function_serves_all_blocks_and_each_size_has_its_own(
     pipeline: LtxPipeline = request.getfixturevalue(model)
     blocks = CompiledBlocks(CPU, backend="eager")
     context = pipeline._context("a cat")
-    fast = FastTransformer(pipeline._parts.transformer, run_block=blocks, cudnn=True)
+    fast = FastTransformer(
+        pipeline._parts.transformer, run_block=blocks, attention=AttentionKernels(prefer_cudnn=True)
+    )
     lean = FastTransformer(pipeline._parts.transformer)
     assert len(pipeline._parts.transformer.velocity_model.transformer_blocks) == 2
     for count, frames in enumerate((9, 17, 9), start=1):
@@ -136,9 +139,17 @@ def test_code_in_the_cache_is_found_only_for_the_attention_it_was_made_for(
         tags.add(torch.compiler.config.cache_key_tag)
         return graph
 
-    blocks = CompiledBlocks(CPU, cudnn=cudnn, backend=note)
-    made(FastTransformer(pipeline._parts.transformer, run_block=blocks), pipeline._context("a cat"))
-    assert tags == {f"ltxq {cudnn}"}
+    kernels = AttentionKernels(prefer_cudnn=cudnn)
+    blocks = CompiledBlocks(CPU, attention=kernels, backend=note)
+    fast = FastTransformer(pipeline._parts.transformer, run_block=blocks)
+    made(fast, pipeline._context("a cat"))
+    assert tags == {f"ltxq cudnn first: {cudnn}"}
+    try:
+        assert kernels.steps_down(RuntimeError("cuDNN Frontend error: no plan"))
+        made(fast, pipeline._context("a cat"))
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert tags == {f"ltxq cudnn first: {cudnn}", "ltxq no cudnn"}
     assert torch.compiler.config.cache_key_tag == ""
 
 
@@ -202,12 +213,24 @@ def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert what_compiling_lacks("cuda") is None
 
 
-def test_running_out_of_memory_is_no_reason_to_step_down(pipeline: LtxPipeline) -> None:
-    def full(graph: Any, inputs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
+        RuntimeError("cuDNN Frontend error: No valid execution plans built."),
+    ],
+    ids=["memory", "broken", "capturing", "attention"],
+)
+def test_what_is_not_the_compilers_doing_is_no_reason_to_step_down(
+    pipeline: LtxPipeline, error: Exception
+) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise error
 
-    blocks = CompiledBlocks(CPU, backend=full)
-    with pytest.raises(Exception, match="out of memory"):
+    blocks = CompiledBlocks(CPU, backend=fail)
+    with pytest.raises(Exception, match=str(error)):
         made(
             FastTransformer(pipeline._parts.transformer, run_block=blocks),
             pipeline._context("a cat"),

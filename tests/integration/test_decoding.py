@@ -5,6 +5,7 @@ against the encoder's own colours.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,38 @@ def test_a_clip_that_did_not_fit_in_one_piece_after_all_is_decoded_in_tiles(
     finally:
         hook.remove()
     assert sum(map(len, chunks)) == 73
+
+
+def test_a_decoder_that_cudnn_refuses_with_channels_last_is_the_librarys_from_then_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> torch.Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,decode")
+    lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("ltxq_worker.pipeline.decoder.conv3d", refuse)
+        ours = np.concatenate(list(pipeline.generate(SMALL, ignore).frames))
+    assert np.array_equal(ours, np.concatenate(list(lean.generate(SMALL, ignore).frames)))
+    assert str(pipeline.optimizations) == "lean"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "made without 'decode'" in line
+    assert "unable to find an engine" in line
+
+
+def test_colours_are_halved_by_cudnn_without_rounding_to_ten_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    def look(*args: Any, **options: Any) -> torch.Tensor:
+        seen.add((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        return torch.nn.functional.conv2d(*args, **options)
+
+    monkeypatch.setattr("ltxq_worker.pipeline.yuv.conv2d", look)
+    to_yuv420(torch.from_numpy(waves()))
+    assert seen == {(True, False)}
 
 
 @pytest.mark.parametrize("picture", ["noise", "waves", "edges"])

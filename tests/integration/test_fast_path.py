@@ -5,7 +5,9 @@ rounding allows. In float32, where rounding is small, a mistake has nowhere to h
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,17 +15,23 @@ import torch
 from ltx_core.types import VideoPixelShape
 from torch.nn.attention import SDPBackend
 
+from ltxq.job import VideoRequest
 from ltxq_worker.models.text import TextContext, TextEncoder
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import attention
+from ltxq_worker.pipeline.attention import AttentionKernels
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer, in_one_stage
+from ltxq_worker.pipeline.fast import FastPath
+from ltxq_worker.pipeline.graphs import Run
 from ltxq_worker.pipeline.ltx import LtxPipeline
+from ltxq_worker.pipeline.optimize import Optimizations
 from ltxq_worker.pipeline.transformer import FastTransformer, Streams, run_one_block
 
 SHAPES = [
     VideoPixelShape(1, 1, 64, 64, 24),
     VideoPixelShape(1, 25, 96, 64, 25),
 ]
+SMALL = VideoRequest(prompt="a cat", height=64, width=64, num_frames=9, seed=1)
 PROMPTS = ["a cat", "A lighthouse in a storm — rain on the glass.", "word " * 190]
 
 
@@ -90,7 +98,7 @@ def test_attention_is_cudnns_first_for_a_large_clip_in_every_step_and_only_there
         seen.append(torch._C._get_sdp_priority_order()[0])
         return run_one_block(*args)
 
-    fast = FastTransformer(model, run_block=look, cudnn=True)
+    fast = FastTransformer(model, run_block=look, attention=AttentionKernels(prefer_cudnn=True))
     small = made(fast, context, SHAPES[1])
     assert set(seen) == {usual[0]} != {SDPBackend.CUDNN_ATTENTION.value}
     seen.clear()
@@ -100,6 +108,59 @@ def test_attention_is_cudnns_first_for_a_large_clip_in_every_step_and_only_there
     assert len(seen) == 8 * len(model.velocity_model.transformer_blocks)
     assert torch._C._get_sdp_priority_order() == usual
     assert torch.equal(large.video, small.video)  # a CPU has one kernel
+
+
+@pytest.mark.parametrize("where", ["a compiled block", "the text encoder"])
+def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_blamed(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it is off: on Hopper torch itself takes cuDNN's first."""
+    make_tiny(tmp_path / "tiny")
+    pipeline = LtxPipeline.load(tmp_path / "tiny", model="m", device="cpu", optimize="lean")
+    refused: list[str] = []
+
+    def refuse(here: str) -> None:
+        if here == where and torch.backends.cuda.cudnn_sdp_enabled():
+            refused.append(here)
+            raise RuntimeError("cuDNN Frontend error: No valid execution plans built.")
+
+    def block(*args: Any) -> Streams:
+        refuse("a compiled block")
+        return run_one_block(*args)
+
+    def encode(*args: Any, **options: Any) -> TextContext:
+        refuse("the text encoder")
+        return TextEncoder.encode(pipeline._parts.text, *args, **options)
+
+    monkeypatch.setattr(pipeline._parts.text, "encode", encode)
+    monkeypatch.setattr("ltxq_worker.pipeline.compiled._compiled", lambda backend: block)
+    monkeypatch.setattr("ltxq_worker.pipeline.fast.CudaGraphs", lambda device: Records())
+    chosen = Optimizations(lean=True, attention=True, compile=True, graphs=True)
+    pipeline._fast = FastPath(pipeline._parts.transformer, chosen, torch.device("cpu"))
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                clip = pipeline.generate(SMALL, lambda *_: None)
+                assert sum(map(len, clip.frames)) == SMALL.num_frames
+        assert str(pipeline.optimizations) == "lean,compile,graphs"
+        assert refused == [where]
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "made without 'attention'" in line
+        assert "No valid execution plans" in line
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+class Records:
+    """A `Recorder` that does the work each time."""
+
+    kept = 0
+
+    def record(self, run: Run) -> Run:
+        run()
+        return run
+
+    def forget(self) -> None: ...
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["few", "some", "beyond the sliding window"])

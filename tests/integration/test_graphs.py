@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from ltxq.job import VideoRequest
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import graphs, memory
 from ltxq_worker.pipeline.denoise import Latents, Step, Transformer, in_one_stage, in_two_stages
-from ltxq_worker.pipeline.graphs import GraphedTransformer, Run
+from ltxq_worker.pipeline.graphs import CudaGraphs, GraphedTransformer, Run
 from ltxq_worker.pipeline.ltx import LtxPipeline
 from ltxq_worker.pipeline.transformer import Bound, FastTransformer, Streams, leaves, mapped
 
@@ -206,15 +208,24 @@ def test_a_step_between_two_reports_is_one_replay(
     assert torch.equal(made(pipeline, graphed, SMALL).video, made(pipeline, plain, SMALL).video)
 
 
+class Refuses(Replays):
+    """Raises what CUDA does."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def record(self, run: Run) -> Run:
+        self.recorded += 1
+        raise self._error
+
+
 def test_what_cannot_be_recorded_is_told_and_clips_are_made_without(
     pipeline: LtxPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Refuses(Replays):
-        def record(self, run: Run) -> Run:
-            self.recorded += 1
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-    recorder = Refuses()
+    recorder = Refuses(
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\n…")
+    )
     graphed = GraphedTransformer(FastTransformer(pipeline._parts.transformer), recorder)
     plain = FastTransformer(pipeline._parts.transformer)
     with caplog.at_level(logging.WARNING):
@@ -228,6 +239,23 @@ def test_what_cannot_be_recorded_is_told_and_clips_are_made_without(
     assert recorder.recorded == 1
     assert not graphed.on
     assert not graphed._text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN Frontend error: No valid execution plans built."),  # attention's matter
+    ],
+    ids=["broken", "refused by cuDNN"],
+)
+def test_what_is_not_the_recordings_doing_is_passed_on(
+    pipeline: LtxPipeline, error: Exception
+) -> None:
+    graphed = GraphedTransformer(FastTransformer(pipeline._parts.transformer), Refuses(error))
+    with pytest.raises(type(error), match=str(error)):
+        made(pipeline, graphed, SMALL)
+    assert graphed.on
 
 
 def test_a_recording_that_memory_does_not_hold_is_left_out_once(
@@ -265,6 +293,104 @@ def test_a_clip_that_needs_the_recordings_memory_gets_it(
     monkeypatch.setattr(graphed, "on", False)
     list(pipeline.generate(request, lambda *_: None).frames)
     assert pipeline._fast.bytes_kept == 0
+
+
+class Cuda:
+    """What `CudaGraphs` uses of torch, as torch 2.11 behaves: whose stream is current, and what its
+    allocator waits for. That graphs replay is tests/gpu's.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.streams = "now", 0
+        self.capturing: set[str] = set()  # pools whose end the allocator waits for
+        self.given_back: list[str] = []
+        self.ends_well = True
+        cuda = {
+            "Stream": self._stream,
+            "current_stream": lambda device: Cuda.Stream("now"),
+            "stream": self.entered,
+            "graph": self.graph,
+            "graph_pool_handle": lambda: "pool",
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "empty_cache": lambda: None,
+            "memory_reserved": lambda device: 0,
+            "current_device": lambda: 0,
+        }
+        for name, what in cuda.items():
+            monkeypatch.setattr(torch.cuda, name, what)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self._end)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, p: self.given_back.append(p))
+
+    @dataclass
+    class Stream:
+        name: str
+
+        def wait_stream(self, other: Cuda.Stream) -> None: ...
+
+    def _stream(self, device: object) -> Cuda.Stream:
+        self.streams += 1
+        return Cuda.Stream(f"side {self.streams}")
+
+    @contextmanager
+    def entered(self, stream: Cuda.Stream) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, _: object, *, pool: str, stream: Cuda.Stream, **how: object) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        self.capturing.add(pool)
+        try:
+            yield
+        finally:
+            if not self.ends_well:  # its stream stays, and the allocator goes on waiting
+                raise torch.AcceleratorError("CUDA error: a previous error during capture")
+            self.capturing.remove(pool)
+            self.current = before
+
+    def _end(self, _: int, pool: str) -> None:
+        if pool not in self.capturing:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.capturing.remove(pool)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    return Cuda(monkeypatch)
+
+
+def test_all_recordings_share_one_stream(cuda: Cuda) -> None:
+    recorder = CudaGraphs(torch.device("cuda"))
+    used: list[str] = []
+    for _ in range(3):
+        recorder.record(lambda: used.append(cuda.current))  # type: ignore[arg-type, func-returns-value]
+    assert used == ["side 1"] * 9  # twice to prepare, once to record
+    assert cuda.current == "now"
+    assert not cuda.given_back
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_capture_that_fails_leaves_stream_and_allocator_as_they_were(
+    cuda: Cuda, ends_well: bool
+) -> None:
+    recorder = CudaGraphs(torch.device("cuda"))
+    cuda.ends_well = ends_well
+    runs: list[None] = []
+
+    def run() -> Any:
+        runs.append(None)
+        if len(runs) == 3:
+            raise torch.AcceleratorError("CUDA error: not permitted when stream is capturing")
+
+    with pytest.raises(torch.AcceleratorError, match="not permitted"):  # the first of the errors
+        recorder.record(run)
+    assert cuda.current == "now"
+    assert not cuda.capturing
+    # Given back once: by torch's own graph, if that ended well.
+    assert cuda.given_back == ([] if ends_well else ["pool"])
 
 
 def made(

@@ -40,8 +40,9 @@ from ltxq.storage import Storage
 from ltxq_worker.control import control_step
 from ltxq_worker.gate import Gate, gate_step
 from ltxq_worker.inbox import inbox_step, pool_of
-from ltxq_worker.pipeline import INSTANT, Pipeline
+from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
 from ltxq_worker.pipeline.optimize import parse_shapes
+from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.reconnect import reconnect_step
 from ltxq_worker.run import Runner
 
@@ -88,6 +89,7 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
 
     Raises:
         ModelUnusable
+        DeviceBroken
         ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
     """
     if model == INSTANT:
@@ -219,6 +221,9 @@ def main() -> None:
         later = exc.retryable or isinstance(exc, OutOfMemory)
         supervisor.tell(failed=str(exc), retryable=later)
         sys.exit(1)
+    except DeviceBroken as exc:
+        supervisor.tell(failed=f"The GPU refuses all work: {exc}", retryable=True)
+        sys.exit(1)
     _watch_for_the_end(runner, app, supervisor)
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
@@ -277,10 +282,14 @@ def _prepare(
     storage.check()
     gate = Gate(1 + settings.spool_jobs)
     ledger = Ledger.from_settings(settings)
+    gpu = GpuThread()
     runner = Runner(
         ledger=ledger,
         storage=storage,
-        pipeline=load_pipeline(options.model, settings, options.device, supervisor),
+        pipeline=gpu.run(
+            lambda: load_pipeline(options.model, settings, options.device, supervisor)
+        ),
+        gpu=gpu,
         gate=gate,
         settings=settings,
         worker=options.name,

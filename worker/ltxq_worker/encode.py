@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import av
 import numpy as np
@@ -49,25 +49,79 @@ class Encoded:
     duration: float  # seconds of picture
 
 
+class Encoding:
+    """A clip on its way into files: `take` its frames, then `finish`. Used with `with`.
+
+    The two may be called from different threads: taking frames decodes them, which is for the
+    thread that drives the GPU; finishing waits for the encoder, which is not.
+    """
+
+    def __init__(self, request: VideoRequest, folder: Path) -> None:
+        """`folder`: for clip.mp4, poster.jpg and spritesheet.jpg; made where missing."""
+        self._request, self._folder = request, folder
+        self._handover = Handover(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._unfinished = Path()
+
+    def __enter__(self) -> Self:
+        """May raise DiskFull."""
+        with full_disk_named(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handover.abandon()
+        if self._thread is not None:
+            self._thread.join()
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def take(self, clip: Clip) -> None:
+        """Take every frame of `clip`; they are encoded meanwhile. The arrays taken must not be
+        written to again by the thread that made them.
+
+        Raises:
+            PermanentError: the frames or the sound are not what the request asks for.
+            DiskFull
+            Whatever `clip.frames` raises.
+        """
+        self._thread = threading.Thread(
+            target=_encode_all,
+            args=(self._handover, clip, self._request, self._unfinished),
+            name="encode",
+        )
+        self._thread.start()
+        try:
+            with full_disk_named(self._folder):
+                for chunk in _checked(clip, self._request):
+                    self._handover.put(chunk)
+            self._handover.end()
+        finally:
+            if isinstance(clip.frames, Generator):
+                clip.frames.close()  # let go of the latents now, not when it is collected
+
+    def finish(self, report: Report) -> Encoded:
+        """Wait until the files are complete, and put them into their folder.
+
+        Raises:
+            DiskFull
+            Whatever `report` raises.
+        """
+        with full_disk_named(self._folder):
+            for coded in self._handover.progress():
+                report("encode", coded, self._request.num_frames)
+            return _moved_into_place(self._unfinished, self._request, self._folder)
+
+
 def encode(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> Encoded:
     """Take every frame from `clip` and write clip.mp4, poster.jpg and spritesheet.jpg to `folder`.
 
     `report("encode", …)` is called once the frames are exhausted: from its first call on, the GPU
-    is free. The arrays taken must not be written to again by who made them.
-
-    Raises:
-        PermanentError: the frames or the sound are not what the request asks for.
-        DiskFull
-        Whatever `clip.frames` or `report` raise. No file stays behind then.
+    is free. No file stays behind where it raises; it raises what `Encoding` does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(folder):
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
-        try:
-            _encode_while_decoding(clip, request, unfinished, report)
-            return _moved_into_place(unfinished, request, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with Encoding(request, folder) as encoding:
+        encoding.take(clip)
+        return encoding.finish(report)
 
 
 def write_sidecar(
@@ -107,27 +161,6 @@ def write_sidecar(
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def _encode_while_decoding(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> None:
-    handover = Handover(MAX_WAITING)
-    thread = threading.Thread(
-        target=_encode_all, args=(handover, clip, request, folder), name="encode"
-    )
-    thread.start()
-    try:
-        for chunk in _checked(clip, request):
-            handover.put(chunk)
-        handover.end()
-        for coded in handover.progress():
-            report("encode", coded, request.num_frames)
-    except BaseException:
-        handover.abandon()
-        raise
-    finally:
-        thread.join()
-        if isinstance(clip.frames, Generator):
-            clip.frames.close()  # let go of the latents now, not when it is collected
 
 
 def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: Path) -> None:

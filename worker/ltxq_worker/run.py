@@ -8,28 +8,25 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ltxq.errors import JobError, LtxqError, StorageUnavailable
-from ltxq.job import Progress, VideoResult
+from ltxq.job import Progress, Stage, VideoResult
 from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage, clip_keys
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
-from ltxq_worker.encode import DiskFull, Encoded, encode, full_disk_named, write_sidecar
+from ltxq_worker.encode import DiskFull, Encoded, Encoding, full_disk_named, write_sidecar
 from ltxq_worker.gate import Gate
 from ltxq_worker.meter import Meter
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from ltxq_worker.pipeline.thread import GpuThread
 
 log = logging.getLogger("ltxq.worker")
 
@@ -39,8 +36,9 @@ FULL_DISK_SECONDS = 30.0  # without new jobs after the spool's disk was full
 
 @dataclass(kw_only=True)
 class Runner:
-    """What a worker process needs to run jobs. `run` may be called from several threads; the
-    gate lets only one of them need the GPU at a time.
+    """What a worker process needs to run jobs. `run` may be called from several threads: they
+    encode, upload and wait. What needs the GPU is done on a thread of its own, and the gate lets
+    one job at a time need it.
     """
 
     ledger: Ledger
@@ -55,6 +53,7 @@ class Runner:
     announce: Callable[[Ticket], None] = lambda _ticket: None  # a job is queued again
     show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None  # to who watches
     meter: Meter = field(default_factory=Meter)
+    gpu: GpuThread = field(default_factory=GpuThread)  # the one `pipeline` was loaded on
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
 
     def __post_init__(self) -> None:
@@ -151,17 +150,31 @@ class Runner:
             )
 
     def _make(self, attempt: Attempt, delivery: str, folder: Path) -> Encoded:
-        request = attempt.claim.request
-
         def free_gpu() -> None:
             self.gate.release_gpu(delivery)
             attempt.released_gpu()
 
         try:
+            with Encoding(attempt.claim.request, folder) as encoding:
+                on_device = self.gpu.run(lambda: self._take_turn(attempt, encoding, free_gpu))
+                encoded = encoding.finish(attempt.report)
+        finally:
+            free_gpu()  # where its turn did not come
+        attempt.encoded(on_device)
+        return encoded
+
+    def _take_turn(
+        self, attempt: Attempt, encoding: Encoding, free_gpu: Callable[[], None]
+    ) -> dict[Stage, float]:
+        """A job's turn on the GPU's thread, from the prompt to the last frame.
+
+        Returns:
+            Seconds by stage, on the device's own clock.
+        """
+        try:
             attempt.report("encode_text", 0, 1)
-            clip = self.pipeline.generate(request, attempt.report)
-            clip = replace(clip, frames=_then(clip.frames, free_gpu))
-            encoded = encode(clip, request, folder, attempt.report)
+            clip = self.pipeline.generate(attempt.claim.request, attempt.report)
+            encoding.take(clip)
         except DeviceBroken as exc:
             # At once: the ledger must still know that it was this job that had the GPU.
             log.error("%s: %s. This process is replaced.", attempt.claim.job_id, exc)
@@ -169,8 +182,7 @@ class Runner:
             raise
         finally:
             free_gpu()
-        attempt.encoded(clip.timings)
-        return encoded
+        return clip.timings
 
     def _upload(self, attempt: Attempt, encoded: Encoded, folder: Path) -> VideoResult:
         claim, request = attempt.claim, attempt.claim.request
@@ -280,14 +292,6 @@ class Runner:
             self.storage.delete(self.storage.list(prefix))
         except LtxqError as exc:
             log.warning("Objects under %s are left behind: %s", prefix, exc)
-
-
-def _then(
-    frames: Iterator[NDArray[np.uint8]], done: Callable[[], None]
-) -> Iterator[NDArray[np.uint8]]:
-    """`frames`, and `done` called after the last one."""
-    yield from frames
-    done()
 
 
 def _error(state: Any) -> BaseException | None:

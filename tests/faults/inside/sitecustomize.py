@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 
 import ltxq_worker.run
@@ -25,11 +26,11 @@ from ltxq_worker.run import Runner
 ltxq_worker.supervisor.HUNG_SECONDS = 1.0
 if "LTXQ_TEST_FULL_DISK_SECONDS" in os.environ:
     ltxq_worker.run.FULL_DISK_SECONDS = float(os.environ["LTXQ_TEST_FULL_DISK_SECONDS"])
-now = threading.local()  # .claim: what this thread works on
+now = ContextVar("claim", default=None)  # what this thread works on, or has the GPU's work on
 
 
 def misbehave(stage):
-    claim = getattr(now, "claim", None)
+    claim = now.get()
     if claim is None:
         return
     if claim.request.prompt == "die" and stage == "denoise":
@@ -68,7 +69,7 @@ def hang(self, request, report):
 
 
 Attempt.report = report_and_misbehave
-before(Runner, "_outcome", lambda self, attempt, *_: setattr(now, "claim", attempt.claim))
+before(Runner, "_outcome", lambda self, attempt, *_: now.set(attempt.claim))
 before(Storage, "put", lambda *_, **__: misbehave("upload"))
 before(Ledger, "finish", lambda *_, **__: misbehave("finish"))
 before(Ledger, "get", lambda *_: misbehave("tell"))

@@ -16,14 +16,23 @@ from typing import cast
 import torch
 from ltx_core.model.transformer.transformer_args import TransformerArgs
 
-from ltxq_worker.pipeline.device import is_broken, is_out_of_memory
+from ltxq_worker.pipeline.attention import AttentionKernels
+from ltxq_worker.pipeline.device import (
+    is_about_capturing,
+    is_broken,
+    is_out_of_memory,
+    is_refused_by_cudnn,
+)
 from ltxq_worker.pipeline.optimize import keep_compiled_code, said_by, step_down
 from ltxq_worker.pipeline.transformer import RunBlock, Streams, run_one_block
 
 SHAPES_KEPT = 8  # sizes whose code is kept; a clip in two stages has two
 
-# What torch's cache of compiled code cannot see: which attention kernel the code was made for.
-_TAG = "ltxq {cudnn}"
+# What torch's cache of compiled code cannot see: which attention kernels the code was made for.
+_TAG = "ltxq {kernels}"
+
+# Errors that would be raised without compiling, too.
+_NOT_THE_COMPILERS = (is_out_of_memory, is_broken, is_refused_by_cudnn, is_about_capturing)
 
 
 class CompiledBlocks:
@@ -32,12 +41,16 @@ class CompiledBlocks:
     """
 
     def __init__(
-        self, device: torch.device, *, cudnn: bool = False, backend: str = "inductor"
+        self,
+        device: torch.device,
+        *,
+        attention: AttentionKernels | None = None,
+        backend: str = "inductor",
     ) -> None:
-        """`cudnn`: the optimization `attention` is on. `backend`: torch.compile's."""
-        self._cudnn = cudnn
+        """`attention`: whose kernels run. `backend`: torch.compile's."""
+        self._attention = attention or AttentionKernels()
         self._backend = backend
-        self._functions: OrderedDict[tuple[torch.Size, ...], RunBlock] = OrderedDict()
+        self._functions: OrderedDict[tuple[str | torch.Size, ...], RunBlock] = OrderedDict()
         self.on = True  # until it steps down
         keep_compiled_code()
         lacking = what_compiling_lacks(device.type) if backend == "inductor" else None
@@ -50,22 +63,23 @@ class CompiledBlocks:
         """As `run_one_block`, within rounding: fused operations round once."""
         if not self.on:
             return run_one_block(block, video, audio)
-        run = self._function(video.x.shape, audio.x.shape)
+        kernels = self._attention.tag
+        run = self._function(kernels, video.x.shape, audio.x.shape)
         try:
             with torch.compiler.config.patch(  # type: ignore[attr-defined]
-                cache_key_tag=_TAG.format(cudnn=self._cudnn)
+                cache_key_tag=_TAG.format(kernels=kernels)
             ):
                 return run(block, video, audio)
         except Exception as exc:  # compilers raise whatever they like
             cause = getattr(exc, "inner_exception", exc)  # dynamo's errors wrap the compiler's
-            if is_out_of_memory(cause) or is_broken(cause):
+            if any(judge(cause) for judge in _NOT_THE_COMPILERS):
                 raise
             self._step_down(said_by(cause))
         return run_one_block(block, video, audio)
 
-    def _function(self, *shapes: torch.Size) -> RunBlock:
-        run = self._functions.pop(shapes, None) or _compiled(self._backend)
-        self._functions[shapes] = run  # the last used last
+    def _function(self, *key: str | torch.Size) -> RunBlock:
+        run = self._functions.pop(key, None) or _compiled(self._backend)
+        self._functions[key] = run  # the last used last
         if len(self._functions) > SHAPES_KEPT:
             self._functions.popitem(last=False)
         return run

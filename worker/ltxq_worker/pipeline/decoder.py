@@ -24,6 +24,13 @@ def channels_last(decoder: torch.nn.Module) -> torch.nn.Module:
     return _exchanged(decoder, _replacement)
 
 
+def channels_first(decoder: torch.nn.Module) -> torch.nn.Module:
+    """`decoder` with its weights in the library's order again."""
+    for weight in decoder.parameters():
+        weight.data = weight.data.contiguous()
+    return decoder
+
+
 def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
     match module:
         case CausalConv3d():

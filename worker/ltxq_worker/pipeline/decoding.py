@@ -16,7 +16,7 @@ from ltx_core.types import Audio
 
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import Sound, crop_offset, memory
-from ltxq_worker.pipeline.decoder import channels_last
+from ltxq_worker.pipeline.decoder import channels_first, channels_last
 from ltxq_worker.pipeline.delivery import (
     AsyncCopies,
     ComingSound,
@@ -26,7 +26,8 @@ from ltxq_worker.pipeline.delivery import (
     as_yuv420,
     handed_over,
 )
-from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.pipeline.device import is_refused_by_cudnn
+from ltxq_worker.pipeline.optimize import Optimizations, said_by, step_down
 
 
 class Decoding:
@@ -35,7 +36,9 @@ class Decoding:
     def __init__(
         self, decoder: torch.nn.Module, optimizations: Optimizations, device: torch.device
     ) -> None:
-        self._decoder = channels_last(decoder) if optimizations.decode else decoder
+        self.on = optimizations.decode  # until it steps down
+        self._library = decoder
+        self._decoder = channels_last(decoder) if self.on else decoder
         self._send: Send | None = None
         if optimizations.frames:
             self._send = AsyncCopies(device) if device.type == "cuda" else handed_over
@@ -59,6 +62,16 @@ class Decoding:
         width, height = request.output_size
         crop = slice(top, top + height), slice(left, left + width)
         return as_yuv420(chunks, crop, self._send)
+
+    def steps_down(self, exc: BaseException) -> bool:
+        """Whether the clip that raised `exc` may be decoded again: as the library does it, from
+        now on, since cuDNN cannot do it with channels last.
+        """
+        if not self.on or not is_refused_by_cudnn(exc):
+            return False
+        self.on, self._decoder = False, channels_first(self._library)
+        step_down("decode", said_by(exc), "Take decode out of LTXQ_OPTIMIZE, and report this line.")
+        return True
 
     def sound(self, audio: Audio) -> Sound:
         """A clip's sound, which may still be made when this returns."""

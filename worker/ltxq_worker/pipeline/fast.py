@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from ltx_core.model.transformer import X0Model
 
+from ltxq_worker.pipeline.attention import AttentionKernels
 from ltxq_worker.pipeline.compiled import CompiledBlocks
 from ltxq_worker.pipeline.denoise import LibraryTransformer, Transformer
 from ltxq_worker.pipeline.graphs import CudaGraphs, GraphedTransformer
@@ -20,14 +21,15 @@ class FastPath:
     def __init__(self, model: X0Model, chosen: Optimizations, device: torch.device) -> None:
         """`model` is shared, and left as it is."""
         self._chosen = chosen
+        self._attention = attention = AttentionKernels(prefer_cudnn=chosen.attention)
         self._blocks: CompiledBlocks | None = None
         self._graphs: GraphedTransformer | None = None
         self.transformer: Transformer = LibraryTransformer(model)
         if not chosen.lean:
             return
         if chosen.compile:
-            self._blocks = CompiledBlocks(device, cudnn=chosen.attention)
-        fast = FastTransformer(model, run_block=self._blocks, cudnn=chosen.attention)
+            self._blocks = CompiledBlocks(device, attention=attention)
+        fast = FastTransformer(model, run_block=self._blocks, attention=attention)
         self.transformer = fast
         if chosen.graphs:
             self.transformer = self._graphs = GraphedTransformer(fast, CudaGraphs(device))
@@ -37,6 +39,7 @@ class FastPath:
         """Those that are on: chosen, and not stepped down since."""
         return replace(
             self._chosen,
+            attention=self._attention.on,
             compile=bool(self._blocks and self._blocks.on),
             graphs=bool(self._graphs and self._graphs.on),
         )
@@ -45,6 +48,10 @@ class FastPath:
     def bytes_kept(self) -> int:
         """Of the device, beside what torch counts as allocated."""
         return self._graphs.kept if self._graphs else 0
+
+    def steps_down(self, exc: BaseException) -> bool:
+        """Whether the clip that raised `exc` may be tried again: what failed is off from now on."""
+        return self._attention.steps_down(exc)
 
     def forget(self) -> None:
         """Give back what is kept for the last sizes, to be made anew."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,7 +17,12 @@ from ltx_core.types import LatentState
 
 from ltxq_worker.models.text import TextContext
 from ltxq_worker.pipeline.denoise import Step
-from ltxq_worker.pipeline.device import free_memory, is_broken, is_out_of_memory
+from ltxq_worker.pipeline.device import (
+    free_memory,
+    is_broken,
+    is_out_of_memory,
+    is_refused_by_cudnn,
+)
 from ltxq_worker.pipeline.optimize import said_by, step_down
 from ltxq_worker.pipeline.transformer import (
     Bound,
@@ -117,8 +123,8 @@ class GraphedTransformer:
         try:
             return _Recorded(self._transformer, bound, video, audio, self._recorder)
         except Exception as exc:  # whatever CUDA forbids while it records
-            if is_broken(exc) and not is_out_of_memory(exc):
-                raise
+            if is_broken(exc) or is_refused_by_cudnn(exc):
+                raise  # not the recording's doing
             no_memory = is_out_of_memory(exc)
             why = said_by(exc)
         # Here the error and the tensors its traceback held are gone.
@@ -166,25 +172,23 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.kept = 0
         self._device = device
+        # One for all recordings: cuBLAS keeps a workspace for each stream, and graphs of different
+        # streams cannot use the pool's memory one after the other.
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Run) -> Run:
         """As `Recorder.record`."""
         now = torch.cuda.current_stream(self._device)
-        beside = torch.cuda.Stream(self._device)
-        beside.wait_stream(now)
-        with torch.cuda.stream(beside):
+        self._stream.wait_stream(now)
+        with torch.cuda.stream(self._stream):
             run()  # compiles, plans and takes workspaces, none of which a graph may do
             run()
-        now.wait_stream(beside)
+        now.wait_stream(self._stream)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may be waiting for frames of the clip before.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=beside, capture_error_mode="thread_local"
-        ):
-            outcome = run()
+        outcome = self._capture(graph, run, now)
         self.kept += max(0, torch.cuda.memory_reserved(self._device) - before)
 
         def again() -> Streams:
@@ -197,6 +201,35 @@ class CudaGraphs:
         """As `Recorder.forget`."""
         self.kept = 0
         self._pool = torch.cuda.graph_pool_handle()
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, run: Run, now: torch.cuda.Stream) -> Streams:
+        try:
+            # thread_local: another thread may be waiting for frames of the clip before. `now` is
+            # entered for its end: torch does not leave its own stream where capturing fails.
+            with (
+                torch.cuda.stream(now),
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ),
+            ):
+                return run()
+        except Exception as exc:
+            self._close_pool()
+            if exc.__context__ is not None:  # ending a capture that failed raises another error
+                raise exc.__context__ from None
+            raise
+
+    def _close_pool(self) -> None:
+        """After a capture that failed, where torch (2.11) leaves its allocator waiting for the end
+        of it: memory that several streams used would never be free again.
+        """
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with suppress(RuntimeError):  # torch has ended it: then it gives the pool back as well
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
 
 
 def _copy(own: Tree, given: Tree) -> None:

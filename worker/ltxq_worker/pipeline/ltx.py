@@ -38,7 +38,6 @@ from ltxq_worker.pipeline.device import (
     KEPT_FREE,
     find_device,
     free_memory,
-    is_out_of_memory,
     memory_left,
     raise_unless_out_of_memory,
     total_memory,
@@ -101,6 +100,7 @@ class LtxPipeline:
         Raises:
             ModelUnusable: the folder does not hold a model that can be run.
             OutOfMemory: the device cannot hold it.
+            DeviceBroken: the GPU refuses all work.
             ConfigurationError: there is no such device, or no such optimization.
         """
         if not isinstance(folder, ModelFolder):
@@ -116,8 +116,7 @@ class LtxPipeline:
         try:
             parts = resident.load(folder, where, quantization, report or _say_nothing)
         except (RuntimeError, MemoryError) as exc:
-            if not is_out_of_memory(exc):
-                raise
+            raise_unless_out_of_memory(exc)
         else:
             return cls(
                 model=model, folder=folder, parts=parts, device=where, optimizations=optimizations
@@ -132,7 +131,7 @@ class LtxPipeline:
     @property
     def optimizations(self) -> Optimizations:
         """What is on; what cannot be here is switched off at its first use."""
-        return self._fast.optimizations
+        return replace(self._fast.optimizations, decode=self._decoding.on)
 
     def generate(self, request: VideoRequest, report: Report) -> Clip:
         """Make a clip; `Pipeline.generate` says how. What `report` raises ends it at once."""
@@ -142,10 +141,14 @@ class LtxPipeline:
             raise _no_upsampler(self.model)
         shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
         self._refuse_what_cannot_fit(shape)
-        try:
-            return self._generate(request, shape, request.seed, report)
-        except (RuntimeError, MemoryError) as exc:
-            raise_unless_out_of_memory(exc)
+        again = True
+        while again:
+            try:
+                return self._generate(request, shape, request.seed, report)
+            except (RuntimeError, MemoryError) as exc:
+                again = self._fast.steps_down(exc)
+                if not again:
+                    raise_unless_out_of_memory(exc)
         # Here the error and the tensors its traceback held are gone.
         raise self._out_of_memory(shape)
 
@@ -234,18 +237,22 @@ class LtxPipeline:
         generator: torch.Generator,
         clock: StageClock,
     ) -> Iterator[NDArray[np.uint8]]:
-        for tiling in self._tilings(shape):
+        ways = self._tilings(shape)
+        while ways:
             begun = False
             try:
-                for chunk in self._decoding.frames(latent, tiling, request, generator, clock.end):
+                for chunk in self._decoding.frames(latent, ways[0], request, generator, clock.end):
                     begun = True
                     yield chunk
                 return
             except (RuntimeError, MemoryError) as exc:
-                raise_unless_out_of_memory(exc)
-            if begun:
-                break
-            free_memory(self._device)
+                if not begun and self._decoding.steps_down(exc):
+                    ways = self._tilings(shape)
+                else:
+                    raise_unless_out_of_memory(exc)
+                    ways = [] if begun else ways[1:]
+            if ways:
+                free_memory(self._device)
         raise self._out_of_memory(shape)
 
     def _tilings(self, shape: memory.Shape) -> list[TilingConfig | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -26,7 +25,7 @@ from ltx_core.types import LatentState
 from ltx_core.utils import to_denoised
 
 from ltxq_worker.models.text import TextContext
-from ltxq_worker.pipeline.attention import prefer_cudnn
+from ltxq_worker.pipeline.attention import AttentionKernels
 from ltxq_worker.pipeline.denoise import Step
 
 Streams = tuple[torch.Tensor, torch.Tensor]  # picture and sound, [1, tokens, width]
@@ -75,10 +74,14 @@ class FastTransformer:
     """A `Transformer` over ltx-core's modules, which it shares and leaves as they are."""
 
     def __init__(
-        self, model: X0Model, *, run_block: RunBlock | None = None, cudnn: bool = False
+        self,
+        model: X0Model,
+        *,
+        run_block: RunBlock | None = None,
+        attention: AttentionKernels | None = None,
     ) -> None:
-        """`run_block`: what runs a block in place of `run_one_block`. `cudnn`: the optimization
-        `attention`.
+        """`run_block`: what runs a block in place of `run_one_block`. `attention`: whose kernels
+        run; None: in torch's order.
         """
         self._model = model.velocity_model
         self._text_is_fixed = not self._model.cross_attention_adaln
@@ -87,7 +90,7 @@ class FastTransformer:
             for block in self._model.transformer_blocks
         ]
         self._run_block = run_block or run_one_block
-        self._cudnn = cudnn
+        self._attention = attention or AttentionKernels()
 
     def bind(
         self,
@@ -112,7 +115,7 @@ class FastTransformer:
         after: torch.Tensor,
     ) -> Streams:
         """Picture and sound from the noise level `sigma`, a scalar on the device, to `after`."""
-        with prefer_cudnn(video.shape[1]) if self._cudnn else nullcontext():
+        with self._attention.kernels(video.shape[1]):
             clean_video, clean_audio = self.predict(bound, video, audio, sigma)
         return (
             _towards(clean_video, video, sigma, after),

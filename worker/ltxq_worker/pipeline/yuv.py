@@ -12,6 +12,8 @@ import functools
 import torch
 from torch.nn.functional import conv2d, pad
 
+from ltxq_worker.pipeline.device import exact_float32
+
 # From R, G and B of 0..255 to Y of 16..235, and U and V of 16..240 around 128.
 _KR, _KB = 0.2126, 0.0722
 _Y = [_KR, 1 - _KR - _KB, _KB]
@@ -46,7 +48,7 @@ def _halved(planes: torch.Tensor) -> torch.Tensor:
     """[n, 1, H, W] to [n, 1, H/2, W/2]; beyond the border its pixels go on."""
     *_, taps = _constants(planes.device)
     around = len(_TAPS) // 2 - 1
-    with torch.backends.cudnn.flags(allow_tf32=False):  # its 10 bits would be seen
+    with exact_float32():  # ten bits would be seen
         wide = pad(planes, (around, around, 0, 0), mode="replicate")
         narrow = conv2d(wide, taps.view(1, 1, 1, -1), stride=(1, 2))
         tall = pad(narrow, (0, 0, around, around), mode="replicate")

@@ -1,0 +1,39 @@
+"""The thread that drives the device.
+
+cuDNN keeps its plans and cuBLAS its workspaces for each thread, so work that wandered between
+threads would be planned anew on each of them. All of it is done on one: loading, warming up, making
+clips. Encoding, uploading and waiting are other threads' work. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class GpuThread:
+    """Does one thing after the other, always on the same thread."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do `work` there and wait for it; what it raises is raised here.
+
+        The caller's context variables hold there too, such as the job that log lines are about.
+        """
+        return self._thread.submit(copy_context().run, _done, work).result()
+
+
+def _done(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except BaseException as exc:
+        # The tensors in its frames' variables are let go before the next job starts.
+        traceback.clear_frames(exc.__traceback__)
+        raise
