@@ -1,11 +1,12 @@
 """How busy a backlog keeps the GPU: `python bench/busy.py`.
 
-Makes clips as a worker's threads do: one has the GPU until its frames are decoded, and encodes on
-while the next one starts. Between two jobs it waits as long as `bench/queue.py` measured from one
-job's last frame to the next one's claim. The GPU is idle where nothing was queued on it, by events
-on its own timeline: between two clips, and where decoding waits for the encoder. The full-size
-model has random weights. Without a GPU the tiny model runs, and "GPU" is the CPU that the encoder
-uses too: that shows that it works.
+Two ways, `--parts process queue`. In this process clips are made as a worker makes them: one
+thread drives the GPU, and a clip is encoded to its end while the next one begins. Between two jobs
+it waits as long as `bench/queue.py` measured from one job's last frame to the next one's claim.
+Through the queue, a real worker process takes real jobs from a real Redis and uploads to a stand-in
+for S3; it is started twice, to see how soon a second start is ready. The GPU is idle where nothing
+was queued on it, by events on its own timeline. The full-size model has random weights. Without a
+GPU the tiny model runs, and "GPU" is the CPU that the encoder uses too: that shows that it works.
 """
 
 from __future__ import annotations
@@ -25,106 +26,125 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 
 from bench.rig import plan, report, workloads
 from bench.rig.arms import LtxqArm
-from bench.rig.timeline import Timeline
+from bench.rig.timed import TimedPipeline
 from bench.rig.weights import Base, Sizes, build_shared, build_transformer
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.encode import encode
+from ltxq_worker.encode import Encoding
+from ltxq_worker.pipeline import Pipeline
+from ltxq_worker.pipeline.thread import GpuThread
 
 ENCODERS = 8  # clips being encoded at once, as LTXQ_SPOOL_JOBS has it
-BUSY, IDLE = "busy", "idle"
+NAMES = {"process": "in the process", "queue": "through the queue"}
 
 
 def main() -> None:
     options = _options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = Sizes.of(options.model, tiny_one=device.type == "cpu")
-    (spec,) = plan.specs([options.arm], [], options.optimize, device.type)
+    tiny = options.tiny or device.type == "cpu"
+    machine = report.machine(device)
+    path = report.path_of("busy", options.model, machine, options.results, tiny=tiny)
+    about = {"model": options.model, "tiny": tiny, "arm": options.arm, "machine": machine}
+    for part in options.parts:
+        seen = PARTS[part](options, device, tiny)
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        report.write(path, before | about | {NAMES[part]: seen})
+        for name, figures in seen["workloads"].items():
+            print(
+                f"{NAMES[part]}, {name}: the GPU is busy {figures['share busy']:.1%} of "
+                f"{figures['seconds']:.2f} s, {figures['jobs']} clips"
+                + (" (tiny model)" if tiny else "")
+            )
+        for start in seen.get("starts", ()):
+            print("a start: " + ", ".join(f"{name} {value:.1f}" for name, value in start.items()))
+    print(f"written to {path}")
+
+
+def in_process(options: argparse.Namespace, device: torch.device, tiny: bool) -> dict[str, Any]:
+    """A backlog of each size on the pipeline alone."""
+    gpu = GpuThread()
+    pipeline = gpu.run(lambda: build(options.model, options.arm, options.optimize, device, tiny))
+    backlog = Backlog(pipeline, device, gpu, options.pause)
+    seen = {}
+    for workload in options.workloads:
+        requests = [
+            workloads.request(workload, take, tiny=tiny) for take in range(options.jobs + 2)
+        ]
+        backlog.run(requests[:2])  # warm
+        seen[workload] = backlog.run(requests[2:])
+    return {"between two jobs (ms)": 1000 * options.pause, "workloads": seen}
+
+
+def through_queue(options: argparse.Namespace, device: torch.device, tiny: bool) -> dict[str, Any]:
+    """A backlog of each size, taken from a queue by a worker of its own process."""
+    from bench.rig.queued import measure  # Celery, Redis and boto3, for this part alone
+
+    return measure(
+        model=options.model,
+        arm=options.arm,
+        optimize=options.optimize,
+        device=device.type,
+        tiny=tiny,
+        names=options.workloads,
+        jobs=options.jobs,
+    )
+
+
+PARTS = {"process": in_process, "queue": through_queue}
+
+
+def build(base: Base, arm: str, optimize: str, device: torch.device, tiny: bool) -> Pipeline:
+    """ltxq's pipeline around a model with random weights."""
+    sizes = Sizes.of(base, tiny_one=tiny)
+    (spec,) = plan.specs([arm], [], optimize, device.type)
     assert spec.optimizations is not None
     shared = build_shared(sizes, device)
     model = build_transformer(sizes, device, spec.weights)
-    arm = LtxqArm(spec.name, spec.weights, sizes, shared, model, spec.optimizations)
-    measured: dict[str, Any] = {
-        "model": sizes.base,
-        "tiny": sizes.tiny,
-        "arm": spec.name,
-        "machine": report.machine(device),
-        "between two jobs (ms)": 1000 * options.pause,
-        "workloads": {},
-    }
-    for workload in options.workloads:
-        requests = [
-            workloads.request(workload, take, tiny=sizes.tiny) for take in range(options.jobs + 2)
-        ]
-        Backlog(arm, device, options.pause).run(requests[:2])  # warm
-        seen = Backlog(arm, device, options.pause).run(requests[2:])
-        measured["workloads"][workload] = seen
-        print(
-            f"{workload}: the GPU is busy {seen['share busy']:.1%} of {seen['seconds']:.2f} s, "
-            f"{seen['jobs']} clips" + (" (tiny model on a CPU)" if sizes.tiny else "")
-        )
-    name = f"busy-{sizes.base}{'-tiny' if sizes.tiny else ''}.json"
-    (options.results / name).write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    return LtxqArm(spec.name, spec.weights, sizes, shared, model, spec.optimizations).pipeline
 
 
 class Backlog:
     """Clips one after the other on the GPU, their encoding beside it."""
 
-    def __init__(self, arm: LtxqArm, device: torch.device, pause: float) -> None:
-        self._arm, self._pause = arm, pause
-        self._gpu = threading.Lock()  # held as a worker's gate holds it
-        self._line = Timeline(device)
+    def __init__(
+        self, pipeline: Pipeline, device: torch.device, gpu: GpuThread, pause: float
+    ) -> None:
+        """`gpu`: the thread that `pipeline` was made on. `pause`: seconds between two jobs."""
+        self._pipeline = TimedPipeline(pipeline, device)
+        self._gpu, self._pause = gpu, pause
+        self._free = threading.Lock()  # held as a worker's gate holds it
 
     def run(self, requests: list[VideoRequest]) -> dict[str, float]:
-        """What share of the time there was work for the GPU."""
-        self._line.start()
+        """What share of the time there was work for the GPU; the requests are of one size."""
+        self._gpu.run(self._pipeline.start)
         with ThreadPoolExecutor(1 + ENCODERS) as threads:
             jobs = []
             for request in requests:
-                self._gpu.acquire()
+                self._free.acquire()
                 jobs.append(threads.submit(self._make, request))
             for job in jobs:
                 job.result()
-        spans = self._line.spans()
-        return {
-            "jobs": len(requests),
-            "seconds": sum(spans.values()),
-            "share busy": spans[BUSY] / sum(spans.values()),
-        }
+        (figures,) = self._pipeline.figures().values()
+        return figures
 
     def _make(self, request: VideoRequest) -> None:
-        free = threading.Event()
-        try:
+        with tempfile.TemporaryDirectory() as folder:
             time.sleep(self._pause)
-            self._line.mark(IDLE)
-            clip = self._arm.pipeline.generate(request, _ignore)
-            self._line.mark(BUSY)
-            clip = replace(clip, frames=self._timed(clip.frames, free))
-            with tempfile.TemporaryDirectory() as folder:
-                encode(clip, request, Path(folder), _ignore)
-        finally:
-            if not free.is_set():
-                self._gpu.release()
+            with Encoding(request, Path(folder)) as encoding:
+                self._gpu.run(lambda: self._take_turn(request, encoding))
+                encoding.finish(_ignore)
 
-    def _timed(self, frames: Iterator[Any], free: threading.Event) -> Iterator[Any]:
-        """The frames; what lies between two of them is the encoder's doing."""
-        while True:
-            self._line.mark(IDLE)
-            chunk = next(frames, None)
-            self._line.mark(BUSY)
-            if chunk is None:
-                break
-            yield chunk
-        free.set()
-        self._gpu.release()
+    def _take_turn(self, request: VideoRequest, encoding: Encoding) -> None:
+        try:
+            encoding.take(self._pipeline.generate(request, _ignore))
+        finally:
+            self._free.release()
 
 
 def _ignore(stage: Stage, step: int, steps: int) -> None:
@@ -138,13 +158,17 @@ def _between_jobs() -> float:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["process"])
     parser.add_argument("--model", choices=get_args(Base), default="ltx-2-19b")
     parser.add_argument("--arm", choices=["ltxq", "ltxq-fp8"], default="ltxq-fp8")
     parser.add_argument("--workloads", nargs="+", choices=list("abc"), default=["a", "b"])
     parser.add_argument("--jobs", type=int, default=20, help="clips of each size")
     parser.add_argument("--optimize", default="auto", help="what is on, as LTXQ_OPTIMIZE says it")
     parser.add_argument("--pause", type=float, default=_between_jobs(), help="seconds between jobs")
+    parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
     return parser.parse_args()
 

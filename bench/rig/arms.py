@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Made:
     seconds: float  # prompt to MP4 on disk, by the clock
     encode: float  # seconds from the last frame in the host's memory to the MP4, by the clock
     mp4_bytes: int
+    pieces: int  # in which the frames were decoded
 
 
 class Arm(Protocol):
@@ -55,6 +56,10 @@ class Arm(Protocol):
 
     name: str
     weights: Kind  # of the transformer
+
+    @property
+    def optimizations(self) -> str:
+        """What is on, as LTXQ_OPTIMIZE says it; '': there is nothing to be on."""
 
     def make(self, request: VideoRequest, folder: Path) -> Made:
         """Make a clip, timed, its MP4 into `folder`."""
@@ -65,6 +70,8 @@ class Arm(Protocol):
 
 class LibraryArm:
     """ltx-core's modules and ltx-pipelines' loop, default tiling and encoder, run eagerly."""
+
+    optimizations = ""
 
     def __init__(self, name: str, weights: Kind, shared: Shared, model: X0Model) -> None:
         self.name, self.weights = name, weights
@@ -84,7 +91,7 @@ class LibraryArm:
             sound = decode_audio(made.audio, self._shared.audio_decoder, self._shared.vocoder)
             line.mark("audio")
             chunks = decode_video(made.video, self._shared.video_decoder, tiling, generator)
-            decoded = [began]
+            decoded: list[float] = []
             encode_video(
                 video=_copied(chunks, line, decoded),
                 fps=int(request.frame_rate),
@@ -93,7 +100,8 @@ class LibraryArm:
                 video_chunks_number=get_video_chunks_number(request.num_frames, tiling),
             )
         ended = time.perf_counter()
-        return Made(line.spans(), ended - began, ended - decoded[0], mp4.stat().st_size)
+        size = mp4.stat().st_size
+        return Made(line.spans(), ended - began, ended - decoded[-1], size, len(decoded))
 
     @torch.inference_mode()
     def latents(self, request: VideoRequest) -> Latents:
@@ -175,9 +183,14 @@ class LtxqArm:
         self._optimizations = optimizations
         # A decoder of its own: what makes it faster may change how its weights lie in memory.
         self._decoder = copy.deepcopy(shared.video_decoder)
-        self.pipeline = self._around(model)
+        self.pipeline = self._around(model, optimizations)
 
-    def _around(self, model: X0Model) -> LtxPipeline:
+    @property
+    def optimizations(self) -> str:
+        """As `Arm.optimizations`."""
+        return str(self.pipeline.optimizations)
+
+    def _around(self, model: X0Model, optimizations: Optimizations) -> LtxPipeline:
         return LtxPipeline(
             model=self._sizes.base,
             folder=self._sizes.folder,
@@ -190,7 +203,7 @@ class LtxqArm:
                 upsampler=self._shared.upsampler,
             ),
             device=self._device,
-            optimizations=self._optimizations,
+            optimizations=optimizations,
         )
 
     def make(self, request: VideoRequest, folder: Path) -> Made:
@@ -214,7 +227,8 @@ class LtxqArm:
         with watched(self._shared, self.pipeline._decoding._decoder, line):
             encoded = encode(self.pipeline.generate(request, report), request, folder, report)
         ended = time.perf_counter()
-        return Made(line.spans(), ended - began, ended - decoded[0], encoded.size)
+        pieces = line.count("decode")
+        return Made(line.spans(), ended - began, ended - decoded[0], encoded.size, pieces)
 
     @torch.inference_mode()
     def latents(self, request: VideoRequest) -> Latents:
@@ -232,8 +246,9 @@ class LtxqArm:
         )
 
     def over(self, model: X0Model) -> Transformer:
-        """What runs `model` in this arm."""
-        return self._around(model)._fast.transformer
+        """What runs `model` in this arm, uncompiled: a size of its own would take a minute."""
+        plain = replace(self._optimizations, compile=False, graphs=False)
+        return self._around(model, plain)._fast.transformer
 
 
 @contextmanager
@@ -261,12 +276,12 @@ def watched(shared: Shared, decoder: torch.nn.Module | None, line: Timeline) -> 
 def _copied(
     chunks: Iterator[torch.Tensor], line: Timeline, decoded: list[float]
 ) -> Iterator[torch.Tensor]:
-    """The chunks in the host's memory; `decoded[0]` becomes when the last one came."""
+    """The chunks in the host's memory; `decoded` becomes when each of them came."""
     for chunk in chunks:
         line.mark("decode")
         frames = chunk.cpu()
         line.mark("copy")
-        decoded[0] = time.perf_counter()
+        decoded.append(time.perf_counter())
         yield frames
 
 

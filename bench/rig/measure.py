@@ -1,9 +1,15 @@
-"""One workload on the arms of a group: warmed up, then taking turns; memory and errors apart."""
+"""One workload on the arms of a group: warmed up, then taking turns; errors of the latents apart.
+
+An arm that fails is left out from there on and says why; the others go on. When the time is over
+all stop, and what was measured until then stands.
+"""
 
 from __future__ import annotations
 
 import gc
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +17,13 @@ from pathlib import Path
 import torch
 
 from bench.rig import workloads
-from bench.rig.arms import Arm, Made
+from bench.rig.arms import Arm, LibraryArm, Made
+from bench.rig.phases import Phases
 from ltxq.errors import OutOfMemory
+from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents
+from ltxq_worker.pipeline.device import is_broken, is_out_of_memory
+from ltxq_worker.pipeline.optimize import said_by
 
 CHECKED = 0  # the take whose latents are compared; runs have others
 
@@ -23,70 +33,104 @@ class Tally:
     """What was seen of one arm on one workload."""
 
     runs: list[Made] = field(default_factory=list)
+    first: float = 0.0  # seconds of the first clip, which compiles and plans
     allocated: int = 0  # bytes at most, without what other arms keep on the card
-    reserved: int = 0  # likewise, with what the allocator holds beside it
+    reserved: int = 0  # likewise, with what the allocator holds beside it; of an arm alone
     latents: Latents | None = None  # of the checked take, on the CPU
+    again: Latents | None = None  # the same take once more: the library's, for its own difference
+    differences: dict[str, float] = field(default_factory=dict)  # of its latents, once known
+    optimizations: str = ""  # those that were on at the end
     failed: str = ""  # why there are no more runs
+    longest: float = 0.0  # seconds of the longest clip so far, once warm
 
 
-def measure(
-    arms: Sequence[Arm],
-    workload: str,
-    *,
-    tiny: bool,
-    device: torch.device,
-    warmups: int,
-    runs: int,
-    others: Callable[[Arm], int],
-) -> dict[str, Tally]:
-    """`runs` takes of `workload` by each arm in turns, after `warmups` of each.
+@dataclass
+class Turns:
+    """The arms of a group on one workload."""
 
-    `others`: bytes on the card that are not this arm's.
-    """
-    tallies = {arm.name: Tally() for arm in arms}
+    arms: Sequence[Arm]
+    workload: str
+    tallies: dict[str, Tally]  # by arm; filled here
+    tiny: bool
+    device: torch.device
+    warmups: int
+    runs: int
+    others: Callable[[Arm], int]  # bytes on the card that are not this arm's
+    phases: Phases
+    written: Callable[[], None]  # called when there is something new in the tallies
 
-    def attempt(arm: Arm, work: Callable[[Tally], None]) -> None:
-        tally = tallies[arm.name]
-        if tally.failed:
+    def take(self) -> None:
+        """Measure.
+
+        Raises:
+            DeviceBroken: no arm can go on in this process.
+        """
+        for arm in self.arms:
+            warmups = min(1, self.warmups) if isinstance(arm, LibraryArm) else self.warmups
+            with self.phases.phase(f"{self.workload}, {arm.name}: warming up"):
+                for take in range(1, warmups + 1):
+                    self._attempt(arm, self._warm_up, take)
+        with self.phases.phase(f"{self.workload}: {self.runs} clips each, in turns"):
+            for take in range(self.warmups + 1, self.warmups + self.runs + 1):
+                for arm in self.arms:
+                    self._attempt(arm, self._run, take)
+        for arm in self.arms:
+            with self.phases.phase(f"{self.workload}, {arm.name}: latents compared"):
+                self._attempt(arm, self._compare, CHECKED)
+
+    def _attempt(self, arm: Arm, work: Callable[[Arm, Tally, int], None], take: int) -> None:
+        tally = self.tallies[arm.name]
+        if tally.failed or not self.phases.allows(tally.longest):
             return
+        broken = False
         try:
-            work(tally)
-            return
-        except (torch.OutOfMemoryError, OutOfMemory):
-            tally.failed = "out of memory"
-        free(device)
+            work(arm, tally, take)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this arm's
+            broken = isinstance(exc, DeviceBroken) or is_broken(exc)
+            memory = isinstance(exc, OutOfMemory) or is_out_of_memory(exc)
+            tally.failed = "out of memory" if memory else said_by(exc)
+            print(f"{self.workload}, {arm.name} failed: {tally.failed}", flush=True)
+            if not memory:
+                traceback.print_exc()
+        self.written()
+        if broken:
+            raise DeviceBroken(tally.failed)
+        if tally.failed:
+            free(self.device)
 
-    def made(arm: Arm, take: int) -> Made:
-        request = workloads.request(workload, take, tiny=tiny)
+    def _warm_up(self, arm: Arm, tally: Tally, take: int) -> None:
+        began = time.perf_counter()
+        self._made(arm, take)
+        tally.first = tally.first or time.perf_counter() - began
+
+    def _run(self, arm: Arm, tally: Tally, take: int) -> None:
+        on_card = self.device.type == "cuda"
+        if on_card:
+            torch.cuda.reset_peak_memory_stats()
+        tally.runs.append(made := self._made(arm, take))
+        tally.longest = max(tally.longest, made.seconds)
+        if on_card:
+            others = self.others(arm)
+            peak = torch.cuda.max_memory_allocated() - others
+            tally.allocated = max(tally.allocated, peak)
+            if len(self.arms) == 1:
+                tally.reserved = torch.cuda.max_memory_reserved() - others
+        tally.optimizations = arm.optimizations
+
+    def _compare(self, arm: Arm, tally: Tally, take: int) -> None:
+        request = workloads.request(self.workload, take, tiny=self.tiny)
+        tally.latents = _on_cpu(arm.latents(request))
+        if isinstance(arm, LibraryArm):
+            tally.again = _on_cpu(arm.latents(request))
+
+    def _made(self, arm: Arm, take: int) -> Made:
+        request = workloads.request(self.workload, take, tiny=self.tiny)
         with tempfile.TemporaryDirectory() as folder:
             return arm.make(request, Path(folder))
 
-    for arm in arms:
-        for take in range(1, warmups + 1):
-            attempt(arm, lambda _, arm=arm, take=take: made(arm, take) and None)
-    for take in range(warmups + 1, warmups + runs + 1):
-        for arm in arms:
-            attempt(arm, lambda tally, arm=arm, take=take: tally.runs.append(made(arm, take)))
-    for arm in arms:
-        request = workloads.request(workload, CHECKED, tiny=tiny)
 
-        def check(tally: Tally, arm: Arm = arm, request: object = request) -> None:
-            latents = arm.latents(request)  # type: ignore[arg-type]
-            tally.latents = Latents(latents.video.cpu(), latents.audio.cpu())
-
-        attempt(arm, check)
-        if device.type == "cuda":
-            attempt(arm, lambda tally, arm=arm: _peaks(tally, lambda: made(arm, 0), others(arm)))
-    return tallies
-
-
-def _peaks(tally: Tally, make: Callable[[], Made], others: int) -> None:
-    """Fill in the memory of one clip more."""
-    free(torch.device("cuda"))
-    torch.cuda.reset_peak_memory_stats()
-    make()
-    tally.allocated = torch.cuda.max_memory_allocated() - others
-    tally.reserved = torch.cuda.max_memory_reserved() - others
+def _on_cpu(latents: Latents) -> Latents:
+    return Latents(latents.video.cpu(), latents.audio.cpu())
 
 
 def free(device: torch.device) -> None:

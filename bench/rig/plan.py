@@ -11,10 +11,12 @@ import torch
 from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transformer
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import memory
+from ltxq_worker.pipeline.graphs import TOKENS_GRAPHED
 from ltxq_worker.pipeline.optimize import Optimizations
 
 META = torch.device("meta")
-KEPT_FREE = 3_000_000_000  # bytes for CUDA itself, graphs and the allocator's gaps
+KEPT_FREE = 3_000_000_000  # bytes for CUDA itself and the allocator's gaps
+GRAPHED_TEXT = 1_200_000_000  # bytes of keys and values that recorded steps keep of the text
 ARMS: dict[str, Kind] = {
     "library": "bf16",
     "library-fp8": "fp8_cast",
@@ -66,30 +68,47 @@ def groups(
     arms: Sequence[Spec], sizes: Sizes, request: VideoRequest, room: int
 ) -> list[list[Spec]]:
     """The arms in as few groups as `room` bytes of memory allow, so that those of a group can take
-    turns. Each has at least one arm, also where that alone is too large.
+    turns. Each has at least one arm, also where that alone is too large. What a clip needs is what
+    it needs where an arm is alone, so that no arm decodes in tiles for the others' sake.
     """
     order: list[Kind] = ["bf16", "fp8_cast", "fp8"]
-    by_kind = {kind: [arm for arm in arms if arm.weights == kind] for kind in order}
     packed: list[list[Spec]] = []
     left = 0
-    for kind, of_kind in by_kind.items():
-        if not of_kind:
-            continue
-        needed = transformer_bytes(sizes, kind)
-        # ltxq's arms have a decoder each.
-        needed += decoder_bytes(sizes) * sum(arm.optimizations is not None for arm in of_kind)
-        if not packed or needed > left:
-            packed.append([])
-            left = room - KEPT_FREE - shared_bytes(sizes) - activation_bytes(sizes, request)
-        packed[-1] += of_kind
-        left -= needed
+    for kind in order:
+        held = False  # whether this kind's weights are in the last group
+        for arm in (arm for arm in arms if arm.weights == kind):
+            weights = transformer_bytes(sizes, kind)
+            needed = own_bytes(arm, sizes, request) + (0 if held else weights)
+            if not packed or needed > left:
+                packed.append([])
+                fixed = KEPT_FREE + shared_bytes(sizes)
+                left = room - fixed - activation_bytes(sizes, request, room - fixed - weights)
+                needed = own_bytes(arm, sizes, request) + weights
+            packed[-1].append(arm)
+            held = True
+            left -= needed
     return [[arm for arm in arms if arm in group] for group in packed]
 
 
-def activation_bytes(sizes: Sizes, request: VideoRequest) -> int:
-    """What a clip takes beside the weights."""
-    shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
-    return memory.bytes_needed(sizes.config, shape)
+def activation_bytes(sizes: Sizes, request: VideoRequest, alone: int) -> int:
+    """What a clip takes beside the weights, where an arm has `alone` bytes for it to itself."""
+    whole = memory.bytes_needed(sizes.config, _shape(request), in_one_piece=True)
+    return whole if whole <= alone else memory.bytes_needed(sizes.config, _shape(request))
+
+
+def own_bytes(arm: Spec, sizes: Sizes, request: VideoRequest) -> int:
+    """What an arm keeps beside its transformer: a decoder, and its recorded steps."""
+    if arm.optimizations is None:
+        return 0
+    graphs = 0
+    if arm.optimizations.graphs:
+        step = memory.BYTES_PER_TOKEN * min(_shape(request).tokens, TOKENS_GRAPHED)
+        graphs = GRAPHED_TEXT + step
+    return decoder_bytes(sizes) + (0 if sizes.tiny else graphs)
+
+
+def _shape(request: VideoRequest) -> memory.Shape:
+    return memory.Shape(request.height, request.width, request.num_frames, request.stages)
 
 
 def transformer_bytes(sizes: Sizes, kind: Kind) -> int:

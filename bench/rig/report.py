@@ -10,7 +10,6 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +49,18 @@ def _driver() -> str:
 
 
 def figures(tally: Tally) -> dict[str, Any]:
-    """Of one arm on one workload: seconds, each as median and 90th percentile."""
-    if tally.failed:
-        return {"failed": tally.failed}
-    stages: dict[str, list[float]] = {}
-    steps: list[float] = []
-    denoise: list[float] = []
-    for run in tally.runs:
-        of_run: dict[str, float] = {}
-        for name, seconds in run.spans.items():
-            stage = "denoise" if name.startswith("step ") else name
-            of_run[stage] = of_run.get(stage, 0.0) + seconds
-            if stage == "denoise":
-                steps.append(seconds)
-        denoise.append(of_run["denoise"])
-        for stage, seconds in of_run.items():
-            stages.setdefault(stage, []).append(seconds)
-    stages["encode"] = [run.encode for run in tally.runs]
+    """Of one arm on one workload, for JSON: seconds, each as median and 90th percentile. Of an arm
+    that failed: why, beside the figures of the clips that it made before. Empty: nothing is known.
+    """
+    failed = {"failed": tally.failed} if tally.failed else {}
+    if not tally.runs:
+        return failed
+    stages, steps = _stages(tally)
     return {
+        **failed,
+        "measured": time.strftime("%Y-%m-%d"),
+        "on": tally.optimizations,
+        "first clip (s)": tally.first,
         "stages": {name: _spread(seconds) for name, seconds in stages.items()},
         "a step": _spread(steps),
         "steps": {
@@ -78,9 +71,27 @@ def figures(tally: Tally) -> dict[str, Any]:
         "prompt to MP4": _spread([run.seconds for run in tally.runs]),
         "runs": len(tally.runs),
         "MP4 bytes": statistics.median(run.mp4_bytes for run in tally.runs),
+        "decoded in pieces": tally.runs[-1].pieces,
         **({"allocated GB": tally.allocated / 1e9} if tally.allocated else {}),
         **({"reserved GB": tally.reserved / 1e9} if tally.reserved else {}),
     }
+
+
+def _stages(tally: Tally) -> tuple[dict[str, list[float]], list[float]]:
+    """The runs' seconds by stage, and those of all their steps."""
+    stages: dict[str, list[float]] = {}
+    steps: list[float] = []
+    for run in tally.runs:
+        of_run: dict[str, float] = {}
+        for name, seconds in run.spans.items():
+            stage = "denoise" if name.startswith("step ") else name
+            of_run[stage] = of_run.get(stage, 0.0) + seconds
+            if stage == "denoise":
+                steps.append(seconds)
+        for stage, seconds in of_run.items():
+            stages.setdefault(stage, []).append(seconds)
+    stages["encode"] = [run.encode for run in tally.runs]
+    return stages, steps
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
@@ -93,15 +104,28 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 
 STAGES = ("text", "connectors", "denoise", "upsample", "audio", "decode", "copy", "encode")
+SHOWN = (
+    "times the library's speed",
+    "denoising, TFLOP/s",
+    "denoising, times its floor",
+    "allocated GB",
+    "first clip (s)",
+    "decoded in pieces",
+    "error of the picture's latent",
+    "error of the sound's latent",
+    "the library's own difference",
+)
 
 
 def print_workload(title: str, measured: dict[str, Any]) -> None:
     """A table with a column for each arm."""
-    arms = {name: seen for name, seen in measured["arms"].items() if "failed" not in seen}
+    arms = {name: seen for name, seen in measured["arms"].items() if "prompt to MP4" in seen}
     print(f"\n{title}")
     for name, seen in measured["arms"].items():
-        if "failed" in seen:
-            print(f"  {name}: {seen['failed']}")
+        if "failed" in seen or not seen:
+            print(f"  {name}: {seen.get('failed', 'not measured, the time was over')}")
+    if not arms:
+        return
     rows: list[tuple[str, list[str]]] = [("", list(arms))]
     for stage in STAGES:
         if any(stage in seen["stages"] for seen in arms.values()):
@@ -116,15 +140,7 @@ def print_workload(title: str, measured: dict[str, Any]) -> None:
     ]
     rows += [
         (name, [_number(seen.get(name)) for seen in arms.values()])
-        for name in (
-            "times the library's speed",
-            "denoising, TFLOP/s",
-            "denoising, times its floor",
-            "allocated GB",
-            "reserved GB",
-            "error of the picture's latent",
-            "error of the sound's latent",
-        )
+        for name in SHOWN
         if any(name in seen for seen in arms.values())
     ]
     width = max(12, *(len(name) + 2 for name in arms))
@@ -140,16 +156,25 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def write(measured: dict[str, Any], folder: Path) -> None:
-    """As JSON: one file for each model and device."""
-    device = re.sub(r"[^a-z0-9]+", "-", measured["machine"]["device"].lower()).strip("-")
-    kind = "-tiny" if measured["tiny"] else ""
-    path = folder / f"clip-{measured['model']}{kind}-{device}.json"
-    path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    print(f"written to {path}")
+def path_of(what: str, model: str, machine: dict[str, Any], folder: Path, *, tiny: bool) -> Path:
+    """The file of a kind of figure, of one model on one kind of device."""
+    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    return folder / f"{what}-{model}{'-tiny' if tiny else ''}-{device}.json"
 
 
-def read_all(folder: Path = RESULTS) -> Iterable[dict[str, Any]]:
-    """All results of whole models."""
-    for path in sorted(folder.glob("clip-*.json")):
-        yield json.loads(path.read_text())
+def write(path: Path, measured: dict[str, Any]) -> None:
+    """As JSON, whole or not at all: a run may be cut off at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    unfinished.replace(path)
+
+
+def merged(before: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, in place of the same arms' figures on the same workloads in `before`."""
+    workloads = dict(before.get("workloads", {}))
+    for name, seen in measured["workloads"].items():
+        if arms := {arm: figures for arm, figures in seen["arms"].items() if figures}:
+            kept = workloads.get(name, {}).get("arms", {})
+            workloads[name] = seen | {"arms": kept | arms}
+    return before | measured | {"workloads": workloads}

@@ -29,6 +29,10 @@ class Timeline:
         event.record()
         self._marks.append((name, event))
 
+    def count(self, name: str) -> int:
+        """How many marks have that name."""
+        return sum(mark == name for mark, _ in self._marks)
+
     def spans(self) -> dict[str, float]:
         """Seconds by name, in the order they came; waits for the device."""
         spans: defaultdict[str, float] = defaultdict(float)

@@ -1,5 +1,5 @@
-"""tests/gpu from a plain checkout, on a machine that has torch, transformers and pytest and may lack
-what other tests need: `python -m pytest tests/gpu`.
+"""tests/gpu from a plain checkout, on a machine that has torch, transformers and pytest and may
+lack what other tests need: `python -m pytest tests/gpu`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from servers import start_or_skip
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NOT_HERE = re.compile(  # sets up a machine, wants its GPU, a token, or all of the test's time
-    r"^(make|pip|export|docker|ltxq (up|worker|demo|model download))\b", re.MULTILINE
+    r"^(make|pip|python bench|export|docker|ltxq (up|worker|demo|model download))\b", re.MULTILINE
 )
 FETCHED = """
 import urllib.request

@@ -16,7 +16,9 @@ from ltx_core.types import AudioLatentShape, VideoLatentShape
 from bench.rig import flops, plan, workloads
 from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
 from ltxq_worker.models.text import MAX_TOKENS, TextContext, _connected
+from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.denoise import LibraryTransformer
+from ltxq_worker.pipeline.device import KEPT_FREE
 from ltxq_worker.pipeline.transformer import FastTransformer
 
 META = torch.device("meta")
@@ -114,7 +116,7 @@ def test_a_prompt_goes_through_gemma_and_the_connectors_in_full_size(sizes: Size
     [
         (150, [["library", "library-fp8", "ltxq", "ltxq-fp8"]]),  # an H200
         (85.9, [["library", "ltxq"], ["library-fp8", "ltxq-fp8"]]),  # an H100
-        (60, [["library", "ltxq"], ["library-fp8"], ["ltxq-fp8"]]),
+        (60, [["library"], ["ltxq"], ["library-fp8"], ["ltxq-fp8"]]),  # bf16 fits none
     ],
 )
 @pytest.mark.parametrize("workload", ["a", "b"])
@@ -125,6 +127,40 @@ def test_arms_take_turns_where_the_card_holds_them(
     request = workloads.request(workload, 0, tiny=False)
     packed = plan.groups(specs, sizes, request, int(gigabytes * 1e9))
     assert [[spec.name for spec in group] for group in packed] == groups
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("gigabytes", [150, 85.9], ids=["an H200", "an H100"])
+def test_no_arm_decodes_in_tiles_for_the_others_sake(
+    sizes: Sizes, gigabytes: float, kind: Kind
+) -> None:
+    """What a clip is decoded in depends on what is free; a worker is alone on its card."""
+    room = int(gigabytes * 1e9)
+    request = workloads.request("c", 0, tiny=False)
+    shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
+    whole = memory.bytes_needed(sizes.config, shape, in_one_piece=True)
+    held = plan.shared_bytes(sizes) + plan.decoder_bytes(sizes)
+    alone = room - held - plan.transformer_bytes(sizes, kind) - KEPT_FREE
+    specs = plan.specs(plan.ARMS, ["decode"], "auto", "cuda")
+    for group in plan.groups(specs, sizes, request, room):
+        kinds = {spec.weights for spec in group}
+        if kind not in kinds:
+            continue
+        weights = sum(plan.transformer_bytes(sizes, weights) for weights in kinds)
+        own = sum(plan.own_bytes(spec, sizes, request) for spec in group)
+        beside = room - plan.shared_bytes(sizes) - weights - own - KEPT_FREE
+        if whole <= alone - 3e9:  # a worker's clip is decoded in one piece, and not just barely
+            assert whole <= beside
+
+
+def test_arms_of_the_same_weights_are_parted_where_recorded_steps_do_not_fit(sizes: Sizes) -> None:
+    specs = plan.specs(["ltxq-fp8"], ["each"], "all", "cuda")
+    request = workloads.request("c", 0, tiny=False)
+    (all_of_them,) = plan.groups(specs, sizes, request, int(150e9))
+    assert all_of_them == specs
+    packed = plan.groups(specs, sizes, request, int(85.9e9))
+    assert len(packed) > 1
+    assert sorted(spec.name for group in packed for spec in group) == sorted(s.name for s in specs)
 
 
 def test_each_optimization_can_be_left_out() -> None:

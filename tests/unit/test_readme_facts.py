@@ -132,8 +132,10 @@ def test_files_that_are_named_exist() -> None:
     scripts = [span.split()[1] for span in spans() if span.startswith("python ")]
     assert links
     assert scripts
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in headings}
     for path in (*links, *scripts):
-        assert (ROOT / path).exists(), path
+        assert path in anchors or (ROOT / path).exists(), path
     assert (ROOT / "docs/tiny.webp").stat().st_size <= 2_000_000
 
 
@@ -215,30 +217,80 @@ def test_the_two_workers_and_the_way_to_the_url_are_as_measured() -> None:
     milliseconds = beside["claim to URL without making the clip p50 (ms)"]
     kilobytes = beside["MP4 (bytes)"] / 1000
     assert f"take {milliseconds:.0f} ms beside making the clip" in prose
-    assert f"and those {milliseconds:.0f} ms." in prose
     assert f"33 frames, {kilobytes:.0f} kB" in prose
     assert f"in {share:.2f} of the time one takes" in prose
     assert share <= 0.6
 
 
-def test_the_table_of_clips_is_what_was_measured() -> None:
+def test_the_tables_of_a_gpu_are_what_was_measured() -> None:
     assert readme.speed_table() in README
+    assert readme.gains_table() in README
 
 
-def test_a_result_fills_the_table(tmp_path: Path) -> None:
-    for file in (ROOT / "bench" / "results").glob("queue.json"):
-        (tmp_path / file.name).write_text(file.read_text())
-    spread = {"median": 0.4567, "p90": 0.5}
-    arm = {"stages": {"denoise": spread}, "prompt to MP4": {"median": 1.0, "p90": 1.1}}
-    arm |= {"times the library's speed": 2.345, "allocated GB": 58.76}
-    arms = {"b": {"ltxq-fp8": arm}, "c": {"ltxq-fp8": {"failed": "out of memory"}}}
-    result = {"workloads": {name: {"arms": seen} for name, seen in arms.items()}}
-    (tmp_path / "clip-ltx-2-19b-nvidia-h200.json").write_text(json.dumps(result))
-    rows = [row.strip("| ").split(" | ") for row in readme.speed_table(tmp_path).splitlines()]
-    assert [row[2:] for row in rows[7:12]] == [
-        [figure, "not measured yet"] for figure in ("0.46", "1.00", "2.35", "58.8", "1.04")
-    ]
-    assert {cell for row in rows[2:7] + rows[12:] for cell in row[2:]} == {"not measured yet"}
+def cells(table: str) -> dict[str, list[str]]:
+    """The rows of a table by their first cell, of which the first of several counts."""
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    return {row[0]: row[1:] for row in reversed(rows)}
+
+
+def clip(denoise: float, whole: float, **others: Any) -> dict[str, Any]:
+    spread = {"denoise": {"median": denoise, "p90": 9.0}}
+    return {
+        "stages": spread,
+        "prompt to MP4": {"median": whole},
+        "measured": "2026-12-24",
+        **others,
+    }
+
+
+def test_results_of_each_card_fill_a_column_of_their_own(tmp_path: Path) -> None:
+    fp8 = clip(0.4567, 1.0, **{"times the library's speed": 2.345, "allocated GB": 58.76})
+    arms = {"ltxq-fp8": fp8, "ltxq": clip(0.8, 1.5, **{"error of the picture's latent": 0.00123})}
+    arms["library"] = clip(1.0, 2.3, **{"the library's own difference": 0.00045})
+    failed = {"ltxq-fp8": {"failed": "out of memory"}}
+    measured = {"workloads": {"a": {"arms": arms}, "c": {"arms": failed}}}
+    (tmp_path / "clip-ltx-2-19b-nvidia-h100-80gb-hbm3.json").write_text(json.dumps(measured))
+    queued = {"workloads": {"a": {"share busy": 0.9812, "claim to URL p50 (s)": 1.255}}}
+    queued["starts"] = [{"ready (s)": 200.0}, {"ready (s)": 61.4}]
+    busy = {"through the queue": queued}
+    (tmp_path / "busy-ltx-2.3-22b-nvidia-h200.json").write_text(json.dumps(busy))
+    seen = cells(readme.speed_table(tmp_path))
+    assert seen["**a, 768×512, 33 frames**, measured on"] == ["", "2026-12-24", "–", "–", "–"]
+    assert seen["denoising (s)"] == ["0.50", "0.46", "–", "–", "–"]
+    assert seen["prompt to MP4 on disk (s)"] == ["1.1", "1.00", "–", "–", "–"]
+    assert seen["that, times the library's speed"][1] == "2.35"
+    assert seen["memory at the most (GB)"][1] == "58.8"
+    assert seen["last latent in bf16, from the library's"] == ["", "0.0012", "–", "–", "–"]
+    assert seen["the library's, from one run to the next"][1] == "0.00045"
+    assert seen["GPU busy with a backlog (%)"] == ["97", "–", "–", "–", "98.1"]
+    assert seen["claim to URL in a backlog (s)"][4] == "1.25"
+    assert seen["**a worker's second start, ready after (s)**"] == ["90", "–", "–", "–", "61"]
+    assert "2026" not in readme.speed_table(tmp_path).partition("**c, ")[2]  # which failed
+
+
+def test_what_a_clip_takes_without_each_optimization_fills_its_table(tmp_path: Path) -> None:
+    arms = {"ltxq-fp8": clip(0.5, 1.0), "ltxq-fp8 −graphs": clip(0.6, 1.25)}
+    arms["ltxq-fp8 −lean"] = {"failed": "out of memory"}
+    measured = {"workloads": {"b": {"arms": arms}}}
+    (tmp_path / "each-ltx-2-19b-nvidia-h200.json").write_text(json.dumps(measured))
+    seen = cells(readme.gains_table(tmp_path))
+    assert seen.pop("`graphs`") == ["–", "–", "–", "+0.25 s (+25 %)"]
+    assert len(seen) == 6
+    assert all(row == ["–"] * 4 for row in seen.values())
+
+
+def test_the_tables_are_written_in_place_of_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = README
+    for table in (readme.speed_table(), readme.gains_table()):
+        rows = table.splitlines()
+        stale = stale.replace(table, "\n".join([*rows[:2], "| an older row | 1.23 |"]))
+    assert stale.count("an older row") == 2
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    readme.README.write_text(stale)
+    readme.write()
+    assert readme.README.read_text() == README
 
 
 def test_how_far_one_redis_goes_is_as_measured() -> None:

@@ -10,8 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ltxq_worker.pipeline.device import is_refused_by_cudnn
 from ltxq_worker.pipeline.optimize import said_by, step_down
 
-# Tokens. Below this attention is a small part of a step, and cuDNN plans each new shape for longer
-# than it saves.
+# Tokens. Below this attention is a small part of a step, and cuDNN plans each new shape anew.
 CUDNN_FROM = 512
 
 # torch takes the first that can run what it is given: cuDNN's needs 16 bits and sm80 or newer.

@@ -161,8 +161,8 @@ def _denoise(
 
 
 class _Pace:
-    """Lets the CPU be one step ahead of a GPU and no more, so that the GPU never waits, and what
-    is reported, and a cancelling that is heard then, is a step late at most.
+    """Keeps the CPU one step ahead of a GPU: the next step is queued while one runs, and progress
+    and cancelling are one step late at most.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -25,8 +25,8 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})x(\d{1,5})(?:x(\d))?(?:@(\d{1,3}(?:\.\d+
 class Optimizations:
     """Which are on. None is: the library's own arithmetic, bit for bit."""
 
-    lean: bool = False  # one timestep for all tokens; positions and text once a clip; no waits
-    attention: bool = False  # cuDNN's attention before flash attention, on CUDA
+    lean: bool = False  # one timestep for all tokens; positions and text once a clip
+    attention: bool = False  # cuDNN's attention first, on CUDA
     compile: bool = False  # torch.compile of the transformer's block, once for each size
     graphs: bool = False  # a denoising step as one CUDA graph, for each of the last few sizes
     decode: bool = False  # frames decoded channels-last, and in one piece where memory allows

@@ -1,8 +1,9 @@
-"""The thread that drives the device.
+"""The thread that drives the device: loading, warming up and making clips all happen on it.
 
-cuDNN keeps its plans and cuBLAS its workspaces for each thread, so work that wandered between
-threads would be planned anew on each of them. All of it is done on one: loading, warming up, making
-clips. Encoding, uploading and waiting are other threads' work. Knows no torch.
+cuDNN keeps its plans and cuBLAS its workspaces for each thread, so on several threads the same work
+is planned several times. And torch (2.11, seen on a CPU) crashes where a thread compiles after the
+thread that compiled first has ended: so there is one, as long as its process. Encoding, uploading
+and waiting are other threads' work. Knows no torch.
 """
 
 from __future__ import annotations
