@@ -78,7 +78,7 @@ def measure(
     folder: Path,
     workloads: str = "a",
     arms: tuple[str, ...] = ("library", "ltxq"),
-    limit: float | None = None,
+    phases: Phases | None = None,
     runs: int = 3,
 ) -> dict[str, Any]:
     """What the file says after a run in this process."""
@@ -88,7 +88,7 @@ def measure(
         workloads=list(workloads), runs=runs, warmups=1, results=folder, without=[]
     )
     sizes = Sizes.of("ltx-2-19b", tiny_one=True)
-    Contest(sizes, torch.device("cpu"), specs, options, Phases(limit)).run()
+    Contest(sizes, torch.device("cpu"), specs, options, phases or Phases()).run()
     return read(folder)
 
 
@@ -166,12 +166,32 @@ def test_what_there_was_no_time_for_leaves_older_figures_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = measure(tmp_path, runs=1)
-    again = measure(tmp_path, workloads="ab", arms=("ltxq", "ltxq-fp8"), limit=0)
+    again = measure(tmp_path, workloads="ab", arms=("ltxq", "ltxq-fp8"), phases=Phases(0))
     assert again == before
     newer = measure(tmp_path, arms=("ltxq",), runs=2)["a"]
     assert newer["library"] == before["a"]["library"]
     assert newer["ltxq"]["runs"] == 2
     assert "a, ltxq: warming up" in capsys.readouterr().out
+
+
+def test_when_the_time_is_over_no_other_clip_begins_and_those_that_are_made_stand(
+    tmp_path: Path, failing: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, phases = LtxqArm.make, Phases()
+
+    def made(self: LtxqArm, *args: Any) -> Made:
+        clip = make(self, *args)
+        if len(failing) == 1:  # after its second run
+            monkeypatch.setattr(phases, "allows", lambda seconds=0.0: False)
+        return clip
+
+    monkeypatch.setattr(LtxqArm, "make", made)
+    failing[:] = [None, None, None, None]
+    arms = measure(tmp_path, workloads="ab", phases=phases)["a"]
+    assert (arms["library"]["runs"], arms["ltxq"]["runs"]) == (2, 2)
+    assert "error of the picture's latent" not in arms["ltxq"]
+    assert "failed" not in arms["ltxq"]
+    assert read(tmp_path).keys() == {"a"}
 
 
 def test_a_limit_is_kept_by_not_beginning_what_would_take_longer() -> None:

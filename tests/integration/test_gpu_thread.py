@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +17,11 @@ import pytest
 import torch
 
 from ltxq.job import JobError, VideoRequest, VideoResult, new_job_id
-from ltxq.ledger import CANCELLED, Ledger, Ticket
+from ltxq.ledger import CANCELLED, Ticket
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
-from ltxq.storage import Storage
 from ltxq_worker import app
 from ltxq_worker.attempt import Attempt, Cancelled
-from ltxq_worker.gate import Gate
 from ltxq_worker.models import resident
 from ltxq_worker.models.tiny import make_tiny
 from ltxq_worker.pipeline import DeviceBroken, delivery
@@ -33,11 +32,6 @@ from ltxq_worker.run import Runner
 from servers import S3
 
 Seen = dict[str, set[str]]  # names of threads by what they did
-
-
-@pytest.fixture
-def gpu() -> GpuThread:
-    return GpuThread()
 
 
 @pytest.fixture
@@ -79,28 +73,24 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
 
 @pytest.fixture
-def runner(redis_url: str, s3: S3, tmp_path: Path, gpu: GpuThread, seen: Seen) -> Iterator[Runner]:
-    """A worker's, with the tiny model, loaded as `app` does it."""
+def runner(
+    redis_url: str, s3: S3, tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Runner]:
+    """A worker process's own, with the tiny model, but for Celery."""
     make_tiny(tmp_path / "models" / "tiny")
     settings: Settings = s3.settings(
         url=redis_url,
         default_model="tiny",
         model_dir=tmp_path / "models",
         optimize="lean,decode,text",
+        spool_jobs=2,
     )
-    ledger = Ledger.from_settings(settings)
+    monkeypatch.setattr(app, "build_app", lambda *_: None)
+    options = Namespace(model="tiny", device="cpu", name="w", spool=tmp_path / "spool")
     supervisor = SimpleNamespace(tell=lambda **_: None)
-    yield Runner(
-        ledger=ledger,
-        storage=Storage.from_settings(settings),
-        pipeline=gpu.run(lambda: app.load_pipeline("tiny", settings, "cpu", supervisor)),  # type: ignore[arg-type]
-        gpu=gpu,
-        gate=Gate(threads=3),
-        settings=settings,
-        worker="w",
-        spool=tmp_path,
-    )
-    ledger.close()
+    runner, _ = app._prepare(options, settings, supervisor)  # type: ignore[arg-type]
+    yield runner
+    runner.ledger.close()
 
 
 def submit(runner: Runner, prompt: str = "a fox") -> Ticket:
@@ -165,7 +155,7 @@ def test_a_broken_device_ends_the_process_while_the_job_still_has_the_gpu(
     assert isinstance(outcome, JobError)  # had the process not ended
 
 
-def test_what_fails_there_is_raised_here_and_its_tensors_are_let_go(gpu: GpuThread) -> None:
+def test_what_fails_there_is_raised_here_and_its_tensors_are_let_go() -> None:
     kept: list[weakref.ref[torch.Tensor]] = []
 
     def step() -> None:
@@ -176,31 +166,27 @@ def test_what_fails_there_is_raised_here_and_its_tensors_are_let_go(gpu: GpuThre
     gc.disable()
     try:
         with pytest.raises(Cancelled, match="job") as raised:
-            gpu.run(step)
+            GpuThread().run(step)
         assert kept[0]() is None  # though the error is still in hand
         assert raised.traceback[-1].name == "step"
     finally:
         gc.enable()
 
 
-def test_lines_that_are_logged_there_name_the_job(
-    gpu: GpuThread, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_that_are_logged_there_name_the_job(capfd: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         set_up_logging("human")
         with about_job("video_1"):
-            gpu.run(lambda: logging.getLogger("ltxq.worker").warning("out of plans"))
+            GpuThread().run(lambda: logging.getLogger("ltxq.worker").warning("out of plans"))
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
     assert "video_1: out of plans" in capfd.readouterr().err
 
 
-def test_sound_is_waited_for_by_who_looks_at_it_and_not_by_the_device_s_thread(
-    gpu: GpuThread,
-) -> None:
+def test_sound_is_waited_for_by_the_thread_that_looks_at_it() -> None:
     """On a GPU it is still being made when the encoder starts."""
     waited: list[str] = []
 
@@ -209,7 +195,7 @@ def test_sound_is_waited_for_by_who_looks_at_it_and_not_by_the_device_s_thread(
         return torch.zeros(2, 8).numpy()
 
     made: Callable[[], delivery.ComingSound] = lambda: delivery.ComingSound(fetch, 24_000)  # noqa: E731
-    sound = gpu.run(made)
+    sound = GpuThread().run(made)
     assert waited == []
     assert sound.samples.shape == (2, 8)
     assert waited == [threading.current_thread().name]
