@@ -138,6 +138,12 @@ def test_memory_that_ran_out_is_told_as_that(exc: Exception) -> None:
     raise_unless_out_of_memory(exc)
 
 
+def test_a_compiler_that_cannot_capture_is_no_word_of_cudas() -> None:
+    exc = RuntimeError("Dynamo: consider torch._dynamo.config.capture_scalar_outputs = True")
+    assert not is_about_capturing(exc)
+    assert not is_broken(exc)
+
+
 def test_exact_float32_leaves_cudnn_on() -> None:
     def flags() -> tuple[bool, bool, bool]:
         cudnn = torch.backends.cudnn

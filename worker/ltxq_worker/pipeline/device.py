@@ -63,12 +63,11 @@ def is_out_of_memory(exc: BaseException) -> bool:
 def is_broken(exc: BaseException) -> bool:
     """Whether it is an error of CUDA's after which no further call of this process succeeds."""
     said = str(exc)
-    if is_out_of_memory(exc) or is_about_capturing(exc):
+    if not _is_of_cuda(exc) or is_out_of_memory(exc) or is_about_capturing(exc):
         return False
     if _LIBRARY.search(said):
         return bool(_LIBRARY_BROKEN.search(said))
-    of_cuda = isinstance(exc, torch.AcceleratorError) or _CUDA.search(said)
-    return bool(of_cuda and not _LAUNCH_REFUSED.search(said))
+    return not _LAUNCH_REFUSED.search(said)
 
 
 def is_refused_by_cudnn(exc: BaseException) -> bool:
@@ -78,8 +77,15 @@ def is_refused_by_cudnn(exc: BaseException) -> bool:
 
 
 def is_about_capturing(exc: BaseException) -> bool:
-    """Whether it says that a CUDA graph cannot be recorded so."""
-    return _CAPTURING in str(exc)
+    """Whether CUDA says that a graph cannot be recorded so. Compilers speak of capturing, too."""
+    return _is_of_cuda(exc) and _CAPTURING in str(exc)
+
+
+def _is_of_cuda(exc: BaseException) -> bool:
+    said = str(exc)
+    return isinstance(exc, torch.AcceleratorError) or bool(
+        _CUDA.search(said) or _LIBRARY.search(said)
+    )
 
 
 def raise_unless_out_of_memory(exc: BaseException) -> None:
