@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures ltxq on a machine with a GPU and no network: Python 3.12 with torch, torchaudio, transformers
-# and pytest, a checkout, and the wheels that bench/wheels.py brought into it.
+# Measures ltxq on a machine with a GPU and no network. It needs Python 3.12 with torch, torchaudio,
+# transformers, accelerate, scipy, einops, pillow and pytest, a checkout, and in it the wheels that
+# bench/wheels.py brought.
 #
 #   bench/bare.sh check [MODEL]    is it right? tests/gpu, and the smallest clip beside the library's
 #   bench/bare.sh table MODEL      how long clips take, beside the library's
@@ -54,7 +55,8 @@ clip() {
 
 check() {
   nvidia-smi -L 2> /dev/null || echo 'no GPU: a rehearsal with the tiny model'
-  run 60 -c 'import sys, torch, transformers, av, ltx_core, pydantic; print(sys.version.split()[0],
+  run 60 -c 'import sys, torch, transformers, accelerate, av, einops, ltx_core, ltx_pipelines, PIL
+import pydantic, pytest, scipy; print(sys.version.split()[0],
     "torch", torch.__version__, "cuda", torch.version.cuda, "cudnn", torch.backends.cudnn.version(),
     "transformers", transformers.__version__, "av", av.__version__)' || return
   local failed=0

@@ -1,9 +1,10 @@
 """Wheels for `bench/bare.sh`, whose machine has no network: `python bench/wheels.py [queue | fa3]`.
 
-For Linux on x86_64 with Python 3.12, and torch, torchaudio, transformers, scipy, einops, pillow
-and pytest of its own. Without a word: what the pipeline and its tests need beside those. `queue`:
-what a worker on a queue needs as well. `fa3`: flash attention 3, for `bench/attention.py` alone.
-They lie in .whl, of the versions and with the hashes of requirements/dev.txt.
+For Linux on x86_64 with Python 3.12, and torch, torchaudio, transformers, accelerate, scipy,
+einops, pillow and pytest of its own. Without a word: what the pipeline and its tests need beside
+those. `queue`: what a worker on a queue needs as well. `fa3`: flash attention 3, for
+`bench/attention.py` alone. They lie in .whl, of the versions and with the hashes of
+requirements/dev.txt.
 """
 
 from __future__ import annotations

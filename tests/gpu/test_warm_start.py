@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def start(model: Path) -> dict[str, int]:
     """A process of its own, as a worker's is: what it found in the cache, and what not."""
     ended = subprocess.run(
         [sys.executable, "-c", START, str(model)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         check=True,
         stdout=subprocess.PIPE,
         timeout=280,
