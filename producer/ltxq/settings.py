@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     )
     optimize: str = Field(
         default="auto",
-        description="What makes clips faster: auto, all, none, or names with commas between.",
+        description="Optimizations that are on: auto, all, none, or names with commas between.",
     )
     shapes: str | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""What makes a clip faster, and which of it is on: the setting `LTXQ_OPTIMIZE`.
+"""The optimizations of making a clip, and which of them are on: the setting `LTXQ_OPTIMIZE`.
 
 Each works without the others, but for those that bring `lean` along. All are exact up to rounding:
 none skips a step or reuses one's outcome in another. Knows no torch, so that a setting is checked
