@@ -102,7 +102,7 @@ def test_away_for_longer_than_a_lease(world: World) -> None:
         blue.wait_until_ready()
         jobs = [wait_until_running(world.client, world.submit()) for _ in range(2)]
         world.kill()
-        time.sleep(4)  # the outage itself
+        time.sleep(7)  # the outage itself: longer than three sweeps, by which the ledger knows one
         world.restart()
         for job in jobs:
             world.succeeds_once(job)

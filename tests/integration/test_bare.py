@@ -80,7 +80,7 @@ def test_busy_measures_in_the_process_and_through_a_real_queue(tmp_path: Path) -
         assert seen[how]["workloads"].keys() == {"a", "b"}
         for figures in seen[how]["workloads"].values():
             assert figures["jobs"] == 2
-            assert 0.3 < figures["share busy"] < 1
+            assert 0 < figures["share busy"] < 1
     for figures in seen["through the queue"]["workloads"].values():
         assert figures["MP4 p50 (bytes)"] > 1000
         assert 0 < figures["upload p50 (s)"] < figures["claim to URL p50 (s)"]

@@ -1,4 +1,5 @@
-"""The transformer's large layers in FP8: half the bytes of bf16, at twice its arithmetic on Hopper.
+"""The transformer's large layers in FP8: half the bytes of bf16, and by its data sheet twice the
+arithmetic a second on Hopper.
 
 A weight has one scale for each of its rows (outputs), an activation one for each of its own
 (tokens), made as it comes. Published FP8 checkpoints, which have one scale for a whole weight, are
