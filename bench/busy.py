@@ -148,7 +148,7 @@ class Backlog:
 
 
 def _ignore(stage: Stage, step: int, steps: int) -> None:
-    """A Report nobody needs."""
+    """A Report that drops progress."""
 
 
 def _between_jobs() -> float:

@@ -141,7 +141,7 @@ def _clip(pipeline: Pipeline, request: VideoRequest, report: Any) -> None:
 
 
 def _ignore(stage: Stage, step: int, steps: int) -> None:
-    """A Report nobody needs."""
+    """A Report that drops progress."""
 
 
 def _options() -> argparse.Namespace:

@@ -1,5 +1,5 @@
-"""One model's arms on all workloads: which of them take turns, what came of it, and the file that
-says so, which is written whenever there is more of it.
+"""One model's arms on all workloads: which arms take turns, their results, and the results file,
+which is written after every clip.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOTES = (
 
 
 class Contest:
-    """One model on all workloads. What was seen is written whenever there is more of it."""
+    """Measures one model on all workloads, and writes the results after every clip."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Contest:
         }
 
     def _write(self) -> None:
-        """What was measured so far, beside what stands in the file of other arms and workloads."""
+        """Write the results so far. Figures of other arms and workloads stay in the file."""
         measured = {
             "model": self._sizes.base,
             "tiny": self._sizes.tiny,
@@ -233,7 +233,7 @@ class Contest:
 
 @contextmanager
 def _going_on() -> Iterator[None]:
-    """What fails inside is told, and is no reason not to measure the rest."""
+    """Prints an error and goes on, unless the device is broken."""
     try:
         yield
     except Exception as exc:

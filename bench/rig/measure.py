@@ -39,7 +39,7 @@ class Tally:
     latents: Latents | None = None  # of the checked take, on the CPU
     again: Latents | None = None  # the same take once more: the library's, for its own difference
     differences: dict[str, float] = field(default_factory=dict)  # of its latents, once known
-    optimizations: str = ""  # those that were on at the end
+    optimizations: str = ""  # on at the last run, as LTXQ_OPTIMIZE says it
     failed: str = ""  # why there are no more runs
     longest: float = 0.0  # seconds of the longest clip so far, once warm
 

@@ -68,7 +68,7 @@ def gains_table(results: Path = BENCH / "results") -> str:
 
 
 def write() -> None:
-    """Put the tables into README in place of those that are there."""
+    """Replace the tables in README."""
     text = README.read_text()
     for head, table in ((SPEED_HEAD, speed_table()), (GAINS_HEAD, gains_table())):
         before, after = text.split(head, 1)

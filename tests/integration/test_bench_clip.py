@@ -213,7 +213,7 @@ def test_the_first_blocks_are_looked_at_uncompiled() -> None:
 
 
 class _Arm(LtxqArm):
-    """One that builds no pipeline with graphs, which a CPU has not."""
+    """An arm without its own pipeline: a CPU has no CUDA graphs."""
 
     def __init__(self, sizes: Sizes, shared: Any, on: Optimizations) -> None:
         self._sizes, self._shared, self._optimizations = sizes, shared, on

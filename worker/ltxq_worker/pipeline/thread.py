@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 class GpuThread:
-    """Does one thing after the other, always on the same thread."""
+    """Runs one piece of work after the other, always on the same thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do `work` there and wait for it; what it raises is raised here.
+        """Run `work` on the GPU thread and wait for its result; its errors are raised here.
 
-        The caller's context variables hold there too, such as the job that log lines are about.
+        `work` sees the caller's context variables, such as the job that log lines belong to.
         """
         return self._thread.submit(copy_context().run, _done, work).result()
 
