@@ -56,6 +56,9 @@ def make_app(settings: Settings) -> Celery:
             "priority_steps": list(range(LANE_COUNT)),
             "socket_timeout": 5.0,  # more than BRPOP's own second
             "socket_connect_timeout": 2.0,
+            # Seconds after which a message that was taken and neither acknowledged nor dropped is
+            # delivered again: its worker died before it had recorded a plain producer's job.
+            "visibility_timeout": 60,
         },
         task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_max": 0.2},
         broker_use_ssl=tls,
@@ -160,7 +163,7 @@ def _celery_result(job: Job) -> tuple[dict[str, Any], str]:
 def _celery_failure(error: JobError) -> tuple[dict[str, Any], str]:
     """Celery's JSON form of an exception; without a module it makes a class of that name."""
     text = f"{error.message} {error.hint}".strip()
-    if error.code == "cancelled":
+    if error.code in ("cancelled", "expired"):
         name, module, state = "TaskRevokedError", "celery.exceptions", "REVOKED"
     else:
         name, module, state = error.code, None, "FAILURE"

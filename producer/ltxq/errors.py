@@ -16,6 +16,7 @@
     │   ├── IdempotencyConflict
     │   ├── ModelUnusable           a model folder that is incomplete, broken or too new
     │   ├── ConfigurationError      a setting that is missing or wrong
+    │   │   └── NameTaken           another supervisor's workers have these names
     │   └── MissingExtra            (also an ImportError)
     └── RetryableError              may succeed later, unchanged
         ├── QueueUnavailable        Redis, or the gateway, cannot be reached or cannot write
@@ -42,6 +43,7 @@ ErrorCode = Literal[
     "timed_out",
     "worker_lost",
     "cancelled",
+    "expired",
     "internal",
 ]
 
@@ -168,6 +170,17 @@ class ModelUnusable(PermanentError):
 
 class ConfigurationError(PermanentError):
     """A setting is missing or wrong."""
+
+
+class NameTaken(ConfigurationError):
+    """Another supervisor's worker has this name. `silent`: seconds since that was last heard."""
+
+    def __init__(self, name: str, silent: float) -> None:
+        super().__init__(
+            f"A worker named {name} belongs to another supervisor.",
+            hint="Give each machine a name of its own: --name, or LTXQ_HOST with compose.",
+        )
+        self.silent = silent
 
 
 class MissingExtra(PermanentError, ImportError):

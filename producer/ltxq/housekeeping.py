@@ -15,11 +15,13 @@ from itertools import islice
 
 from ltxq.errors import BucketShared
 from ltxq.ledger import Ledger
-from ltxq.storage import PAGE, Storage, Stored, job_of
+from ltxq.storage import PAGE, Storage, Stored
 
 CLEAN_SECONDS = 6 * 3600.0  # between two looks at the whole bucket, by the whole fleet
 MARGIN = timedelta(days=1)  # beyond the retention: an upload's patience, clocks that differ
-MARKS = "ltxq-queue/"  # under it lies an empty object named for each queue that cleans the bucket
+MARKS = (
+    ".queues/"  # in it lies an empty object named for each queue that keeps clips under the prefix
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ def clean(
     for page in _pages(old):
         if unwanted():
             break
-        jobs = {stored.key: job_of(stored.key) for stored in page}
-        known = ledger.known({job_id for job_id in jobs.values() if job_id})
-        orphans = [s for s in page if jobs[s.key] and jobs[s.key] not in known]
+        claims = {stored.key: storage.claim_of(stored.key) for stored in page}
+        jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
+        known = ledger.known(set(jobs.values()))
+        orphans = [s for s in page if s.key in jobs and jobs[s.key] not in known]
         if remove:
             storage.delete(stored.key for stored in orphans)
         found = Cleaned(found.objects + len(orphans), found.size + sum(s.size for s in orphans))
@@ -69,13 +72,14 @@ def clean(
 
 
 def _claim(storage: Storage, queue_id: str) -> None:
-    mine = MARKS + queue_id
+    mine = storage.prefix + MARKS + queue_id
     marks = set(storage.list(MARKS))
     if others := sorted(marks - {mine}):
         raise BucketShared(
-            f"Another queue keeps clips in the bucket {storage.bucket} too ({others[0]}): what has "
-            "no job here may be that queue's, and is left.",
-            hint=f"Give each queue a bucket of its own; if that one is gone, delete {others[0]}.",
+            f"Another queue keeps clips under {storage.prefix} in the bucket {storage.bucket} too "
+            f"({others[0]}): objects without a job here may be that queue's, and stay.",
+            hint="Give each queue an LTXQ_S3_PREFIX of its own; if the other queue is gone, delete "
+            f"{others[0]}.",
         )
     if not marks:
         storage.mark(mine)

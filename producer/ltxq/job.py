@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,7 +28,7 @@ from pydantic import (
 
 from ltxq.errors import InvalidRequest, JobError, JobFailed
 
-CONTRACT = 2
+CONTRACT = 3
 """Version of the job contract, in every record and in the queue's name."""
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -42,6 +43,7 @@ MIN_SIDE, MAX_SIDE = 64, 2048  # pixels
 FRAME_STEP = 8  # frames: the video VAE's stride in time; the first frame stands alone
 MAX_SECONDS = 20.0
 MAX_SEED = 2**53 - 1  # the largest integer every JSON reader keeps exact
+MAX_WAIT_SECONDS = 30 * 24 * 3600
 MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -119,6 +121,17 @@ class VideoRequest(BaseModel):
         default=None,
         max_length=2048,
         description="http(s) URL told of the outcome by a signed POST.",
+    )
+    not_before: AwareDatetime | None = Field(
+        default=None,
+        description="The job waits until then, as 2026-12-24T18:00:00Z.",
+    )
+    start_within: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=MAX_WAIT_SECONDS,
+        description="Seconds from the submission within which a worker must have taken the job; "
+        "otherwise it is cancelled as expired. At most 30 days.",
     )
     crop_width: Whole | None = Field(
         default=None,
@@ -313,7 +326,9 @@ class VideoResult(BaseModel):
     poster_url: str = Field(description="JPEG, the clip's first frame at full size.")
     spritesheet_url: str = Field(description="JPEG, frames across the clip in a grid.")
     sidecar_url: str = Field(description="JSON: request, seed, model, versions, timings.")
-    key: str = Field(description="The MP4's key in the bucket, '<job id>/<token>/clip.mp4'.")
+    key: str = Field(
+        description="The MP4's key in the bucket, '<prefix><job id>/<claim>/clip.mp4'."
+    )
     sha256: str = Field(description="Of the MP4, hex.")
     size: int = Field(description="Of the MP4, bytes.")
     width: int = Field(description="Pixels.")

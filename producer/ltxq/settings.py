@@ -56,6 +56,13 @@ class Settings(BaseSettings):
         default=None, description="The S3-compatible server; unset: Amazon's."
     )
     s3_bucket: str | None = Field(default=None, description="The bucket clips are kept in.")
+    s3_prefix: str = Field(
+        default="ltxq/",
+        max_length=200,
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/)+$",
+        description="Folder of the bucket that clips are kept in. Nothing outside it is listed "
+        "or deleted. Ends with a slash.",
+    )
     s3_public_endpoint: str | None = Field(
         default=None, description="Host that URLs are signed for, if viewers use another."
     )

@@ -55,21 +55,7 @@ class Stored(NamedTuple):
     modified: datetime  # by the storage's clock
 
 
-def clip_keys(job_id: str, token: int) -> ClipKeys:
-    """The keys of the files made under the claim `token` of a job."""
-    return _keys_in(f"{job_id}/{token}")
-
-
-# ltxq's own ids and Celery's; a looser look could take a stranger's folder for a job's.
-_CLIP_KEY = re.compile(
-    r"(video_[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/[0-9]{1,9}/[a-z.0-9]+"
-)
-
-
-def job_of(key: str) -> str | None:
-    """The job an object belongs to; None for what is no key of ltxq's."""
-    match = _CLIP_KEY.fullmatch(key)
-    return match[1] if match and key in _keys_in(key.rpartition("/")[0]) else None
+_CLAIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}/[0-9a-f]{16}")  # <job id>/<nonce>
 
 
 def _keys_in(folder: str) -> ClipKeys:
@@ -86,6 +72,7 @@ class Storage:
 
     def __init__(self, settings: Settings, client: Any, signer: Any) -> None:
         self.bucket: str = settings.s3_bucket or ""
+        self.prefix = settings.s3_prefix  # of every key that is written, listed or deleted
         self._server = without_password(settings.s3_endpoint or "Amazon S3")
         self._public_base_url = settings.s3_public_base_url
         self._client = client
@@ -114,11 +101,22 @@ class Storage:
 
     def check(self) -> None:
         """Write, find and delete a small object: what a worker will need, tried at its start."""
-        key = f"ltxq-check/{secrets.token_hex(8)}"  # many workers may start at once
+        key = f"{self.prefix}.check/{secrets.token_hex(8)}"  # many workers may start at once
         with self._errors_translated():
             self._client.put_object(Bucket=self.bucket, Key=key, Body=b"ltxq may write here\n")
             self._client.head_object(Bucket=self.bucket, Key=key)
             self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def clip_keys(self, claim: str) -> ClipKeys:
+        """The keys of the files made under a claim of a job, '<job id>/<nonce>'."""
+        return _keys_in(f"{self.prefix}{claim}")
+
+    def claim_of(self, key: str) -> str | None:
+        """The claim an object was made under; None for what is no clip's key."""
+        claim = key.removeprefix(self.prefix).rpartition("/")[0]
+        if _CLAIM.fullmatch(claim) and key in self.clip_keys(claim):
+            return claim
+        return None
 
     def put(self, key: str, path: Path, content_type: str) -> None:
         """Upload the file at `path` without reading it whole into memory."""
@@ -197,9 +195,18 @@ class Storage:
             "expires_at": expires_at,
         }
 
+    def delete_clips(self, claims: Iterable[str]) -> None:
+        """Delete what was made under claims, by its keys; what is no claim is passed over."""
+        real = [claim for claim in claims if _CLAIM.fullmatch(claim)]
+        self.delete(key for claim in real for key in self.clip_keys(claim))
+
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete the objects; those already gone are no error."""
-        rest = iter(keys)
+        """Delete the objects; those already gone are no error.
+
+        Raises:
+            ValueError: a key is not under the prefix, so it is not ltxq's to delete.
+        """
+        rest = (self._own(key) for key in keys)
         while page := list(islice(rest, PAGE)):
             with self._errors_translated():
                 answer = self._client.delete_objects(
@@ -213,19 +220,24 @@ class Storage:
                     hint="Check that the credentials may delete in the bucket.",
                 )
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """The keys that begin with `prefix`, in order."""
-        return (stored.key for stored in self.entries(prefix))
+    def list(self, folder: str = "") -> Iterator[str]:
+        """The keys under the prefix and in it under `folder`, as 'video_1/', in order."""
+        return (stored.key for stored in self.entries(folder))
 
-    def entries(self, prefix: str = "") -> Iterator[Stored]:
-        """The objects whose keys begin with `prefix`, in order."""
+    def entries(self, folder: str = "") -> Iterator[Stored]:
+        """The objects of those keys."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
+            Bucket=self.bucket, Prefix=self.prefix + folder, PaginationConfig={"PageSize": PAGE}
         )
         with self._errors_translated():
             for page in pages:
                 for entry in page.get("Contents", ()):
                     yield Stored(entry["Key"], entry["Size"], entry["LastModified"])
+
+    def _own(self, key: str) -> str:
+        if not key.startswith(self.prefix):
+            raise ValueError(f"{key!r} is not under {self.prefix!r}")
+        return key
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:

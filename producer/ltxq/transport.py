@@ -152,11 +152,12 @@ class RedisTransport:
             report_outcome(self._app, self._ledger, job_id)
 
     def delete(self, job_id: str) -> None:
-        self._ledger.delete(job_id)
+        claims = self._ledger.delete(job_id)
         forget_outcome(self._app, job_id)
         try:
             if self._storage:
-                self._storage.delete(self._storage.list(f"{job_id}/"))
+                self._storage.delete_clips(claims)
+                self._ledger.garbage_deleted(claims)
         except LtxqError as exc:
             log.warning("%s is deleted; a supervisor removes its clip: %s", job_id, exc)
 

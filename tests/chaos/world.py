@@ -217,7 +217,7 @@ class World:
                     now = self.client.get(job.job_id)
                 except LtxqError:
                     continue
-                if now.state != "running" or now.attempts > job.token:
+                if now.state != "running" or now.attempts > job.attempt:
                     returns.append(time.monotonic() - killed)
                     return
                 time.sleep(0.05)

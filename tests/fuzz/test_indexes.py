@@ -162,7 +162,6 @@ def test_what_is_put_into_an_index_stops_nobody(book: Book, damages: list[tuple]
     book.ledger.workers()
     book.ledger.take_webhook(lease=1)
     book.ledger.webhooks_waiting()
-    for job_id in book.ledger.take_expired():
-        book.ledger.expire(job_id)
+    book.ledger.garbage_deleted(book.ledger.take_garbage()[0])
     looked_after(book)
     worked_on_by_all(book, waiting)

@@ -349,7 +349,7 @@ def test_a_record_that_cannot_be_read_is_said_to_be_so(gateway: Gateway, url: st
     good = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
     bad = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
-        connection.hset(f"ltxq:2:job:{bad}", "request", "{")
+        connection.hset(f"ltxq:3:job:{bad}", "request", "{")
     answer = gateway.ask("GET", f"/v1/videos/{bad}")
     error(answer, 500, "job_unreadable")
     assert answer.headers["x-should-retry"] == "false"

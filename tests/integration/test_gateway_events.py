@@ -138,7 +138,7 @@ def test_a_job_that_is_deleted_meanwhile_ends_with_an_error(
         told = iter(events)
         next(told)
         with redis.Redis.from_url(url, socket_timeout=5) as connection:
-            connection.delete(f"ltxq:2:job:{job_id}")
+            connection.delete(f"ltxq:3:job:{job_id}")
         last = next(told)
         assert (last["event"], last["data"]["error"]["code"]) == ("error", "job_not_found")
         assert list(told) == []

@@ -26,7 +26,7 @@ from ltxq.errors import (
     QueueUnavailable,
 )
 from ltxq.job import JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
-from ltxq.ledger import PREFIX, Claim, Ledger, Ticket
+from ltxq.ledger import CANCELLED, PREFIX, Claim, Ledger, Ticket
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
 
@@ -68,7 +68,7 @@ def claim(ledger: Ledger, ticket: Ticket, worker: str = "w") -> Claim:
 def result(claimed: Claim) -> VideoResult:
     urls = dict.fromkeys(("url", "poster_url", "spritesheet_url", "sidecar_url"), "https://x/")
     return VideoResult(
-        **urls, key=f"{claimed.job_id}/{claimed.token}/clip.mp4", sha256="0" * 64, size=1,
+        **urls, key=f"{claimed.objects}/clip.mp4", sha256="0" * 64, size=1,
         width=768, height=512, num_frames=33, frame_rate=24, duration=1.375, seed=42,
         model="instant", timings={}, expires_at=None,
     )  # fmt: skip
@@ -109,23 +109,23 @@ def test_a_claim_whose_reply_was_lost_is_repeated_by_its_nonce(ledger: Ledger) -
     ticket = submit(ledger)
     first = ledger.claim(ticket, "w", nonce="n")
     assert first is not None
-    assert first.token == 1
+    assert first.attempt == 1
     assert ledger.claim(ticket, "w", nonce="n") == first
     assert ledger.claim(ticket, "w", nonce="other") is None
 
 
 def test_a_worker_of_another_model_gets_no_claim(ledger: Ledger) -> None:
     ticket = submit(ledger)
-    forged = Ticket(job_id=ticket.job_id, queue="ltxq.2.other", lane=3, stamp=ticket.stamp)
+    forged = Ticket(job_id=ticket.job_id, queue="ltxq.3.other", lane=3, stamp=ticket.stamp)
     assert ledger.claim(forged, "w") is None
 
 
-def test_writes_with_an_older_token_are_refused(ledger: Ledger) -> None:
+def test_writes_of_an_earlier_claim_are_refused(ledger: Ledger) -> None:
     old = claim(ledger, submit(ledger), "w1")
     returned = ledger.give_back(old, charged=False)
     assert returned.ticket is not None
     new = claim(ledger, returned.ticket, "w2")
-    assert new.token == old.token + 1
+    assert (old.attempt, new.attempt) == (1, 2)
     assert ledger.renew(old) == "lost"
     assert ledger.report(old, HALF, on_gpu=True) == "lost"
     assert ledger.give_back(old, charged=True).state == "lost"
@@ -322,25 +322,59 @@ def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: r
     claimed = claim(ledger, ticket)
     ledger.finish(claimed, result(claimed))
     server.zadd(f"{PREFIX}expiry", {claimed.job_id: 0})
-    assert ledger.take_expired() == (claimed.job_id,)
-    assert ledger.take_expired() == ()  # another one's, while its objects are removed
-    assert ledger.get(claimed.job_id).state == "succeeded"
-    ledger.expire(claimed.job_id)
+    assert ledger.take_garbage() == ((claimed.objects,), False)
+    assert ledger.take_garbage() == ((), False)  # another one's, while its objects are deleted
     with pytest.raises(JobNotFound):
         ledger.get(claimed.job_id)
+    ledger.garbage_deleted([claimed.objects])
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
     of_queue = {f"{kind}:{ticket.queue}" for kind in ("watermark", "pace", "totals")}
     assert left <= {"counter", "queues", "swept", *of_queue}
     ledger.close()
 
 
-def test_objects_of_a_deleted_job_are_looked_for_once_more(ledger: Ledger) -> None:
+def test_objects_of_a_deleted_job_are_garbage_until_they_are_deleted(
+    ledger: Ledger, server: redis.Redis
+) -> None:
     claimed = claim(ledger, submit(ledger))
     ledger.finish(claimed, result(claimed))
-    ledger.delete(claimed.job_id)
-    assert ledger.take_expired() == (claimed.job_id,)
-    ledger.expire(claimed.job_id)
-    assert ledger.take_expired() == ()
+    assert ledger.delete(claimed.job_id) == (claimed.objects,)
+    assert ledger.take_garbage() == ((claimed.objects,), False)
+    server.zadd(f"{PREFIX}garbage", {claimed.objects: 0})  # the one who took it did not say more
+    assert ledger.take_garbage() == ((claimed.objects,), False)
+    ledger.garbage_deleted([claimed.objects])
+    assert not server.exists(f"{PREFIX}garbage")
+
+
+def test_a_claim_that_was_lost_is_garbage_when_the_job_ends_and_the_results_is_not(
+    ledger: Ledger,
+) -> None:
+    lost = claim(ledger, submit(ledger), "w1")
+    ticket = ledger.give_back(lost, charged=False).ticket
+    assert ticket
+    assert ledger.take_garbage() == ((), False)  # it may still be uploading
+    last = claim(ledger, ticket, "w2")
+    ledger.finish(last, result(last))
+    assert ledger.take_garbage() == ((lost.objects,), False)
+
+
+def test_a_claim_of_a_record_that_began_again_is_refused(ledger: Ledger) -> None:
+    request = VideoRequest(prompt="a fox", model="instant")
+    claims = []
+    for _ in range(2):
+        _, ticket = ledger.submit("order-17", request)
+        assert ticket
+        claims.append(claim(ledger, ticket))
+        if len(claims) == 1:
+            ledger.finish(claims[0], CANCELLED)
+            ledger.delete("order-17")
+    stale, live = claims
+    assert (stale.attempt, live.attempt) == (1, 1)
+    assert ledger.renew(stale) == "lost"
+    assert not ledger.finish(stale, result(stale))
+    assert ledger.give_back(stale, charged=True).state == "lost"
+    assert ledger.finish(live, result(live))
+    assert ledger.get("order-17").result_or_raise().key == f"{live.objects}/clip.mp4"
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -351,8 +385,7 @@ def test_a_job_that_is_not_finished_does_not_expire(
     if running:
         claim(ledger, ticket)
     server.zadd(f"{PREFIX}expiry", {ticket.job_id: 0})
-    assert ledger.take_expired() == ()
-    ledger.expire(ticket.job_id)
+    assert ledger.take_garbage() == ((), False)
     assert ledger.get(ticket.job_id).state == ("running" if running else "queued")
 
 
@@ -489,8 +522,8 @@ def long_ago(server: redis.Redis, claimed: Claim, seconds: float) -> None:
 
 def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.Redis) -> None:
     for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
-        server.delete(f"{PREFIX}pace:ltxq.2.instant")
-        spoilt(f"{PREFIX}pace:ltxq.2.instant")
+        server.delete(f"{PREFIX}pace:ltxq.3.instant")
+        spoilt(f"{PREFIX}pace:ltxq.3.instant")
         ledger.present("instant", "host", {"w": "ready"})
         ticket = submit(ledger)
         assert ledger.get(ticket.job_id).eta_seconds is None
@@ -509,8 +542,8 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
     ledger.present("other", "host", {"w1": "ready"})
     assert ledger.served() == {"instant": 2, "other": 1}
     seconds, _ = server.time()
-    server.zadd(f"{PREFIX}workers:ltxq.2.instant", {"w1": (seconds - 60) * 1000})
-    server.zadd(f"{PREFIX}workers:ltxq.2.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
+    server.zadd(f"{PREFIX}workers:ltxq.3.instant", {"w1": (seconds - 60) * 1000})
+    server.zadd(f"{PREFIX}workers:ltxq.3.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
     assert ledger.served() == {"instant": 1}
 
 

@@ -4,6 +4,7 @@ agrees with a model of a few lines, and the indexes agree with the records.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 
 import pytest
@@ -33,7 +34,8 @@ class Model:
     """What a job must be."""
 
     state: str = "queued"
-    token: int = 0
+    nonce: str = ""  # of its claim, while or since it has one
+    attempts: int = 0
     lost: int = 0
     cancel: bool = False
     on_gpu: bool = True
@@ -77,6 +79,15 @@ class Ledgers(RuleBasedStateMachine):
         return ticket
 
     @rule(ticket=tickets)
+    def send_a_deleted_one_again(self, ticket: Ticket) -> None:
+        if ticket.job_id not in self.jobs:
+            request = VideoRequest(prompt="x", model="m")
+            _, again = self.ledger.submit(ticket.job_id, request, owner="alice")
+            assert again
+            self.jobs[ticket.job_id] = Model()
+            self.resent.append(again)
+
+    @rule(ticket=tickets)
     def cancel(self, ticket: Ticket) -> None:
         job = self.jobs.get(ticket.job_id)
         if job is None:
@@ -97,7 +108,6 @@ class Ledgers(RuleBasedStateMachine):
         elif job.state in FINAL_STATES:
             self.ledger.delete(ticket.job_id)
             del self.jobs[ticket.job_id]
-            self.ledger.expire(ticket.job_id)
         else:
             with pytest.raises(JobNotFinished):
                 self.ledger.delete(ticket.job_id)
@@ -111,26 +121,25 @@ class Ledgers(RuleBasedStateMachine):
     @rule(target=claims, worker=WORKERS)
     def claim_resent(self, worker: str) -> Claim:
         ticket = self.resent.pop() if self.resent else Ticket(
-            job_id="video_none", queue="ltxq.2.m", lane=0, stamp=0
+            job_id="video_none", queue="ltxq.3.m", lane=0, stamp=0
         )  # fmt: skip
         return self._claim(ticket, worker)
 
     def _claim(self, ticket: Ticket, worker: str) -> Claim:
         job = self.jobs.get(ticket.job_id)
-        claimed = self.ledger.claim(ticket, worker, nonce="n")
+        nonce = secrets.token_hex(8)
+        claimed = self.ledger.claim(ticket, worker, nonce=nonce)
+        # The call of a lost reply is repeated.
+        assert claimed == self.ledger.claim(ticket, worker, nonce=nonce)
         if claimed is None:
             assert job is None or job.state != "queued"
             request = VideoRequest(prompt="x")  # a claim nobody was given
-            return Claim(job_id=ticket.job_id, token=99, request=request, waited=0)
+            return Claim(job_id=ticket.job_id, nonce="", attempt=99, request=request, waited=0)
         assert job is not None
-        if job.state == "running":
-            # The nonce is the same on purpose: this is the repeated call of a lost reply.
-            assert claimed.token == job.token
-        else:
-            assert job.state == "queued"
-            job.state, job.worker, job.on_gpu = "running", worker, True
-            job.token += 1
-            assert claimed.token == job.token
+        assert job.state == "queued"
+        job.state, job.worker, job.on_gpu, job.nonce = "running", worker, True, nonce
+        job.attempts += 1
+        assert claimed.attempt == job.attempts
         return claimed
 
     @rule(claim=claims, on_gpu=st.booleans())
@@ -151,7 +160,7 @@ class Ledgers(RuleBasedStateMachine):
             job.finishes.append(how)
             assert stands
         else:  # refused, unless it is the very outcome that this claim's job has
-            same = job is not None and job.token == claim.token and job.state == how
+            same = job is not None and job.nonce == claim.nonce and job.state == how
             assert stands == same
 
     @rule(claim=claims, charged=st.booleans())
@@ -212,7 +221,7 @@ class Ledgers(RuleBasedStateMachine):
     def records_agree_with_the_model(self) -> None:
         for job_id, model in self.jobs.items():
             job = self.ledger.get(job_id)
-            assert (job.state, job.attempts) == (model.state, model.token)
+            assert (job.state, job.attempts) == (model.state, model.attempts)
             assert job.cancel_requested == (model.state == "running" and model.cancel)
             assert (job.result is not None) == (job.state == "succeeded")
             assert (job.error is not None) == (job.state in ("failed", "cancelled"))
@@ -239,7 +248,7 @@ class Ledgers(RuleBasedStateMachine):
 
     def _standing(self, claim: Claim) -> str:
         job = self.jobs.get(claim.job_id)
-        if job is None or job.state != "running" or job.token != claim.token:
+        if job is None or job.state != "running" or job.nonce != claim.nonce:
             return "lost"
         return "cancel" if job.cancel else "held"
 

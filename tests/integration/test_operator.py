@@ -19,7 +19,7 @@ from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Ledger
 from ltxq.operator import Operator
 from ltxq.settings import Settings
-from ltxq.storage import Storage, clip_keys
+from ltxq.storage import Storage
 from ltxq_worker.local import S3Server
 from servers import start_or_skip
 
@@ -108,7 +108,7 @@ def test_the_queue_tells_depth_age_and_when_it_is_empty(
         assert queue.waiting["low"].oldest < 30
         assert queue.empty_in is None  # nobody is there to make them
         assert finished == 0
-        server.hset(f"{PREFIX}pace:ltxq.2.instant", mapping={"gpu": 4000, "whole": 6000})
+        server.hset(f"{PREFIX}pace:ltxq.3.instant", mapping={"gpu": 4000, "whole": 6000})
     ledger.present("instant", "a", {"gpu0@a": "ready", "gpu1@a": "ready"})
     (queue,), _ = operator.queues()
     assert queue.workers == 2
@@ -179,8 +179,15 @@ def test_objects_without_a_job_are_removed_and_all_others_stay(
 ) -> None:
     storage = Storage.from_settings(settings)
     gone, known = new_job_id(), submit(ledger)
-    old = [*clip_keys(gone, 1), clip_keys(known, 1).clip, "holidays/2026/clip.mp4", f"{gone}/1/no"]
-    young = clip_keys(gone, 2).clip
+    one, two = f"{1:016x}", f"{2:016x}"
+    old = [
+        *storage.clip_keys(f"{gone}/{one}"),
+        storage.clip_keys(f"{known}/{one}").clip,
+        "ltxq/holidays/2026/clip.mp4",
+        f"ltxq/{gone}/{one}/no",
+        f"{gone}/{one}/clip.mp4",  # outside the prefix: another program's
+    ]
+    young = storage.clip_keys(f"{gone}/{two}").clip
     for key in old:
         place(tmp_path, bucket, key, days=9)
     place(tmp_path, bucket, young, days=7.5)  # past the retention, not yet a day
@@ -188,7 +195,9 @@ def test_objects_without_a_job_are_removed_and_all_others_stay(
     assert str(operator.clean(remove=False)) == "4 objects, 0.0 MB"
     assert all(storage.exists(key) for key in old)
     assert operator.clean(remove=True).size == 40
-    assert set(storage.list("")) == {*old[4:], young, f"ltxq-queue/{ledger.queue_id()}"}
+    assert storage.exists(old[-1])
+    mark = f"ltxq/.queues/{ledger.queue_id()}"
+    assert set(storage.list()) == {*old[4:-1], young, mark}
     assert operator.clean(remove=True).objects == 0
 
 
@@ -196,10 +205,10 @@ def test_a_bucket_where_another_queue_has_clips_is_left_alone(
     operator: Operator, settings: Settings, bucket: S3Server, tmp_path: Path
 ) -> None:
     storage = Storage.from_settings(settings)
-    anothers = clip_keys(new_job_id(), 1).clip
+    anothers = storage.clip_keys(f"{new_job_id()}/{1:016x}").clip
     place(tmp_path, bucket, anothers, days=90)
-    storage.mark("ltxq-queue/0123456789abcdef")
-    with pytest.raises(BucketShared, match="delete ltxq-queue/0123456789abcdef"):
+    storage.mark("ltxq/.queues/0123456789abcdef")
+    with pytest.raises(BucketShared, match=r"delete ltxq/\.queues/0123456789abcdef"):
         operator.clean(remove=True)
     assert storage.exists(anothers)
 
@@ -208,7 +217,7 @@ def test_a_supervisor_cleans_by_itself_and_one_of_the_fleet_at_a_time(
     ledger: Ledger, settings: Settings, redis_url: str, bucket: S3Server, tmp_path: Path
 ) -> None:
     storage = Storage.from_settings(settings)
-    orphan = clip_keys(new_job_id(), 1).clip
+    orphan = storage.clip_keys(f"{new_job_id()}/{1:016x}").clip
     place(tmp_path, bucket, orphan, days=9)
     with Fleet(worker_environment(redis_url, bucket, tmp_path / "spool")) as fleet:
         fleet.wait_for("removed 1 object, 0.0 MB without a job")

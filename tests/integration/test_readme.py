@@ -140,7 +140,7 @@ def test_a_shell_block_does_what_it_says(shell: Shell, block: str) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1][:40])
 def test_a_python_block_does_what_it_says(shell: Shell, block: str) -> None:
-    program = block.replace("ltxq.2.ltx-2-19b-distilled", "ltxq.2.instant")
+    program = block.replace("ltxq.3.ltx-2-19b-distilled", "ltxq.3.instant")
     program = program.replace("http://127.0.0.1:8080", shell.url)
     if "Flask(" in block:
         program += BACKEND_IS_USED

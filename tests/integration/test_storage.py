@@ -25,7 +25,7 @@ from ltxq.errors import (
     StorageUnavailable,
 )
 from ltxq.settings import Settings
-from ltxq.storage import Storage, clip_keys
+from ltxq.storage import Storage
 from servers import S3
 
 pytest.importorskip("boto3")
@@ -67,7 +67,7 @@ def fetch(url: str, **headers: str) -> Any:
 
 
 def test_what_is_put_is_fetched_by_its_url(bucket: Storage, clip: Path) -> None:
-    key = clip_keys("video_1", 2).clip
+    key = bucket.clip_keys(f"video_1/{2:016x}").clip
     assert not bucket.exists(key)
     bucket.put(key, clip, "video/mp4")
     assert bucket.exists(key)
@@ -126,7 +126,7 @@ def test_urls_are_signed_for_the_host_viewers_use(server: S3, clip: Path) -> Non
 
 def test_a_clip_has_urls_for_all_its_files(server: S3, clip: Path) -> None:
     bucket = Storage.from_settings(server.settings())
-    keys = clip_keys("video_1", 3)
+    keys = bucket.clip_keys(f"video_1/{3:016x}")
     for key in keys:
         clip.write_text(key)
         bucket.put(key, clip, "text/plain")
@@ -143,7 +143,7 @@ def test_a_clips_urls_are_signed_anew_before_much_of_their_life_is_over(
     moto: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = Storage.from_settings(moto.settings())
-    keys, other = clip_keys("video_1", 1), clip_keys("video_1", 2)
+    keys, other = bucket.clip_keys(f"video_1/{1:016x}"), bucket.clip_keys(f"video_1/{2:016x}")
     now = [1000.0]
     monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
 
@@ -168,8 +168,8 @@ def test_a_clips_urls_are_signed_anew_before_much_of_their_life_is_over(
 def test_the_urls_kept_are_bounded(moto: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "SIGNED_MOST", 3)
     bucket = Storage.from_settings(moto.settings())
-    for token in range(1, 6):
-        bucket.clip_urls(clip_keys("video_1", token).clip, 60)
+    for claim in range(1, 6):
+        bucket.clip_urls(bucket.clip_keys(f"video_1/{claim:016x}").clip, 60)
     assert len(bucket._signed) == 3
 
 
@@ -179,7 +179,7 @@ def test_a_public_bucket_has_plain_urls_without_an_end(moto: S3) -> None:
 
 
 def test_any_unicode_key_comes_back(bucket: Storage, clip: Path) -> None:
-    key = "видео/ü 影 +&?#%.mp4"
+    key = "ltxq/видео/ü 影 +&?#%.mp4"
     bucket.put(key, clip, "video/mp4")
     assert list(bucket.list("видео/")) == [key]
     with fetch(bucket.url(key, 60)[0]) as answer:
@@ -201,12 +201,12 @@ def test_lists_and_deletes_go_on_past_one_page(
     bucket: Storage, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "PAGE", 2)
-    keys = [f"pages/{job}/{token}/clip.mp4" for job in "ab" for token in (1, 2, 3)]
+    keys = [f"ltxq/pages/{job}/{claim}/clip.mp4" for job in "ab" for claim in (1, 2, 3)]
     for key in keys:
         bucket.put(key, clip, "video/mp4")
     assert list(bucket.list("pages/a/")) == keys[:3]
     assert list(bucket.list("pages/")) == keys
-    bucket.delete([*keys[:5], "never/was"])
+    bucket.delete([*keys[:5], "ltxq/never/was"])
     assert list(bucket.list("pages/")) == keys[5:]
 
 
@@ -325,4 +325,4 @@ def test_many_workers_may_check_at_once(own_s3: S3) -> None:
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda _: storage.check(), range(64)):
             pass
-    assert list(storage.list("ltxq-check")) == []
+    assert list(storage.list()) == []

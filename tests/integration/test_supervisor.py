@@ -98,7 +98,7 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
 
     def held(_name: str) -> tuple[Held, ...]:
         post.worker = None  # as the loop does once the process has ended
-        return (Held(job_id="video_1", token=1, on_gpu=True, running=10_000, timeout=1),)
+        return (Held(job_id="video_1", attempt=1, on_gpu=True, running=10_000, timeout=1),)
 
     monkeypatch.setattr(sweeping._ledger, "held", held)
     thread = keep_sweeping(sweeping)

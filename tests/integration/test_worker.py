@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,7 +133,7 @@ def test_a_prompt_goes_in_and_an_mp4_comes_out(fleet: Fleet, client: Client) -> 
     assert sidecar["seed"] == result.seed == 42
     for image in (result.poster_url, result.spritesheet_url):
         assert fetch(image).startswith(b"\xff\xd8\xff")
-    assert result.key == f"{job.id}/1/clip.mp4"
+    assert re.fullmatch(f"ltxq/{job.id}/[0-9a-f]{{16}}/clip.mp4", result.key)
 
 
 def test_celery_reads_the_outcome_without_ltxq(fleet: Fleet, client: Client, plain: Celery) -> None:
@@ -145,7 +146,7 @@ def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain
     sent = plain.send_task(
         "ltxq.generate",
         kwargs={"request": {"prompt": "a fox", "seed": None, **SMALL}},
-        queue="ltxq.2.instant",
+        queue="ltxq.3.instant",
     )
     assert sent.get(timeout=PATIENCE)["num_frames"] == 9
     job = client.get(sent.id)
@@ -169,7 +170,7 @@ def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain
 def test_a_wrong_job_of_a_plain_producer_fails_as_invalid_request(
     fleet: Fleet, client: Client, plain: Celery, arguments: dict[str, Any], says: str
 ) -> None:
-    sent = plain.send_task("ltxq.generate", queue="ltxq.2.instant", **arguments)
+    sent = plain.send_task("ltxq.generate", queue="ltxq.3.instant", **arguments)
     with pytest.raises(Exception, match=says) as caught:
         sent.get(timeout=PATIENCE)
     assert type(caught.value).__name__ == "invalid_request"
@@ -323,9 +324,15 @@ def test_the_clip_of_an_earlier_claim_is_removed_when_a_later_one_finishes(
     with Fleet({**own, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
         fleet.wait_until_ready()
         job = wait_until_running(client, client.submit("a fox", **SMALL))
-        storage.put(f"{job.id}/1/clip.mp4", Path(__file__), "video/mp4")  # as if uploaded late
+        with redis.Redis.from_url(
+            url_of(client), decode_responses=True, socket_timeout=5
+        ) as server:
+            first = server.hget(f"{PREFIX}job:{job.id}", "nonce")
+        late = storage.clip_keys(f"{job.id}/{first}").clip
+        storage.put(late, Path(__file__), "video/mp4")  # as if uploaded late
         fleet.workers()[0].kill()
         done = client.wait(job.id, PATIENCE)
         assert done.attempts == 2
-        eventually(lambda: not list(storage.list(f"{job.id}/1/")))
-        assert len(list(storage.list(f"{job.id}/2/"))) == 4
+        eventually(lambda: not storage.exists(late))
+        assert len(list(storage.list(f"{job.id}/"))) == 4
+        assert storage.exists(done.result_or_raise().key)

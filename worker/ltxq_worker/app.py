@@ -22,24 +22,17 @@ from celery import Celery, signals
 from celery.exceptions import Ignore
 from celery.platforms import SecurityWarning
 
-from ltxq.celery import (
-    TASK,
-    announce,
-    announce_known,
-    make_app,
-    report_outcome,
-    report_refusal,
-)
-from ltxq.errors import InvalidRequest, LtxqError, OutOfMemory, QueueUnavailable
+from ltxq.celery import TASK, announce_known, make_app, report_outcome
+from ltxq.errors import LtxqError, OutOfMemory
 from ltxq.flower import Showcase, show_outcome
-from ltxq.job import VideoRequest, is_job_id
-from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
-from ltxq.logs import about_job, set_up_logging
+from ltxq.ledger import Ledger, queue_name
+from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq.storage import Storage
+from ltxq_worker.admission import admit, read_ticket
 from ltxq_worker.control import control_step
 from ltxq_worker.gate import Gate, gate_step
-from ltxq_worker.inbox import inbox_step, pool_of
+from ltxq_worker.inbox import bound_decompression, inbox_step, pool_of
 from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
 from ltxq_worker.pipeline.optimize import parse_shapes
 from ltxq_worker.pipeline.thread import GpuThread
@@ -128,72 +121,26 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     runner.announce = lambda ticket: announce_known(app, ledger, (ticket,))
     app.steps["consumer"].add(reconnect_step(ledger))
     app.steps["consumer"].add(gate_step(gate))
-    app.steps["consumer"].add(inbox_step(gate))
+    app.steps["consumer"].add(
+        inbox_step(gate, lambda message: admit(app, ledger, runner.pipeline.model, message))
+    )
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command
     app.steps["consumer"].add(control_step(app, ledger))
 
     @app.task(name=TASK, bind=True, ignore_result=True)
     def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
-        serve(task.request.id, args, kwargs, task.request.properties["delivery_tag"])
+        serve(args, kwargs, task.request.properties["delivery_tag"])
         raise Ignore  # the outcome is stored; Celery must not store another
 
-    def serve(task_id: str, args: Any, kwargs: dict[str, Any], delivery: str) -> None:
-        model = runner.pipeline.model
-        ticket = _ticket(args, kwargs, queue_name(model))
-        if ticket is None:
-            with about_job(task_id):
-                admit(app, ledger, task_id, args, kwargs, model)
-        elif delivery in gate:
+    def serve(args: Any, kwargs: dict[str, Any], delivery: str) -> None:
+        ticket = read_ticket(args, kwargs, queue_name(runner.pipeline.model))
+        if ticket and delivery in gate:
             showcase.begins(ticket.job_id)
             if runner.run(ticket, delivery) is None:
                 showcase.ends(ticket.job_id)
                 show_why_not(app, ledger, ticket.job_id, runner.worker)
 
-    @signals.task_received.connect(weak=False)
-    def on_received(request: Any, **_: Any) -> None:
-        # One for later, which ltxq never sends, must not shut the gate till then.
-        if not request.eta:
-            gate.take(request.message.delivery_tag)
-
     return app
-
-
-def _ticket(args: Any, kwargs: dict[str, Any], queue: str) -> Ticket | None:
-    """The ticket a message holds, if it is ltxq's own: [id, lane, stamp]."""
-    match args:
-        case [str(job_id), int(lane), int(stamp)] if not kwargs and is_job_id(job_id):
-            numbers = not isinstance(lane, bool) and not isinstance(stamp, bool)
-            if numbers and 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
-                return Ticket(job_id=job_id, queue=queue, lane=lane, stamp=stamp)
-    return None
-
-
-def admit(
-    app: Celery, ledger: Ledger, task_id: str, args: Any, kwargs: dict[str, Any], model: str
-) -> None:
-    """Take in a job sent by a plain Celery producer: record it under its task id and queue it
-    like any other, behind those that came before.
-    """
-    try:
-        if args or set(kwargs) != {"request"}:
-            raise InvalidRequest(
-                f"{TASK} was sent with other arguments than `request`.",
-                hint="Send kwargs={'request': {'prompt': …}}.",
-            )
-        if not is_job_id(task_id):
-            raise InvalidRequest(
-                "The task id is no job id: letters, digits, - and _, at most 64.",
-                hint="Leave it to Celery.",
-            )
-        request = VideoRequest.parse(kwargs["request"])
-        job, ticket = ledger.submit(task_id, request.settled(model))
-        if ticket:
-            announce(app, ticket, job.request)
-    except QueueUnavailable as exc:
-        log.warning("%s", exc)
-    except LtxqError as exc:
-        log.warning("A job sent through Celery is refused: %s", exc)
-        report_refusal(app, task_id, exc.as_job_error())
 
 
 def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
@@ -240,6 +187,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: _drain(runner, app))
         supervisor.tell(ready=True)
 
+    bound_decompression()
     worker = app.Worker(
         hostname=options.name,
         queues=[queue_name(options.model)],

@@ -1,10 +1,14 @@
-"""What was put on the queue and is no message of Celery's form is thrown away and logged, so that
-nobody who can write to the queue ends a worker or shuts its gate. What a task says is app.py's.
+"""What lies between the queue and Celery. A message that is not of Celery's form is dropped and
+logged, so that nobody who can write to the queue ends a worker or shuts its gate. A job of a plain
+Celery producer is recorded before its message is acknowledged. What a task says is app.py's.
 """
 
 from __future__ import annotations
 
+import bz2
 import logging
+import lzma
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty
@@ -13,20 +17,54 @@ from typing import Any
 from celery import bootsteps
 from celery.concurrency.thread import TaskPool
 from celery.worker import state
+from kombu import compression
 
 from ltxq_worker.control import away_errors
 from ltxq_worker.gate import Gate
 
 log = logging.getLogger("ltxq.worker")
 
+Admit = Callable[[Any], bool]
+
 # What a message's body may hold beside args and kwargs. Anything else would become a property of
 # the running task, and could pass for another delivery.
 _EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}
 MOST_SHOWN = 200  # characters of a message that Celery's events repeat
+MOST_UNPACKED = 2**20  # bytes of a compressed message; the largest request is under 256 KiB
+# By kombu's names. An LZMA stream says itself how much memory it takes, which is bounded as well.
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=64 * MOST_UNPACKED),
+}
 
 
-def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
-    """The bootstep that guards a consumer, again at every reconnection."""
+def bound_decompression() -> None:
+    """Have kombu, which unpacks a message before ltxq sees it, stop at `MOST_UNPACKED`."""
+    for kind in compression.encoders():
+        encode, _ = compression.get_encoder(kind)
+        compression.register(encode, _bounded(_UNPACKERS.get(kind)), kind)
+
+
+def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
+    def unpack(body: bytes) -> bytes:
+        if unpacker is None:
+            raise ValueError("compressed in a way that is not taken")
+        plain: bytes = unpacker().decompress(body, MOST_UNPACKED + 1)
+        if len(plain) > MOST_UNPACKED:
+            raise ValueError("too large when unpacked")
+        return plain
+
+    return unpack
+
+
+def inbox_step(gate: Gate, admit: Admit) -> type[bootsteps.StartStopStep]:
+    """The bootstep that guards a consumer, again at every reconnection.
+
+    Args:
+        admit: records the job of a plain Celery producer. False: the message is no such job.
+    """
+    unrecorded: list[Any] = []  # messages with a plain producer's job: taken while Redis was away
 
     class InboxStep(bootsteps.StartStopStep):
         requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -35,8 +73,15 @@ def inbox_step(gate: Gate) -> type[bootsteps.StartStopStep]:
             channel = parent.task_consumer.channel
             away = away_errors(parent.connection_errors + parent.channel_errors)
             channel.handlers["BRPOP"] = _reading(channel.handlers["BRPOP"], away)
+            while unrecorded:
+                admit(unrecorded[0])
+                del unrecorded[0]
+            channel.qos.append = _keeping(channel.qos.append, unrecorded, away)
+            parent.task_consumer.on_decode_error = lambda message, exc: _drop(
+                message, type(exc).__name__
+            )
             take = type(parent).create_task_handler(parent)
-            parent.create_task_handler = lambda: _taking(take, gate, away)
+            parent.create_task_handler = lambda: _taking(take, gate, admit, away)
 
     return InboxStep
 
@@ -57,14 +102,37 @@ def _reading(read: Callable[[], Any], away: tuple[type[Exception], ...]) -> Call
     return guarded
 
 
+def _keeping(
+    append: Callable[..., Any], unrecorded: list[Any], away: tuple[type[Exception], ...]
+) -> Callable[..., Any]:
+    """`append`, by which kombu notes in Redis what is yet to be acknowledged. Where Redis has just
+    gone away, the message is nowhere but here.
+    """
+
+    def guarded(message: Any, delivery: str) -> Any:
+        try:
+            return append(message, delivery)
+        except away:
+            unrecorded.append(message)
+            raise
+
+    return guarded
+
+
 def _taking(
-    take: Callable[[Any], Any], gate: Gate, away: tuple[type[Exception], ...]
+    take: Callable[[Any], Any], gate: Gate, admit: Admit, away: tuple[type[Exception], ...]
 ) -> Callable[[Any], Any]:
-    """`take`, for messages of Celery's form; others are dropped."""
+    """`take`, for messages that announce a job of the ledger; others are admitted or dropped."""
 
     def guarded(message: Any) -> Any:
         try:
             if _is_a_tasks(message):
+                if admit(message):
+                    message.ack()
+                    return None
+                # When a job runs is for the ledger to say. Celery would keep the message in memory
+                # until an `eta`, and drop it after `expires`, with all later ones of its id.
+                message.headers.update(eta=None, expires=None)
                 _show_little(message)
                 return take(message)
             reason = "not of Celery's form"
@@ -90,6 +158,7 @@ def pool_of(gate: Gate) -> type[TaskPool]:
     class Pool(TaskPool):
         def on_apply(self, *args: Any, **options: Any) -> Any:
             request = options["accept_callback"].__self__
+            gate.take(request.message.delivery_tag)  # here, and so nothing is taken that never ends
             result = super().on_apply(*args, **options)
             result.f.add_done_callback(lambda future: done(request, future))
             return result

@@ -94,7 +94,7 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
         raise ConfigurationError(
             f"{folder} belongs to another user.", hint="Set LTXQ_SPOOL_DIR to a folder of your own."
         )
-    lock = (folder / f"{place.file_name}.lock").open("w")
+    lock = (folder / f"{place.file_name}.lock").open("a+")
     end = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -108,6 +108,20 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
             time.sleep(0.2)
         else:
             return lock
+
+
+def read_instance(lock: IO[str]) -> str:
+    """The instance of the supervisor that had this place before. It has ended: it held the lock."""
+    lock.seek(0)
+    return lock.read(64).strip()
+
+
+def note_instance(lock: IO[str], instance: str) -> None:
+    """Note the instance of the supervisor that has this place now."""
+    lock.seek(0)
+    lock.truncate()
+    lock.write(instance)
+    lock.flush()
 
 
 @dataclass(kw_only=True)

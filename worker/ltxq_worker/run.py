@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ltxq.job import Progress, Stage, VideoResult
 from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
 from ltxq.logs import about_job
 from ltxq.settings import Settings
-from ltxq.storage import Storage, clip_keys
+from ltxq.storage import Storage
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
 from ltxq_worker.encode import DiskFull, Encoded, Encoding, full_disk_named, write_sidecar
 from ltxq_worker.gate import Gate
@@ -78,7 +78,7 @@ class Runner:
         if claim is None:
             log.info("%s is not to be had: taken or ended already", ticket.job_id)
             return None
-        log.info("%s claimed (token %d)", claim.job_id, claim.token)
+        log.info("%s claimed (attempt %d)", claim.job_id, claim.attempt)
         try:
             with Attempt(
                 self.ledger, claim, lease=self.settings.lease, meter=self.meter, show=self.show
@@ -188,7 +188,7 @@ class Runner:
         claim, request = attempt.claim, attempt.claim.request
         assert request.seed is not None  # noqa: S101  the ledger records it resolved
         sidecar = folder / "clip.json"
-        keys = clip_keys(claim.job_id, claim.token)
+        keys = self.storage.clip_keys(claim.objects)
         # The clip last: where it is, the rest is.
         files = [
             (keys.poster, encoded.poster, "image/jpeg"),
@@ -280,18 +280,14 @@ class Runner:
             self.meter.finished(outcome.timings)
         else:
             log.info("%s ended: %s", claim.job_id, outcome.code)
-            self._remove_objects(claim)
-        for token in range(1, claim.token):  # uploads of earlier, lost claims
-            self._remove_objects(replace(claim, token=token))
         return outcome
 
     def _remove_objects(self, claim: Claim) -> None:
-        """What was uploaded under a claim that did not succeed."""
-        prefix = f"{claim.job_id}/{claim.token}/"
+        """What was uploaded under a claim that was lost: the ledger may not know of it."""
         try:
-            self.storage.delete(self.storage.list(prefix))
+            self.storage.delete_clips([claim.objects])
         except LtxqError as exc:
-            log.warning("Objects under %s are left behind: %s", prefix, exc)
+            log.warning("Objects under %s are left behind: %s", claim.objects, exc)
 
 
 def _error(state: Any) -> BaseException | None:

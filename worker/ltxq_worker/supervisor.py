@@ -8,11 +8,13 @@ noticed at once, its jobs are queued again, and only then is it replaced under t
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +22,7 @@ from typing import IO, Any
 from celery import Celery
 
 from ltxq.celery import announce_known, make_app, report_outcome
-from ltxq.errors import LtxqError, QueueUnavailable
+from ltxq.errors import LtxqError, NameTaken, QueueUnavailable
 from ltxq.housekeeping import CLEAN_SECONDS, clean
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned, WorkerState
 from ltxq.logs import about_job
@@ -30,13 +32,22 @@ from ltxq.storage import Storage
 from ltxq_worker.metrics import WorkerMetrics
 from ltxq_worker.models.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT
-from ltxq_worker.process import Place, WorkerProcess, find_places, lock_place, spool_root
+from ltxq_worker.process import (
+    Place,
+    WorkerProcess,
+    find_places,
+    lock_place,
+    note_instance,
+    read_instance,
+    spool_root,
+)
 from ltxq_worker.webhooks import Webhooks
 
 log = logging.getLogger("ltxq.supervisor")
 
 LOOK_SECONDS = 0.1  # between looks at the processes
 SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+NAME_SECONDS = 0.5  # between attempts to have the workers' names
 HOUSE_SECONDS = 5.0  # between looks for what is past its retention
 STUCK_SECONDS = 60.0  # without a look at the processes: this one hangs itself
 HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
@@ -68,6 +79,9 @@ class Supervisor:
         self._host = host
         self._posts = posts
         self._settings = settings
+        self._instance = secrets.token_hex(8)  # by which the ledger knows whose the names are
+        self._gone = {post.place.name: read_instance(post.lock) for post in posts}
+        self._name_taken: NameTaken | None = None  # by another supervisor: this one must end
         self._drained = False  # no process is to run here until the operator says otherwise
         self._app: Celery = make_app(settings)
         self._ledger = Ledger.from_settings(settings)
@@ -83,11 +97,14 @@ class Supervisor:
 
         Returns:
             0; 1 if no worker can ever start.
+
+        Raises:
+            NameTaken: another supervisor has workers of these names.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
+        self._take_names()
         metrics = self._serve_metrics()
-        self._ask_whether_to_drain()
         threads = [
             threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True),
             threading.Thread(target=self._keep_house, name="house", daemon=True),
@@ -99,6 +116,8 @@ class Supervisor:
         try:
             while True:
                 self._looked = time.monotonic()
+                if self._name_taken:
+                    raise self._name_taken
                 for post in self._posts:
                     self._look_after(post)
                 if all(post.worker is None for post in self._posts) and self._stops:
@@ -115,6 +134,8 @@ class Supervisor:
                     post.worker.kill()
                     self._give_back(post)
                 shutil.rmtree(post.spool, ignore_errors=True)
+            with suppress(LtxqError):  # else the names are free after a lease
+                self._ledger.leave(self._instance, list(self._gone))
             if metrics:
                 metrics.close()
 
@@ -169,7 +190,7 @@ class Supervisor:
         """Queue again what the dead process of this post had. False while Redis is away."""
         try:
             why = TIMED_OUT if post.hung else WORKER_LOST
-            returned = self._ledger.give_back_all(post.place.name, why=why)
+            returned = self._ledger.give_back_all(post.place.name, instance=self._instance, why=why)
         except LtxqError as exc:
             log.warning("The jobs of %s are not given back yet: %s", post.place.name, exc)
             return False
@@ -198,6 +219,9 @@ class Supervisor:
                     self._sweep()
                 self._kill_hung()
                 away = False
+            except NameTaken as exc:  # while this supervisor was not heard for a lease
+                self._name_taken = exc
+                return
             except LtxqError as exc:
                 if not away:
                     log.warning("No sweep: %s", exc)
@@ -210,7 +234,9 @@ class Supervisor:
         says whether this host is to drain.
         """
         states = {post.place.name: self._state(post) for post in self._posts}
-        drained = self._ledger.present(self._model, self._host, states)
+        drained = self._ledger.present(
+            self._model, self._host, states, instance=self._instance, gone=self._gone
+        )
         if drained != self._drained:
             log.info(
                 "%s is to drain: running jobs finish, no more are taken"
@@ -220,12 +246,31 @@ class Supervisor:
             )
         self._drained = drained
 
-    def _ask_whether_to_drain(self) -> None:
-        """Before any process starts; where Redis is away, the first sweep asks again."""
-        try:
-            self._say_who_is_there()
-        except LtxqError as exc:
-            log.warning("Whether this host is to drain is not known yet: %s", exc)
+    def _take_names(self) -> None:
+        """Before any process starts: wait until the workers' names are free. Where Redis is away,
+        the first sweep sees to it.
+
+        Raises:
+            NameTaken: another supervisor has a name, and lives: it was heard meanwhile.
+        """
+        silent = 0.0
+        while not self._stops:
+            try:
+                self._say_who_is_there()
+            except NameTaken as exc:
+                if exc.silent < silent:
+                    raise
+                if not silent:
+                    log.warning("%s Waiting whether that is still heard.", exc.message)
+                silent = exc.silent + 0.001
+                time.sleep(NAME_SECONDS)
+            except LtxqError as exc:
+                log.warning("Whether this host is to drain is not known yet: %s", exc)
+                return
+            else:
+                for post in self._posts:
+                    note_instance(post.lock, self._instance)
+                return
 
     def _state(self, post: Post) -> WorkerState:
         worker = post.worker  # the loop may take it away
@@ -285,22 +330,19 @@ class Supervisor:
         """Apart from the sweeps, which must wait for no storage."""
         while not self._ended.wait(HOUSE_SECONDS):
             try:
-                while self._remove_expired():
+                while self._delete_garbage():
                     pass
             except LtxqError as exc:
-                log.warning("What is past its retention stays for now: %s", exc)
+                log.warning("Clips that no job needs stay for now: %s", exc)
             except Exception:
-                log.exception("What is past its retention stays for now, for an unknown reason.")
+                log.exception("Clips that no job needs stay for now, for an unknown reason.")
 
-    def _remove_expired(self) -> bool:
-        """Objects first: a record that is left behind is found again, an object is not."""
-        expired = self._ledger.take_expired()
-        for job_id in expired:
-            if self._ended.is_set():
-                return False
-            self._storage.delete(self._storage.list(f"{job_id}/"))
-            self._ledger.expire(job_id)
-        return bool(expired)
+    def _delete_garbage(self) -> bool:
+        """Delete some objects that no job needs. Whether there may be more."""
+        claims, more = self._ledger.take_garbage()
+        self._storage.delete_clips(claims)
+        self._ledger.garbage_deleted(claims)
+        return more and not self._ended.is_set()
 
 
 def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:

@@ -7,8 +7,10 @@ import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from ltxq.errors import NameTaken
 from ltxq.job import Priority
 from ltxq.ledger.connection import patiently
 from ltxq.ledger.reader import JobReader
@@ -88,14 +90,40 @@ class FleetFigures:
 class FleetRecords(JobReader):
     """Reads and keeps what is known of workers and queues; `Ledger` adds the jobs' life."""
 
-    def present(self, model: str, host: str, workers: Mapping[str, WorkerState]) -> bool:
-        """A supervisor tells of its workers. One said to be ready within 10 s is alive.
+    _lease: int  # milliseconds
+
+    def present(
+        self,
+        model: str,
+        host: str,
+        workers: Mapping[str, WorkerState],
+        *,
+        instance: str = "",
+        gone: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """A supervisor tells of its workers. One said to be ready within 10 s is alive. From then
+        on the workers' names are its own, until it has been silent for a lease or `leave`s.
+
+        Args:
+            instance: random, of the supervisor's own: other hosts may have the same name.
+            gone: by worker, the instance that had its name and is known to have ended.
 
         Returns:
             Whether its host is to drain: to finish what runs and take no more.
+
+        Raises:
+            NameTaken: another instance holds one of the names; nothing was noted.
         """
-        told = [word for worker in workers.items() for word in worker]
-        return bool(self._run("present", queue_name(model), host, *told))
+        rows = [w for name, state in workers.items() for w in (name, state, gone.get(name, ""))]
+        said, *answer = self._run("present", queue_name(model), host, instance, self._lease, *rows)
+        if said == "taken":
+            name, silent = answer
+            raise NameTaken(name, silent / 1000)
+        return bool(answer[0])
+
+    def leave(self, instance: str, workers: Collection[str]) -> None:
+        """A supervisor has ended: the names of its workers are free."""
+        self._run("leave", instance, *workers)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
         """Have a host's workers finish what they have and stop; `undo`: start again."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -52,10 +52,18 @@ from ltxq.settings import Settings
 log = logging.getLogger("ltxq")
 
 GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
-EXPIRE_MOST, EXPIRE_LEASE = 100, 600.0  # jobs one housekeeper takes at once, and seconds for them
+GARBAGE_MOST, GARBAGE_LEASE = (
+    100,
+    600.0,
+)  # claims one housekeeper takes at once, and seconds for them
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
 
 CANCELLED = JobError(code="cancelled", message="The job was cancelled.")
+EXPIRED = JobError(
+    code="expired",
+    message="No worker was free within `start_within`.",
+    hint="Allow more time, or add workers.",
+)
 WORKER_LOST = JobError(
     code="worker_lost",
     message="Every worker that ran this job died while it held the GPU.",
@@ -127,8 +135,9 @@ class Ledger(FleetRecords):
                 minutes.
 
         Returns:
-            The job and the ticket to send; or, where the request was submitted before (by its
-            idempotency key, or `resent`), the job of that time and no ticket.
+            The job and the ticket to send; no ticket where its `not_before` is yet to come, or
+            where the request was submitted before (by its idempotency key, or `resent`): then it
+            is the job of that time.
 
         Raises:
             IdempotencyConflict, QueueFull.
@@ -140,6 +149,8 @@ class Ledger(FleetRecords):
             queue_name(request.model), LANES[request.priority], owner or "", retry_of or "",
             idempotency_key or "", "" if resent is None else int(resent),
             self._max_queued, self._max_owned,
+            int(request.not_before.timestamp() * 1000) if request.not_before else "",
+            "" if request.start_within is None else int(request.start_within * 1000),
         )  # fmt: skip
         match answer:
             case ["accepted", ticket, submitted, place]:
@@ -152,13 +163,20 @@ class Ledger(FleetRecords):
                     idempotency_key=idempotency_key,
                     submitted_at=read_time(submitted),
                 )
-                return read_place(job, place, int(submitted)), read_ticket(ticket)
+                return read_place(job, place, int(submitted)), read_ticket(
+                    ticket
+                ) if ticket else None
             case ["repeated", other]:
                 return self.get(other), None
             case ["conflict", other]:
                 raise IdempotencyConflict(
                     f"The idempotency key was used for another request ({other}).",
                     hint="Use a new key for a new request.",
+                )
+            case [_, models, "", _]:
+                raise QueueFull(
+                    f"Jobs for {models} models are queued, and no other model's are taken.",
+                    hint="Is the model's name right? Its worker makes room for it.",
                 )
             case [_, queued, ""]:
                 raise QueueFull(
@@ -185,17 +203,21 @@ class Ledger(FleetRecords):
             raise not_found(job_id)
         return state  # type: ignore[no-any-return]
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str) -> tuple[str, ...]:
         """Remove a finished job's record.
+
+        Returns:
+            Its claims, '<job id>/<nonce>', whose objects are garbage now (`take_garbage`).
 
         Raises:
             JobNotFound, JobNotFinished.
         """
-        answer = self._run("delete", job_id, secrets.token_hex(8))
+        answer, *claims = self._run("delete", job_id, secrets.token_hex(8))
         if answer == "gone":
             raise not_found(job_id)
         if answer != "deleted":
             raise JobNotFinished(f"{job_id} is {answer}.", hint="Cancel it first.")
+        return tuple(f"{job_id}/{nonce}" for nonce in " ".join(claims).split())
 
     def changes(self, job_id: str) -> AbstractContextManager[Subscription]:
         """Subscribed to the job: `next` returns when its record has changed."""
@@ -230,30 +252,37 @@ class Ledger(FleetRecords):
 
         One whose request cannot be read is not to be had either: it has failed then.
         """
+        nonce = nonce or secrets.token_hex(8)
         answer = self._run(
             "claim", ticket.job_id, ticket.queue, ticket.lane, ticket.stamp,
-            nonce or secrets.token_hex(8), worker, self._lease, self._retention,
+            nonce, worker, self._lease, self._retention,
         )  # fmt: skip
         if answer[0] == "refused":
             return None
-        _, token, text, waited = answer
+        _, attempt, text, waited = answer
         try:
             request = VideoRequest.model_validate_json(text or "")
         except (ValidationError, UnicodeEncodeError):
             damage = unreadable(ticket.job_id)
             log.error("%s It has failed.", damage.message)
-            self._finish(ticket.job_id, token, "failed", "error", damage.as_job_error())
+            self._finish(ticket.job_id, nonce, "failed", "error", damage.as_job_error())
             return None
-        return Claim(job_id=ticket.job_id, token=token, request=request, waited=waited / 1000)
+        return Claim(
+            job_id=ticket.job_id,
+            nonce=nonce,
+            attempt=attempt,
+            request=request,
+            waited=waited / 1000,
+        )
 
     def renew(self, claim: Claim) -> Standing:
         """Extend the lease to a whole one from now."""
-        return self._run("renew", claim.job_id, claim.token, self._lease)  # type: ignore[no-any-return]
+        return self._run("renew", claim.job_id, claim.nonce, self._lease)  # type: ignore[no-any-return]
 
     def report(self, claim: Claim, progress: Progress, *, on_gpu: bool) -> Standing:
         """Record how far the job is, and whether it still holds the GPU."""
         return self._run(  # type: ignore[no-any-return]
-            "report", claim.job_id, claim.token, progress.model_dump_json(), int(on_gpu)
+            "report", claim.job_id, claim.nonce, progress.model_dump_json(), int(on_gpu)
         )
 
     def finish(
@@ -269,14 +298,14 @@ class Ledger(FleetRecords):
             state, field = "succeeded", "result"
         else:
             state, field = ("cancelled" if outcome.code == "cancelled" else "failed"), "error"
-        return self._finish(claim.job_id, claim.token, state, field, outcome, patience)
+        return self._finish(claim.job_id, claim.nonce, state, field, outcome, patience)
 
     def _finish(
-        self, job_id: str, token: int, state: str, field: str, outcome: BaseModel,
+        self, job_id: str, nonce: str, state: str, field: str, outcome: BaseModel,
         patience: float = PATIENCE,
     ) -> bool:  # fmt: skip
         answer = self._run(
-            "finish", job_id, token, state, field, outcome.model_dump_json(), self._retention,
+            "finish", job_id, nonce, state, field, outcome.model_dump_json(), self._retention,
             patience=patience,
         )  # fmt: skip
         return bool(answer[0] == "finished")
@@ -290,7 +319,7 @@ class Ledger(FleetRecords):
         """
         return read_returned(
             self._run(
-                "give_back", claim.job_id, claim.token, int(charged), self._max_lost,
+                "give_back", claim.job_id, claim.nonce, int(charged), self._max_lost,
                 self._retention, why.model_dump_json(), CANCELLED.model_dump_json(),
             )
         )  # fmt: skip
@@ -305,10 +334,14 @@ class Ledger(FleetRecords):
 
     # --- what a supervisor does -----------------------------------------------------------
 
-    def give_back_all(self, worker: str, *, why: JobError = WORKER_LOST) -> tuple[Returned, ...]:
-        """Queue again all jobs of a worker that is dead; the one on the GPU is charged."""
+    def give_back_all(
+        self, worker: str, *, instance: str = "", why: JobError = WORKER_LOST
+    ) -> tuple[Returned, ...]:
+        """Queue again all jobs of a worker that is dead; the one on the GPU is charged. None where
+        the name belongs to another supervisor's `instance` by now (see `present`).
+        """
         answer = self._run(
-            "give_back_all", worker, self._max_lost, self._retention,
+            "give_back_all", worker, instance, self._lease, self._max_lost, self._retention,
             why.model_dump_json(), CANCELLED.model_dump_json(),
         )  # fmt: skip
         return tuple(read_returned(row) for row in answer)
@@ -318,12 +351,12 @@ class Ledger(FleetRecords):
         return tuple(
             Held(
                 job_id=job_id,
-                token=token,
+                attempt=attempt,
                 on_gpu=bool(gpu),
                 running=ms / 1000,
                 timeout=timeout,
             )
-            for job_id, token, gpu, ms, request in self._run("held", worker)
+            for job_id, attempt, gpu, ms, request in self._run("held", worker)
             if (timeout := read_timeout(request)) is not None
         )
 
@@ -339,7 +372,7 @@ class Ledger(FleetRecords):
         answer = self._run(
             "sweep", int(interval * 1000), self._lease, int(GRACE * 1000), SWEEP_MOST,
             self._max_lost, self._retention, WORKER_LOST.model_dump_json(),
-            CANCELLED.model_dump_json(),
+            CANCELLED.model_dump_json(), EXPIRED.model_dump_json(),
         )  # fmt: skip
         if answer[0] != "swept":
             return Swept()
@@ -367,15 +400,22 @@ class Ledger(FleetRecords):
             self._run("index", self._lease, self._retention, *ids)
         patiently(self._redis, lambda: self._redis.delete(self._key("spoilt")))
 
-    def take_expired(self) -> tuple[str, ...]:
-        """Ids of jobs past their retention, and of deleted ones, whose objects and then records
-        (`expire`) are the caller's to remove. Those it leaves are due again in ten minutes.
-        """
-        return tuple(self._run("take_expired", int(EXPIRE_LEASE * 1000), EXPIRE_MOST))
+    def take_garbage(self) -> tuple[tuple[str, ...], bool]:
+        """Remove the records past their retention, and take claims whose objects nobody needs: of
+        those jobs, of deleted ones, and of attempts that were lost.
 
-    def expire(self, job_id: str) -> None:
-        """The job's objects are gone: remove its record."""
-        self._run("expire", job_id)
+        Returns:
+            '<job id>/<nonce>' of each claim. Its objects are the caller's to delete, and then
+            `garbage_deleted` to call; otherwise it is handed out again in ten minutes. And
+            whether there may be more.
+        """
+        claims, expired = self._run("take_garbage", int(GARBAGE_LEASE * 1000), GARBAGE_MOST)
+        return tuple(claims), max(len(claims), expired) >= GARBAGE_MOST
+
+    def garbage_deleted(self, claims: Collection[str]) -> None:
+        """The objects of these claims are gone."""
+        if claims:
+            self._run("garbage_deleted", *claims)
 
     def take_webhook(self, *, lease: float) -> Delivery | None:
         """The webhook that has been due longest, or None.
@@ -407,5 +447,5 @@ class Ledger(FleetRecords):
         self._run("webhook_failed", delivery.job_id, delivery.attempt, reason, wait)
 
     def webhooks_waiting(self) -> int:
-        """How many are due now or later."""
+        """How many are due now or later, of the thousand receivers that are due first."""
         return int(self._run("webhooks_waiting"))

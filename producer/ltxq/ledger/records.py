@@ -45,9 +45,17 @@ class Claim:
     """The right to run a job, while the lease is renewed."""
 
     job_id: str
-    token: int  # 1, 2, …: the claim's number; every write carries it
+    nonce: (
+        str  # 16 random hex digits: the claim's identity; every write and every object's key has it
+    )
+    attempt: int  # 1, 2, …: how often the job was claimed
     request: VideoRequest
     waited: float  # seconds from submission to this claim
+
+    @property
+    def objects(self) -> str:
+        """Under which its objects lie in the bucket: '<job id>/<nonce>'."""
+        return f"{self.job_id}/{self.nonce}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,7 @@ class Held:
     """A running job of one worker, as its supervisor sees it."""
 
     job_id: str
-    token: int
+    attempt: int  # of the claim
     on_gpu: bool
     running: float  # seconds since the claim
     timeout: float  # seconds the request allows
@@ -203,7 +211,7 @@ def _read_job(job_id: str, record: Mapping[str, str]) -> Job:
             "progress": parsed("progress"),
             "result": parsed("result"),
             "error": parsed("error"),
-            "attempts": record.get("token", 0),
+            "attempts": record.get("attempts", 0),
             "worker": record.get("worker"),
             "cancel_requested": record["state"] == "running" and "cancel" in record,
             "owner": record.get("owner"),

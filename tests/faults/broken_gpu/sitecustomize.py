@@ -37,7 +37,7 @@ def break_the_device():
     def failing_decode(*args, **kwargs):
         for chunk in decode(*args, **kwargs):
             yield chunk
-            if claims[-1].request.prompt == "break while decoding" and claims[-1].token == 1:
+            if claims[-1].request.prompt == "break while decoding" and claims[-1].attempt == 1:
                 raise torch.AcceleratorError(ASSERT)
 
     ltx.in_one_stage, ltx.Decoding.frames = failing_denoise, failing_decode

@@ -35,7 +35,7 @@ def misbehave(stage):
         return
     if claim.request.prompt == "die" and stage == "denoise":
         os.kill(os.getpid(), signal.SIGKILL)
-    if claim.token > 1:
+    if claim.attempt > 1:
         return
     if claim.request.prompt == f"hold {stage}":
         threading.Event().wait()

@@ -2,9 +2,12 @@
 
 -- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
 -- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
-function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, resent, max_queued, max_owned)
-  local known = get(id, 'queue', 'lane', 'stamp', 'submitted')
-  if known[1] then return {'accepted', {id, known[1], known[2], known[3]}, known[4], place(id)} end
+function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, resent, max_queued, max_owned,
+                          not_before, start_within)
+  local known = get(id, 'queue', 'lane', 'stamp', 'submitted', 'not_before')
+  if known[1] then
+    return {'accepted', known[5] and {} or {id, known[1], known[2], known[3]}, known[4], place(id)}
+  end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
     if other and redis.call('EXISTS', key('job', other)) == 1 then
@@ -18,6 +21,9 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   end
   local queued = redis.call('ZCARD', key('state', 'queued'))
   if queued >= tonumber(max_queued) then return {'full', queued, ''} end
+  if redis.call('SISMEMBER', key('queues'), queue) == 0 and redis.call('SCARD', key('queues')) >= QUEUES then
+    return {'full', QUEUES, '', queue}
+  end
   local owned = owner ~= '' and redis.call('ZCARD', key('owned', owner, 'queued')) or 0
   if owned >= tonumber(max_owned) then return {'full', owned, owner} end
 
@@ -35,9 +41,18 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
     redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
   end
   for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
-  redis.call('ZADD', key('waiting', queue, lane), stamp, id)
   redis.call('SADD', key('queues'), queue)
   count(id, 'submitted')
+  if start_within ~= '' then
+    set(id, 'start_by', now + start_within)
+    redis.call('ZADD', key('deadlines'), now + start_within, id)
+  end
+  if not_before ~= '' and tonumber(not_before) > now then
+    set(id, 'not_before', not_before)
+    redis.call('ZADD', key('later', queue), not_before, id)
+    return {'accepted', {}, now, place(id)}
+  end
+  redis.call('ZADD', key('waiting', queue, lane), stamp, id)
   return {'accepted', {id, queue, lane, stamp}, now, place(id)}
 end
 
@@ -75,13 +90,13 @@ end
 
 function operation.delete(id, nonce)
   if redis.call('EXISTS', key('job', id)) == 0 then
-    return redis.pcall('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'
+    return {redis.pcall('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'}
   end
-  local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
-  if state == 'queued' or state == 'running' then return state end
+  local state, claims
+  if is_record(id) then state, claims = unpack(get(id, 'state', 'claims')) end
+  if state == 'queued' or state == 'running' then return {state} end
   if not (state and final(state)) then forget(id) end
   remove(id)
-  redis.call('ZADD', key('expiry'), now, id)  -- for what is left of it in storage
   redis.call('SET', key('deleted', id), nonce, 'EX', 10)
-  return 'deleted'
+  return {'deleted', claims or ''}
 end

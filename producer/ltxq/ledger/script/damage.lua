@@ -5,16 +5,19 @@ local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is dam
   '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
 
 local function forget(id)
+  local owner = is_record(id) and redis.call('HGET', key('job', id), 'owner')
+  local owners = owner and {owner} or redis.call('SRANDMEMBER', key('owners'), OWNERS)
   for _, state in ipairs(STATES) do
     redis.call('ZREM', key('state', state), id)
-    for _, owner in ipairs(redis.call('SMEMBERS', key('owners'))) do
+    for _, owner in ipairs(owners) do
       redis.call('ZREM', key('owned', owner, state), id)
     end
   end
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
+    redis.call('ZREM', key('later', queue), id)
   end
-  for _, index in ipairs({'running', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
+  for _, index in ipairs({'running', 'deadlines', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
 end
 
 local function bury(id, retention)
@@ -35,8 +38,9 @@ local function bury(id, retention)
 end
 
 -- An index of another type than it should be was written over: away with it. A supervisor then builds
--- it anew from the records. Answers whether there was one. `owners`: whose to look at.
-local function mend(owners)
+-- it anew from the records. Answers whether there was one. `owners`, `queues`: which to look at; nil: all
+-- queues.
+local function mend(owners, queues)
   local found = false
   local function expect(kind, name)
     local is = redis.call('TYPE', name).ok
@@ -45,19 +49,19 @@ local function mend(owners)
       found = true
     end
   end
-  for _, name in ipairs({'running', 'expiry', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
+  for _, name in ipairs({'running', 'deadlines', 'expiry', 'garbage', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
   for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
-  for _, name in ipairs({'idempotency', 'fleet'}) do expect('hash', key(name)) end
+  for _, name in ipairs({'idempotency', 'fleet', 'holders'}) do expect('hash', key(name)) end
   for _, state in ipairs(STATES) do
     expect('zset', key('state', state))
     for _, owner in ipairs(owners) do expect('zset', key('owned', owner, state)) end
   end
-  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, PAGE)) do
     for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
   end
-  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+  for _, queue in ipairs(queues or redis.call('SMEMBERS', key('queues'))) do
     for _, name in ipairs({'watermark', 'pace', 'totals'}) do expect('hash', key(name, queue)) end
-    expect('zset', key('workers', queue))
+    for _, name in ipairs({'workers', 'later'}) do expect('zset', key(name, queue)) end
     for lane = 0, 5 do
       expect('zset', key('waiting', queue, lane))
       expect('list', message_list(queue, lane))
@@ -71,12 +75,18 @@ end
 local function index(id, lease, retention)
   local state, seq, owner, queue, lane, stamp = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'lane', 'stamp'))
   local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
+  local not_before, start_by, attempts = unpack(get(id, 'not_before', 'start_by', 'attempts'))
   for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
   redis.call('SADD', key('queues'), queue)
   if owner then redis.call('SADD', key('owners'), owner) end
   if idempotency then redis.call('HSET', key('idempotency'), (owner or '') .. ':' .. idempotency, id) end
   if state == 'queued' then
-    redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+    if start_by and not attempts then redis.call('ZADD', key('deadlines'), start_by, id) end
+    if not_before then
+      redis.call('ZADD', key('later', queue), not_before, id)
+    else
+      redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+    end
   elseif state == 'running' then
     redis.call('ZADD', key('running'), 'NX', now + lease, id)
   else

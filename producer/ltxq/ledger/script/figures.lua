@@ -5,7 +5,10 @@
 -- the reason that a step fails.
 local function count(id, what)
   local queue = redis.pcall('HGET', key('job', id), 'queue')
-  if type(queue) == 'string' then redis.pcall('HINCRBY', key('totals', queue), what, 1) end
+  if type(queue) == 'string' then
+    if redis.call('SISMEMBER', key('queues'), queue) == 0 then queue = OTHER end
+    redis.pcall('HINCRBY', key('totals', queue), what, 1)
+  end
 end
 
 -- What a job took goes into the moving average of its queue. An estimate: it must never be the
@@ -18,14 +21,15 @@ local function note_pace(id, field)
   redis.pcall('HSET', name, field, math.floor(before + (took - before) * NEWEST))
 end
 
--- Of a queued job: how many are taken before it. Of any: how many workers there are for it, and
+-- Of a queued job: how many are taken before it, '' where its time has not come. Of any: how many workers there are for it, and
 -- the pace of its queue.
 local function find_place(id)
   local state, queue, lane = unpack(get(id, 'state', 'queue', 'lane'))
   if state ~= 'queued' and state ~= 'running' then return {} end
   local ahead = -1
   if state == 'queued' then
-    ahead = redis.call('ZRANK', key('waiting', queue, lane), id) or 0
+    ahead = redis.call('ZRANK', key('waiting', queue, lane), id)
+    if not ahead then return {redis.call('ZSCORE', key('later', queue), id) and '' or 0, 0, '', ''} end
     for l = 0, checked_lane(lane) - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
   end
   local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
@@ -40,8 +44,9 @@ end
 
 -- What metrics are made of beside `queues` and `fleet`.
 function operation.totals()
-  local rows = {}
-  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+  local rows, queues = {}, redis.call('SMEMBERS', key('queues'))
+  queues[#queues + 1] = OTHER
+  for _, queue in ipairs(queues) do
     local counts = redis.pcall('HGETALL', key('totals', queue))
     if not counts.err then rows[#rows + 1] = {queue, counts} end
   end

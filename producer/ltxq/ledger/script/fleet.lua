@@ -1,16 +1,33 @@
 -- Who works, and what waits.
 
--- A supervisor tells of its workers: name, state, name, state, … Answers whether it is to drain.
-function operation.present(queue, host, ...)
+-- A supervisor, an `instance` of its own, tells of its workers: name, state, and the instance that had
+-- the name and is known to be gone, for each. Answers whether it is to drain; or, where another
+-- instance holds a name, which and for how many ms that has been silent, and then nothing is noted.
+function operation.present(queue, host, instance, lease, ...)
   local told = {...}
+  for i = 1, #told, 3 do
+    local silence = silence_of_holder(told[i], instance, tonumber(lease))
+    local holder = string.match(redis.call('HGET', key('holders'), told[i]) or '', '^%S+')
+    if silence and holder ~= told[i + 2] then return {'taken', told[i], silence} end
+  end
   redis.call('SADD', key('queues'), queue)
   redis.call('ZREMRANGEBYSCORE', key('workers', queue), '-inf', now - REMEMBERED)
-  for i = 1, #told, 2 do
+  for i = 1, #told, 3 do
+    redis.call('HSET', key('holders'), told[i], instance .. ' ' .. now)
     redis.call('HSET', key('fleet'), told[i], cjson.encode({queue, host, told[i + 1]}))
     redis.call('ZADD', key('seen'), now, told[i])
     if told[i + 1] == 'ready' then redis.call('ZADD', key('workers', queue), now, told[i]) end
   end
-  return redis.call('SISMEMBER', key('draining'), host)
+  return {'noted', redis.call('SISMEMBER', key('draining'), host)}
+end
+
+-- A supervisor ends: its workers' names are free.
+function operation.leave(instance, ...)
+  for _, worker in ipairs({...}) do
+    local holder = string.match(redis.call('HGET', key('holders'), worker) or '', '^%S+')
+    if holder == instance then redis.call('HDEL', key('holders'), worker) end
+  end
+  return 'left'
 end
 
 -- Every worker lately told of: name, JSON of queue, host and state, ms since then, its jobs.

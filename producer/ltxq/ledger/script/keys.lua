@@ -2,8 +2,8 @@
 --
 -- One script, which is this folder's files one after the other (reader.py has their order), and one
 -- operation a call: KEYS[1] is the key prefix, ARGV[1] names the operation, the rest are its arguments.
--- Each may be repeated after a lost reply: submit by id, claim and delete by nonce, everything a worker
--- writes by its token. Times are milliseconds since 1970. ledger.py documents the operations; this is
+-- Each may be repeated after a lost reply: submit by id, delete by a nonce, everything a worker
+-- does by its claim's nonce. Times are milliseconds since 1970. ledger.py documents the operations; this is
 -- the map of the keys:
 --
 --   job:<id>                hash: the record (fields: see `submit`, `claim`, `close`)
@@ -14,21 +14,26 @@
 --   workers:<queue>         zset worker → when it was last known to be ready
 --   fleet                   hash worker → [queue, host, state], as its supervisor told it last
 --   seen                    zset worker → when that was
+--   holders                 hash worker → the instance of a supervisor that the name belongs to, and when it said so
 --   draining                set of the hosts that are to take no more jobs
 --   cleaned                 there while objects without a job were looked for not long ago
 --   totals:<queue>          hash: what has happened to its jobs so far → how often (see `count`)
 --   pace:<queue>            hash: what recent jobs took, in ms; `gpu` on the GPU, `whole` in all
 --   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
+--   later:<queue>           zset id → not_before: queued jobs whose time has not come
+--   deadlines               zset id → by when a job must have been started (start_within)
 --   running                 zset id → the lease's deadline
 --   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
---   expiry                  zset id → when a finished job's objects and then its record are removed
+--   expiry                  zset id → when a finished job's record is removed
+--   garbage                 zset <id>/<nonce> → when the objects of that claim are to be deleted
 --   unreported              zset id → when it finished, until Celery's result is stored as well
 --   webhooks                zset receiver → when it may next be sent one; its host stands for it
 --   webhooks:<receiver>     zset id → when its webhook is due, until it is delivered or given up
 --   sending:<receiver>      zset id → until when a sender has it to itself
 --   deleted:<id>            the nonce of who deleted it, for seconds
 --   idempotency             hash "<owner>:<key>" → id
---   queues                  set of queue names
+--   queues                  set of the queues with jobs or workers
+--   cursor                  where the next sweep goes on in `queues`
 --   counter                 source of seq and stamp
 --   spoilt                  there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
@@ -62,6 +67,12 @@ local ALIVE = 10000          -- ms since a worker was known to be ready, to coun
 local REMEMBERED = 604800000 -- ms a model counts as served after its last worker
 local FORGOTTEN = 86400000   -- ms after which a worker nobody tells of is no longer shown
 local NEWEST = 0.2           -- weight of the newest job in the pace
+local CLAIMS = 60 * 17       -- characters of earlier claims' nonces that a record keeps
+local GARBAGE = 100000       -- claims whose objects are still to be deleted; the orphans' look finds the rest
+local OTHER = 'ltxq.other'   -- what was counted of queues that were forgotten
+local QUEUES = 256           -- with jobs or workers; a stranger may ask for any name
+local OWNERS = 1000         -- that one step looks at where it cannot know which
+local PAGE = 64              -- queues, or receivers of webhooks, one sweep looks at
 local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
 
 -- The next seq or stamp. The first is the time in tenths of a millisecond, so that no later one is

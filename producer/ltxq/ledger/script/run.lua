@@ -4,7 +4,7 @@ local went_well, answer = pcall(run)
 if went_well then return answer end
 local text = type(answer) == 'table' and answer.err or answer
 if string.find(text, 'WRONGTYPE', 1, true) then
-  local owners = redis.pcall('SMEMBERS', key('owners'))
+  local owners = redis.pcall('SRANDMEMBER', key('owners'), OWNERS)
   if mend(owners.err and {} or owners) then return run() end
 end
 error(answer)

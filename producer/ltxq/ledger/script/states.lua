@@ -1,12 +1,24 @@
 -- From one state to the next, with every index that tells of it.
 
+-- The objects of a job's claims are nobody's any more, but for those of the claim `kept`, its result's.
+local function discard_claims(id, kept)
+  for nonce in string.gmatch(redis.call('HGET', key('job', id), 'claims') or '', '%S+') do
+    if nonce ~= kept then redis.call('ZADD', key('garbage'), now, id .. '/' .. nonce) end
+  end
+  redis.call('ZREMRANGEBYRANK', key('garbage'), 0, -GARBAGE - 1)
+  set(id, 'claims', kept)
+end
+
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
 local function close(id, from, to, field, value, retention)
   local queue, lane = unpack(get(id, 'queue', 'lane'))
   redis.call('ZREM', key('waiting', queue, lane), id)
+  redis.call('ZREM', key('later', queue), id)
+  redis.call('ZREM', key('deadlines'), id)
   redis.call('ZREM', key('running'), id)
   move(id, from, to)
   if to == 'succeeded' then note_pace(id, 'whole') end
+  discard_claims(id, to == 'succeeded' and redis.call('HGET', key('job', id), 'nonce') or '')
   local code = to == 'failed' and string.match(value, '"code":"([a-z_]+)"') or ''
   count(id, code == '' and to or to .. ':' .. code)
   set(id, field, value, 'finished', now)
@@ -28,6 +40,7 @@ local function put_at_head(id)
   local stamp = next_stamp()
   redis.call('ZREM', key('waiting', queue, lane), id)
   redis.call('ZADD', key('waiting', queue, head), stamp, id)
+  redis.call('SADD', key('queues'), queue)  -- a queue without jobs may have been forgotten
   set(id, 'lane', head, 'stamp', stamp, 'sent', now)
   return {id, queue, head, stamp}
 end
@@ -58,13 +71,24 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled, r
   return {id, 'queued', sent[2], sent[3], sent[4]}
 end
 
+-- An owner without jobs is forgotten.
+local function forget_owner(owner)
+  for _, state in ipairs(STATES) do
+    if redis.call('EXISTS', key('owned', owner, state)) == 1 then return end
+  end
+  redis.call('SREM', key('owners'), owner)
+end
+
+-- The record is gone, and its objects are garbage.
 local function remove(id)
   if is_record(id) then
+    discard_claims(id, '')
     local state, owner, idempotency, receiver = unpack(get(id, 'state', 'owner', 'idempotency', 'receiver'))
     if idempotency then
       redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
     end
     for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
+    if owner then forget_owner(owner) end
     if receiver then settle_webhook(id, receiver, nil) end
   end
   redis.call('ZREM', key('expiry'), id)

@@ -21,11 +21,55 @@ local function forget_workers(most)
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key('seen'), '-inf', now - FORGOTTEN, 'LIMIT', 0, most)) do
     redis.call('ZREM', key('seen'), worker)
     redis.call('HDEL', key('fleet'), worker)
+    redis.call('HDEL', key('holders'), worker)
   end
 end
 
--- Every list is bounded by `most`; the next sweep goes on.
-function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled)
+-- Jobs whose time has come join those that wait.
+local function release(queue, most)
+  local released = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
+    redis.call('ZREM', key('later', queue), id)
+    local state, lane = unpack(get(id, 'state', 'lane'))
+    if state == 'queued' then
+      local stamp = next_stamp()
+      redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+      redis.call('HDEL', key('job', id), 'not_before')
+      set(id, 'stamp', stamp, 'sent', now)
+      changed(id)
+      released[#released + 1] = {id, queue, lane, stamp}
+    end
+  end
+  return released
+end
+
+-- A queue without jobs or workers is forgotten, for a stranger may ask for any name; what was counted
+-- of it goes to the queue `other`.
+local function forget_queue(queue)
+  if redis.call('ZCARD', key('later', queue)) > 0 then return end
+  if redis.call('ZCOUNT', key('workers', queue), now - REMEMBERED, '+inf') > 0 then return end
+  for lane = 0, 5 do
+    if redis.call('ZCARD', key('waiting', queue, lane)) > 0 then return end
+  end
+  local totals = redis.call('HGETALL', key('totals', queue))
+  for i = 1, #totals, 2 do
+    redis.pcall('HINCRBY', key('totals', OTHER), totals[i], totals[i + 1])
+  end
+  redis.call('SREM', key('queues'), queue)
+  for _, name in ipairs({'totals', 'pace', 'watermark', 'workers'}) do redis.call('DEL', key(name, queue)) end
+end
+
+-- The next queues to look at; all have their turn.
+local function next_queues()
+  local cursor = redis.pcall('GET', key('cursor'))
+  cursor = type(cursor) == 'string' and string.match(cursor, '^%d+$') or '0'
+  local page = redis.call('SSCAN', key('queues'), cursor, 'COUNT', PAGE)
+  redis.call('SET', key('cursor'), page[1])
+  return page[2]
+end
+
+-- Every list is bounded by `most`, or goes on where the last sweep ended.
+function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled, late)
   interval, lease, grace, most = tonumber(interval), tonumber(lease), tonumber(grace), tonumber(most)
   local last = tonumber(redis.call('GET', key('swept')) or 0) or 0
   if last > now + interval then last = now - interval end  -- written over, or an older clock's
@@ -33,7 +77,8 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   redis.call('SET', key('swept'), now)
 
   local owners = redis.pcall('SRANDMEMBER', key('owners'), 100)  -- there may be many: all in time
-  mend(owners.err and {} or owners)
+  local queues = next_queues()
+  mend(owners.err and {} or owners, queues)
 
   if now - last > 3 * interval then extend_leases(lease) end
   forget_workers(most)
@@ -47,18 +92,30 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     given[#given + 1] = guarded(retention, end_lease, id)
   end
 
+  local function end_late(id)
+    redis.call('ZREM', key('deadlines'), id)
+    if redis.call('HGET', key('job', id), 'state') ~= 'queued' then return nil end
+    close(id, 'queued', 'cancelled', 'error', late, retention)
+    return {id, 'cancelled'}
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, most)) do
+    given[#given + 1] = guarded(retention, end_late, id)
+  end
+
   local function send_again(id)
     if now - redis.call('HGET', key('job', id), 'sent') <= grace then return nil end
     count(id, 'sent_again')
     return put_at_head(id)
   end
   local again = {}
-  for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
+  for _, queue in ipairs(queues) do
+    for _, ticket in ipairs(release(queue, most)) do again[#again + 1] = ticket end
     for lane = 0, 5 do
       for _, id in ipairs(overtaken(queue, lane, most)) do
         if #again < most then again[#again + 1] = guarded(retention, send_again, id) end
       end
     end
+    forget_queue(queue)
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
@@ -66,25 +123,30 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   return {'swept', given, again, unreported, spoilt}
 end
 
--- Jobs past their retention, for the caller alone until the lease ends.
-function operation.take_expired(lease, most)
-  local taken = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)) do
-    local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
-    if state == 'queued' or state == 'running' then  -- spoilt by hand, or submitted again
-      redis.call('ZREM', key('expiry'), id)
-    else
-      redis.call('ZADD', key('expiry'), now + lease, id)
-      taken[#taken + 1] = id
-    end
-  end
-  return taken
-end
-
-function operation.expire(id)
+-- A record past its retention is removed.
+local function expire(id)
   local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
-  if state == 'queued' or state == 'running' then return state end
+  if state == 'queued' or state == 'running' then  -- spoilt by hand, or submitted again
+    redis.call('ZREM', key('expiry'), id)
+    return
+  end
   if not (state and final(state)) then forget(id) end
   remove(id)
-  return 'expired'
+end
+
+-- Claims whose objects are to be deleted, for the caller alone until the lease ends. Those of jobs past
+-- their retention become so here.
+function operation.take_garbage(lease, most)
+  local expired = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)
+  for _, id in ipairs(expired) do
+    if not pcall(expire, id) then redis.call('ZREM', key('expiry'), id) end
+  end
+  local taken = redis.call('ZRANGEBYSCORE', key('garbage'), '-inf', now, 'LIMIT', 0, most)
+  for _, claim in ipairs(taken) do redis.call('ZADD', key('garbage'), now + lease, claim) end
+  return {taken, #expired}
+end
+
+function operation.garbage_deleted(...)
+  redis.call('ZREM', key('garbage'), ...)
+  return 'ok'
 end

@@ -86,9 +86,10 @@ function operation.webhook_failed(id, attempt, reason, wait)
   return 'noted'
 end
 
+-- How many wait, of the first receivers: a stranger may name any number of them.
 function operation.webhooks_waiting()
   local waiting = 0
-  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, -1)) do
+  for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, OWNERS)) do
     waiting = waiting + redis.call('ZCARD', key('webhooks', receiver))
   end
   return waiting

@@ -1,20 +1,27 @@
--- What those who make them do. A write carries the claim's token; with an older one it is refused.
+-- What those who make them do. Each claim has a random nonce, which every write of the worker carries: one
+-- with another claim's nonce is refused. (A count would begin again with a record that begins again: one
+-- that was deleted and sent again, or fell behind in a failover.)
 
 local function claim(id, queue, nonce, worker, lease)
-  local state, own, now_lane, token, last_nonce = unpack(get(id, 'state', 'queue', 'lane', 'token', 'nonce'))
+  local state, own, now_lane, last_nonce, claims = unpack(get(id, 'state', 'queue', 'lane', 'nonce', 'claims'))
   if not state then return {'refused', 'gone'} end
   if not (state == 'running' and last_nonce == nonce) then
     if state ~= 'queued' or own ~= queue then return {'refused', state} end
-    token = tonumber(token or 0) + 1
+    if redis.call('ZSCORE', key('later', queue), id) then return {'refused', 'later'} end
+    local deadline = tonumber(redis.call('ZSCORE', key('deadlines'), id) or now)
+    if deadline < now then return {'refused', 'late'} end  -- the sweep ends it
+    redis.call('ZREM', key('deadlines'), id)
     redis.call('ZREM', key('waiting', queue, now_lane), id)
     redis.call('ZADD', key('running'), now + lease, id)
     move(id, 'queued', 'running')
-    set(id, 'token', token, 'nonce', nonce, 'worker', worker, 'started', now, 'gpu', 1)
+    set(id, 'nonce', nonce, 'claims', nonce .. ' ' .. string.sub(claims or '', 1, CLAIMS), 'worker', worker,
+        'started', now, 'gpu', 1)
+    redis.call('HINCRBY', key('job', id), 'attempts', 1)
     count(id, 'claimed')
     changed(id)
   end
-  local request, submitted, started = unpack(get(id, 'request', 'submitted', 'started'))
-  return {'claimed', tonumber(token), request, started - submitted}
+  local request, submitted, started, attempt = unpack(get(id, 'request', 'submitted', 'started', 'attempts'))
+  return {'claimed', tonumber(attempt), request, started - submitted}
 end
 
 function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention)
@@ -30,20 +37,29 @@ function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention
 end
 
 -- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.
-local function standing(id, token)
-  local state, current, cancel = unpack(get(id, 'state', 'token', 'cancel'))
-  if state ~= 'running' or current ~= token then return 'lost' end
+local function standing(id, nonce)
+  local state, current, cancel = unpack(get(id, 'state', 'nonce', 'cancel'))
+  if state ~= 'running' or current ~= nonce then return 'lost' end
   return cancel and 'cancel' or 'held'
 end
 
-function operation.renew(id, token, lease)
-  local answer = standing(id, token)
+-- ms since another supervisor said that the worker's name is its own; nil where none did within a lease,
+-- or the one that did is `instance`.
+local function silence_of_holder(worker, instance, lease)
+  local holder, at = string.match(redis.call('HGET', key('holders'), worker) or '', '^(%S+) (%d+)$')
+  if not holder or holder == instance then return nil end
+  local silence = math.max(0, now - at)
+  return silence <= lease and silence or nil
+end
+
+function operation.renew(id, nonce, lease)
+  local answer = standing(id, nonce)
   if answer ~= 'lost' then redis.call('ZADD', key('running'), 'GT', now + lease, id) end
   return answer
 end
 
-function operation.report(id, token, progress, gpu)
-  local answer = standing(id, token)
+function operation.report(id, nonce, progress, gpu)
+  local answer = standing(id, nonce)
   if answer ~= 'lost' then
     if gpu == '0' and redis.call('HGET', key('job', id), 'gpu') == '1' then note_pace(id, 'gpu') end
     set(id, 'progress', progress, 'gpu', gpu)
@@ -52,10 +68,10 @@ function operation.report(id, token, progress, gpu)
   return answer
 end
 
-local function finish(id, token, state, field, value, retention)
-  local current, holder = unpack(get(id, 'state', 'token'))
+local function finish(id, nonce, state, field, value, retention)
+  local current, holder = unpack(get(id, 'state', 'nonce'))
   if not current then return {'refused', 'gone'} end
-  if holder ~= token then return {'refused', current} end
+  if holder ~= nonce then return {'refused', current} end
   if current == 'running' then
     close(id, 'running', state, field, value, retention)
   elseif current ~= state then
@@ -64,25 +80,27 @@ local function finish(id, token, state, field, value, retention)
   return {'finished', state}
 end
 
-function operation.finish(id, token, state, field, value, retention)
-  return guarded(retention, finish, id, token, state, field, value, retention) or {'refused', 'damaged'}
+function operation.finish(id, nonce, state, field, value, retention)
+  return guarded(retention, finish, id, nonce, state, field, value, retention) or {'refused', 'damaged'}
 end
 
-function operation.give_back(id, token, charged, max_lost, retention, failure, cancelled)
-  local state, holder, queue, lane, stamp = unpack(get(id, 'state', 'token', 'queue', 'lane', 'stamp'))
-  if not state or holder ~= token then return {id, 'lost'} end
+function operation.give_back(id, nonce, charged, max_lost, retention, failure, cancelled)
+  local state, holder, queue, lane, stamp = unpack(get(id, 'state', 'nonce', 'queue', 'lane', 'stamp'))
+  if not state or holder ~= nonce then return {id, 'lost'} end
   if state == 'queued' then return {id, 'queued', queue, tonumber(lane), tonumber(stamp)} end
   if state ~= 'running' then return {id, state} end
   return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
 end
 
-function operation.give_back_all(worker, max_lost, retention, failure, cancelled)
+-- `instance`: of the supervisor that asks. It has a say only while the name is its own.
+function operation.give_back_all(worker, instance, lease, max_lost, retention, failure, cancelled)
   local function give_back_own(id)
     local holder, gpu = unpack(get(id, 'worker', 'gpu'))
     if holder ~= worker then return nil end
     return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
   end
   local given = {}
+  if silence_of_holder(worker, instance, tonumber(lease)) then return given end
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
     given[#given + 1] = guarded(retention, give_back_own, id)
   end
@@ -94,9 +112,9 @@ function operation.held(worker)
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
     -- A damaged record is passed over: its lease ends, and the sweep deals with it.
     local readable, row = pcall(function()
-      local holder, token, gpu, started, request = unpack(get(id, 'worker', 'token', 'gpu', 'started', 'request'))
+      local holder, attempts, gpu, started, request = unpack(get(id, 'worker', 'attempts', 'gpu', 'started', 'request'))
       if holder ~= worker then return nil end
-      return {id, tonumber(token) + 0, tonumber(gpu) + 0, now - started, request}
+      return {id, tonumber(attempts) + 0, tonumber(gpu) + 0, now - started, request}
     end)
     if readable then held[#held + 1] = row end
   end

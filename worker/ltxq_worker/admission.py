@@ -1,0 +1,96 @@
+"""What a message of the queue asks for. One with a ticket announces a job of the ledger; one of a
+plain Celery producer holds the job itself, which is recorded here and queued like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import Celery
+
+from ltxq.celery import TASK, announce, report_refusal
+from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable
+from ltxq.job import MAX_WAIT_SECONDS, VideoRequest, is_job_id
+from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
+from ltxq.logs import about_job
+
+log = logging.getLogger("ltxq.worker")
+
+
+def read_ticket(args: Any, kwargs: Any, queue: str) -> Ticket | None:
+    """The ticket that a message holds, if it is ltxq's own: [id, lane, stamp]."""
+    match args:
+        case [str(job_id), int(lane), int(stamp)] if not kwargs and is_job_id(job_id):
+            numbers = not isinstance(lane, bool) and not isinstance(stamp, bool)
+            if numbers and 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
+                return Ticket(job_id=job_id, queue=queue, lane=lane, stamp=stamp)
+    return None
+
+
+def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
+    """Record the job of a plain Celery producer under its task id and queue it, behind those that
+    came before. A wrong one is refused in Celery's result.
+
+    Args:
+        message: kombu's, of Celery's form.
+
+    Returns:
+        False if the message is not such a job: it holds a ticket, or is for another task.
+
+    Raises:
+        ConnectionError: Redis is away, and nothing is recorded.
+    """
+    task_id, (args, kwargs, _) = message.headers["id"], message.payload
+    if message.headers["task"] != TASK or read_ticket(args, kwargs, queue_name(model)):
+        return False
+    with about_job(task_id):
+        try:
+            if not is_job_id(task_id):
+                raise InvalidRequest(
+                    "The task id is no job id: letters, digits, - and _, at most 64.",
+                    hint="Leave it to Celery.",
+                )
+            request = _read_request(args, kwargs, message.headers)
+            job, ticket = ledger.submit(task_id, request.settled(model))
+            if ticket:
+                announce(app, ticket, job.request)
+        except QueueUnavailable as exc:
+            raise ConnectionError(f"A job sent through Celery is not recorded: {exc}") from exc
+        except LtxqError as exc:
+            log.warning("A job sent through Celery is refused: %s", exc)
+            report_refusal(app, task_id, exc.as_job_error())
+    return True
+
+
+def _read_request(args: Any, kwargs: Any, headers: Mapping[str, Any]) -> VideoRequest:
+    """The request, Celery's `eta` as `not_before` and its `expires` as `start_within`."""
+    if args or set(kwargs) != {"request"}:
+        raise InvalidRequest(
+            f"{TASK} was sent with other arguments than `request`.",
+            hint="Send kwargs={'request': {'prompt': …}}.",
+        )
+    request = VideoRequest.parse(kwargs["request"])
+    wanted: dict[str, Any] = {}
+    if eta := _read_time(headers, "eta"):
+        wanted["not_before"] = eta
+    if expires := _read_time(headers, "expires"):
+        left = (expires - datetime.now(UTC)).total_seconds()
+        wanted["start_within"] = min(max(left, 0.001), MAX_WAIT_SECONDS)
+    return request.model_copy(update=wanted)
+
+
+def _read_time(headers: Mapping[str, Any], name: str) -> datetime | None:
+    """A time as Celery writes it; without a zone it is UTC."""
+    match headers.get(name):
+        case None:
+            return None
+        case str(text):
+            try:
+                time = datetime.fromisoformat(text)
+                return time if time.tzinfo else time.replace(tzinfo=UTC)
+            except ValueError:
+                pass
+    raise InvalidRequest(f"{name} is no time in ISO 8601.", hint="Leave it to Celery.")
