@@ -21,7 +21,8 @@ class Proxy:
             tls: what a client must speak; None: as the server.
         """
         self.lost = 0  # answers
-        self._target, self._pause, self._tls = target, pause, tls
+        self.target = target  # of the next connections
+        self._pause, self._tls = pause, tls
         self._needle: bytes | None = None
         self._ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,7 +55,7 @@ class Proxy:
         try:
             if self._tls:
                 near = self._tls.wrap_socket(near, server_side=True)
-            far = socket.create_connection(("127.0.0.1", self._target))
+            far = socket.create_connection(("127.0.0.1", self.target))
         except OSError:  # ssl's errors too: a client that does not trust us
             near.close()
             return

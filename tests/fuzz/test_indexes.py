@@ -30,7 +30,7 @@ LANE = f"{QUEUE}\x06\x163"
 
 @pytest.fixture(scope="module")
 def book(redis_server: RedisServer) -> Iterator[Book]:
-    book = Book(f"redis://127.0.0.1:{redis_server.port}/14")
+    book = Book(f"redis://127.0.0.1:{redis_server.port}/14", lease=60)
     yield book
     book.close()
 

@@ -50,8 +50,8 @@ damage = st.lists(
 class Book:
     """A ledger in a Redis of its own, a client, and ways to spoil what they keep."""
 
-    def __init__(self, url: str) -> None:
-        self.settings = Settings(url=url, default_model="instant", lease=1, retention=60)
+    def __init__(self, url: str, lease: float = 1) -> None:
+        self.settings = Settings(url=url, default_model="instant", lease=lease, retention=60)
         self.redis = redis.Redis.from_url(url, socket_timeout=10)
         self.ledger = Ledger.from_settings(self.settings)
         self.client = Client(settings=self.settings)

@@ -20,6 +20,10 @@ from ltxq.settings import Settings, without_password
 ATTEMPT_SECONDS = 1.0  # one connection attempt, and one answer, may take this long each
 PATIENCE = 2.8  # seconds a call tries again: with the last attempt under 5 in all
 
+# Answers that may be others in a moment: Redis is full, a replica, loading, cannot save, or busy with a
+# script; its primary or its replicas are away.
+PASSING = ("OOM ", "READONLY", "LOADING", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS")
+
 T = TypeVar("T")
 
 
@@ -138,4 +142,4 @@ def _passes(exc: BaseException) -> bool:
         | redis_errors.TimeoutError
         | redis_errors.ReadOnlyError
         | redis_errors.OutOfMemoryError,
-    ) or any(word in str(exc) for word in ("OOM ", "READONLY", "LOADING", "MISCONF"))
+    ) or any(word in str(exc) for word in PASSING)

@@ -163,7 +163,7 @@ def read_place(job: Job, place: Sequence[Any], now: int) -> Job:
     known = eta is not None and math.isfinite(eta)
     return job.model_copy(
         update={
-            "queue_position": ahead if job.state == "queued" else None,
+            "queue_position": ahead if job.state == "queued" and ahead != "" else None,
             "eta_seconds": round(eta, 1) if known and eta is not None else None,
         }
     )

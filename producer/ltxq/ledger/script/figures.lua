@@ -29,7 +29,7 @@ local function find_place(id)
   local ahead = -1
   if state == 'queued' then
     ahead = redis.call('ZRANK', key('waiting', queue, lane), id)
-    if not ahead then return {redis.call('ZSCORE', key('later', queue), id) and '' or 0, 0, '', ''} end
+    if not ahead then return {'', 0, '', ''} end
     for l = 0, checked_lane(lane) - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
   end
   local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')

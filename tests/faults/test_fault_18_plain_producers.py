@@ -1,0 +1,69 @@
+"""Redis goes away while a worker takes in the jobs of plain Celery producers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from fleet import PATIENCE, SMALL, Fleet, eventually, worker_environment
+from ltxq import Client
+from ltxq.ledger import queue_name
+from ltxq_worker.local import RedisServer, S3Server
+from servers import start_or_skip
+
+OUTAGES, JOBS = 4, 60
+
+
+@pytest.mark.timeout(400)
+def test_no_job_is_lost_between_its_message_and_its_record(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    def start(port: int | None = None) -> RedisServer:
+        return RedisServer.start(tmp_path / "redis", port=port, fsync="always")
+
+    server = start_or_skip(start)
+    environment = worker_environment(server.url, s3_server, tmp_path / "spool")
+    sent: list[str] = []
+    with (
+        Fleet(environment) as fleet,
+        Celery(broker=server.url, set_as_current=False) as plain,
+        Client(server.url) as client,
+    ):
+        fleet.wait_until_ready()
+        for outage in range(OUTAGES):
+            ids = [f"order-{outage}-{number}" for number in range(JOBS)]
+            sender = threading.Thread(target=send_all, args=(plain, ids))
+            sender.start()
+            eventually(lambda ids=ids: client.get_many(ids[:5]))
+            server.process.kill()
+            server.stop()
+            server = start(server.port)
+            sender.join(PATIENCE)
+            sent += ids
+        eventually(lambda: len(client.get_many(sent)) == len(sent), within=2 * PATIENCE)
+        for job_id in sent:
+            done = client.wait(job_id, PATIENCE)
+            assert (done.state, done.attempts) == ("succeeded", 1)
+    server.stop()
+
+
+def send_all(plain: Celery, ids: list[str]) -> None:
+    """Each until Redis has taken it."""
+    for job_id in ids:
+        while True:
+            try:
+                plain.send_task(
+                    "ltxq.generate",
+                    task_id=job_id,
+                    kwargs={"request": {"prompt": "a fox", **SMALL}},
+                    queue=queue_name("instant"),
+                    retry=False,
+                )
+                break
+            except (OperationalError, redis.RedisError):
+                threading.Event().wait(0.05)
