@@ -8,9 +8,7 @@ from pathlib import Path
 from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, wait_until_running
 from ltxq import Client
 
-TAKEN = "A worker named cpu0@host belongs to another supervisor. Give each machine a name"
-    "A worker named cpu0@host belongs to another supervisor. Give each machine a name of its own"
-)
+TAKEN = r"A worker named cpu0@host belongs to another supervisor\.\s+(hint: )?Give each machine"
 
 
 def elsewhere(own: dict[str, str], tmp_path: Path) -> dict[str, str]:
