@@ -261,15 +261,43 @@ def test_status_shows_what_matters(
         assert part in out
 
 
+NASTY = "\x1b[2Jgone [red]\x07\x9b31m\r\nvideo_forged  succeeded\u2028\u202e\u0085\x0b"
+
+
 def test_a_strangers_prompt_cannot_steer_the_terminal(
     queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job_id = submitted(queue, "\x1b[2Jgone [red]\x07\x9b31m")
+    job_id = submitted(queue, NASTY)
     for words in (["list"], ["status", job_id]):
         assert main(words) == 0
         out = capsys.readouterr().out
         assert "gone [red]" in out
-        assert not {"\x1b", "\x07", "\x9b"} & set(out)
+        assert not [line for line in out.split("\n") if not line.isprintable()]
+        assert not [line for line in out.splitlines() if line.startswith("video_forged")]
+
+
+def test_a_strangers_words_make_no_line_of_their_own(
+    queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = submitted(queue)
+    queue.start(job_id, worker=NASTY)
+    queue.fail(job_id, JobError(code="internal", message=NASTY, hint=NASTY))
+    for words, code in (
+        (["status", job_id], 0),
+        (["watch", job_id], 1),
+        (["status", NASTY], 3),
+        (["submit", "a fox", "--model", NASTY], 2),
+        (["submit", "a fox", "--metadata", NASTY], 2),
+        (["list", "--state", NASTY], 2),
+        (["list", NASTY], 2),
+        (["batch", NASTY], 2),
+        (["cancel", job_id, NASTY], 2),
+    ):
+        assert main(words) == code
+        shown = capsys.readouterr()
+        for line in (shown.out + shown.err).split("\n"):
+            assert line.isprintable(), words
+            assert not line.startswith("video_forged"), words
 
 
 def test_list_pages_newest_first(

@@ -1,6 +1,7 @@
 """What commands show: results on standard output, everything else on standard error.
 
-Text from jobs may be a stranger's, so nothing in it reaches the terminal as a control character.
+Text from jobs may be a stranger's, so what is shown passes `one_line`: nothing in it reaches the
+terminal as a control character, or makes a line of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from ltxq.errors import InvalidRequest, JobFailed, LtxqError
 from ltxq.job import Job, Progress, WebhookState
+from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.client import Client
@@ -31,25 +33,22 @@ _STAGES = {
 }
 
 
-def say(text: str) -> None:
-    """A result, on standard output."""
-    print(visible(text))  # noqa: T201
+def say(*lines: str) -> None:
+    """A result, on standard output, line by line."""
+    for line in lines:
+        print(one_line(line))  # noqa: T201
 
 
-def note(text: str) -> None:
-    """Something for the person watching, on standard error."""
-    print(visible(text), file=sys.stderr)  # noqa: T201
+def note(*lines: str) -> None:
+    """Something for the person watching, on standard error, line by line."""
+    for line in lines:
+        print(one_line(line), file=sys.stderr)  # noqa: T201
 
 
 def emit(value: BaseModel | Mapping[str, Any]) -> None:
     """The one JSON object of a command run with --json, on one line."""
     fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     print(json.dumps(fields), flush=True)  # noqa: T201
-
-
-def visible(text: str) -> str:
-    """`text` with every control character but line breaks and tabs replaced by �."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
 def error_fields(exc: LtxqError) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class Bar:
 
     def at(self, stage: str, fraction: float, detail: str = "") -> None:
         """Show that `stage` is going on and `fraction` (0..1) of everything is done."""
-        text = visible(f"{stage} {detail}".strip())
+        text = one_line(f"{stage} {detail}".strip())
         self._rich.update(self._task, description=text, completed=fraction)
         if self._rich.disable and stage != self._last:
             note(f"{stage} …")
@@ -223,5 +222,5 @@ def ago(moment: datetime) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    line = " ".join(text.split())
+    line = one_line(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
