@@ -374,7 +374,8 @@ def test_batch_says_where_to_go_on_when_the_queue_is_full(
     assert main(["batch", str(file)]) == 4
     shown = capsys.readouterr()
     assert len(shown.out.split()) == 3
-    assert f"tail -n +4 {file} | ltxq batch -" in shown.err
+    assert "line 4 is not in" in shown.err
+    assert f"ltxq batch {file} --from-line 4 --idempotency-key batch-" in shown.err
     assert main(["batch", str(file), "--json"]) == 4
     outcome = only_json(capsys)
     assert outcome["stopped_at"] == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from ltxq.errors import InvalidRequest, JobFailed, LtxqError
+from ltxq.errors import InvalidRequest, JobFailed, LtxqError, QueueUnavailable
 from ltxq.job import Job, Progress, WebhookState
 from ltxq.printable import one_line
 
@@ -52,7 +53,9 @@ def emit(value: BaseModel | Mapping[str, Any]) -> None:
 
 
 def error_fields(exc: LtxqError) -> dict[str, Any]:
-    """`{code, message, hint, retryable}` of an error, and `problems` where it has some."""
+    """`{code, message, hint, retryable}` of an error; `problems` and `idempotency_key` where it
+    has some.
+    """
     error = exc.error if isinstance(exc, JobFailed) else exc.as_job_error()
     fields = error.model_dump()
     if fields["code"] == "internal" and not isinstance(exc, JobFailed):
@@ -60,6 +63,8 @@ def error_fields(exc: LtxqError) -> dict[str, Any]:
         fields["code"] = re.sub(r"(?<!^)(?=[A-Z])", "_", type(exc).__name__).lower()
     if isinstance(exc, InvalidRequest) and exc.problems:
         fields["problems"] = [{"field": f, "reason": reason} for f, reason in exc.problems]
+    if isinstance(exc, QueueUnavailable) and exc.idempotency_key is not None:
+        fields["idempotency_key"] = exc.idempotency_key
     return fields
 
 
@@ -77,6 +82,9 @@ def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
         note(f"Error: {whole['message']}")
     if whole["hint"]:
         note(whole["hint"])
+    if "idempotency_key" in whole:
+        key = shlex.quote(whole["idempotency_key"])
+        note(f"Run the same command again with: --idempotency-key {key}")
 
 
 def finding(found: Finding) -> None:
