@@ -24,6 +24,7 @@ class Proxy:
         self.target = target  # of the next connections
         self._pause, self._tls = pause, tls
         self._needle: bytes | None = None
+        self._losing = 0  # answers to lose yet, to requests with the needle
         self._ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -37,7 +38,15 @@ class Proxy:
 
     def lose_the_answer_to(self, needle: bytes) -> None:
         """Cut the connection instead of answering the next request that has `needle` in it."""
-        self._needle = needle
+        self._needle, self._losing = needle, 1
+
+    def lose_answers_to(self, needle: bytes) -> None:
+        """The same of all such requests, until `lose_nothing`."""
+        self._needle, self._losing = needle, 1_000_000
+
+    def lose_nothing(self) -> None:
+        """Pass on all answers again."""
+        self._losing = 0
 
     def stop(self) -> None:
         self._ended.set()
@@ -66,8 +75,8 @@ class Proxy:
             try:
                 while data := near.recv(CHUNK):
                     self._ended.wait(self._pause)
-                    if self._needle is not None and self._needle in data:
-                        self._needle = None
+                    if self._losing and self._needle is not None and self._needle in data:
+                        self._losing -= 1
                         cut.set()
                     far.sendall(data)
             except OSError:

@@ -69,7 +69,7 @@ class Client:
 
         Args:
             idempotency_key: 1 to 255 characters of the caller's; the same key with the same
-                request gives the same job back instead of a second one.
+                request gives the same job back instead of a second one. None: one is drawn.
             resent: for callers without such keys. True: the answer to the same submission was
                 lost; if that arrived with False or True in the last ten minutes, its job is given
                 back.
@@ -79,6 +79,8 @@ class Client:
             IdempotencyConflict: the key was used for another request.
             QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting, or `LTXQ_MAX_QUEUED_PER_KEY` of the
                 owner's.
+            QueueUnavailable: the job may have been accepted all the same. The same request again
+                with the error's `idempotency_key` makes no second one.
         """
         if isinstance(request, str):
             request = VideoRequest.parse({"prompt": request, **fields})
@@ -172,6 +174,7 @@ class Client:
 
         Raises:
             JobNotFound, QueueFull, IdempotencyConflict
+            QueueUnavailable: as `submit`.
         """
         request = self.get(job_id).request
         return self._submit(request, idempotency_key=idempotency_key, retry_of=job_id)
@@ -243,15 +246,24 @@ class Client:
             )
         # Of what was asked for: a seed drawn anew must not make a repeated submission another.
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
-        return self._transport.submit(
-            new_job_id(),
-            request,
-            digest=digest,
-            idempotency_key=idempotency_key,
-            retry_of=retry_of,
-            resent=resent,
-            owner=self._owner,
-        )
+        job_id = new_job_id()
+        key = idempotency_key or job_id  # always one: this submission may have to be made again
+        try:
+            return self._transport.submit(
+                job_id,
+                request,
+                digest=digest,
+                idempotency_key=key,
+                retry_of=retry_of,
+                resent=resent,
+                owner=self._owner,
+            )
+        except QueueUnavailable as exc:
+            if exc.idempotency_key == key:  # a gateway has said it
+                raise
+            raise QueueUnavailable.of_submission(
+                exc.message, hint=exc.hint, idempotency_key=key
+            ) from exc
 
     def _own(self, job: Job) -> Job:
         return owned(job, self._owner)

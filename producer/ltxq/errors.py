@@ -30,7 +30,7 @@ botocore, huggingface_hub, torch) become one of these once, where ltxq calls the
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -195,7 +195,25 @@ class MissingExtra(PermanentError, ImportError):
 
 
 class QueueUnavailable(RetryableError):
-    """Redis cannot be reached, is loading, is full or takes no writes; or a gateway is busy."""
+    """Redis cannot be reached, is loading, is full or takes no writes; or a gateway is busy.
+
+    `idempotency_key`: of a submission that ended so, which may have been accepted all the same: the
+    same request with this key makes no second job. None: no job was being submitted.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", idempotency_key: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.idempotency_key = idempotency_key
+
+    @classmethod
+    def of_submission(cls, message: str, *, hint: str, idempotency_key: str) -> Self:
+        """The error of a submission whose answer did not come."""
+        return cls(
+            f"{message} The job may have been accepted all the same.",
+            hint=f"{hint} To submit it again without making a second one, use the idempotency key "
+            f"{idempotency_key!r}.".lstrip(),
+            idempotency_key=idempotency_key,
+        )
 
 
 class QueueFull(RetryableError):

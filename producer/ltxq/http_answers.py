@@ -72,6 +72,9 @@ def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> Ltxq
         return (StorageUnavailable if retryable else StorageRefused)(message, hint=hint)
     # Too much asked, or too much to do: `watch` and `wait` live through that as through an outage.
     kind = _KINDS.get(code) or (QueueUnavailable if retryable else LtxqError)
+    if kind is QueueUnavailable:
+        key = _text(fields, "idempotency_key") or None
+        return QueueUnavailable(message, hint=hint, idempotency_key=key)
     return kind(message, hint=hint)
 
 

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
+from ltxq.printable import one_line
+
 LogForm = Literal["human", "json"]
 
 _job: ContextVar[str | None] = ContextVar("ltxq_job", default=None)
@@ -41,17 +43,29 @@ def set_up_logging(form: LogForm, part: str = "") -> None:
 
 
 class _Human(logging.Formatter):
-    """`2026-11-24 07:10:00,123 WARNING gpu0@host video_…: what happened`"""
+    """`2026-11-24 07:10:00,123 WARNING gpu0@host video_…: what happened`
+
+    A record is one line, and a trace is indented below it: whatever a stranger wrote, no line of it
+    looks like another record.
+    """
 
     def __init__(self, part: str) -> None:
-        super().__init__(f"%(asctime)s %(levelname)s {part + ' ' if part else ''}%(message)s")
+        super().__init__()
+        self._part = [part] if part else []
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        # What a stranger sent may be in it: it must not look like another line.
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
-        job = _job.get()
-        record.message = text if job is None or job in text else f"{job}: {text}"
-        return super().formatMessage(record)
+    def format(self, record: logging.LogRecord) -> str:
+        job, text = _job.get(), record.getMessage()
+        if job is not None and job not in text:
+            text = f"{job}: {text}"
+        line = " ".join([self.formatTime(record), record.levelname, *self._part, text])
+        # Not record.exc_text: another formatter may have put it there, with nothing escaped.
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        below = "\n".join(filter(None, [trace, record.stack_info]))
+        return "\n".join([one_line(line), *_indented(below)])
+
+
+def _indented(trace: str) -> list[str]:
+    return [f"    {one_line(line)}" for line in trace.split("\n")] if trace else []
 
 
 class _Json(logging.Formatter):

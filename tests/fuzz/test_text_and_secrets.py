@@ -136,7 +136,7 @@ def test_a_refused_requests_names_break_no_log_line(fleet: Fleet, client: Client
     for number, text in enumerate(NASTY):
         fields = {"prompt": "a", text: 1, "metadata": {text: 5}, "model": text}
         app.send_task(
-            TASK, kwargs={"request": fields}, task_id=f"refused-{number}",
+            TASK, kwargs={"request": fields}, task_id=f"refused-{number}{text[:80]}",
             queue=queue_name("instant"), priority=1,
         )  # fmt: skip
     fleet.wait_for("is refused", times=len(NASTY))

@@ -5,20 +5,22 @@ ask and how much, what browsers may do.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
 
+from fleet import PATIENCE
 from gateways import Answer, Gateway
 from ltxq import cli, errors
 from ltxq.gateway.failures import _KINDS, Refused, body_of
 from ltxq.gateway.keys import new_key
+from ltxq.gateway.protocol import HEAD_MOST
 from ltxq.http_answers import refusal
-from ltxq.ledger import Ledger
-from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
 
 FOX = {"prompt": "a fox"}
@@ -188,30 +190,73 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: Gateway,
     assert gateway.ask("POST", path, content=body, headers=headers).is_success
 
 
+def raw(gateway: Gateway, *parts: bytes) -> bytes:
+    """All that the gateway answers to these bytes, each part sent at once, until it hangs up."""
+    said = b""
+    port = int(gateway.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+            while data := connection.recv(65_536):
+                said += data
+        except ConnectionError:  # it hung up before it had read all
+            pass
+    return said
+
+
+def head(size: int, *, request: str = "GET /healthz", more: str = "connection: close") -> bytes:
+    """A request's head of exactly that many bytes."""
+    begun = f"{request} HTTP/1.1\r\nhost: localhost\r\n{more}\r\nx-long: "
+    return begun.encode() + b"x" * (size - len(begun) - 4) + b"\r\n\r\n"
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", answers)]
+
+
 def test_a_head_that_is_too_long_is_refused(gateway: Gateway) -> None:
     answer = gateway.ask("GET", "/healthz", headers={"x-long": "x" * 20_000})
     assert answer.status_code == 200
-    for head in (b"x" * 100_000, b"x-a: b\r\n" * 10_000):
-        with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as raw:
-            raw.settimeout(20)
-            raw.sendall(b"GET /healthz HTTP/1.1\r\nx-long: " + head)
-            said = raw.recv(1000)
-        assert b"400" in said.splitlines()[0]
+    for rest in (b"x" * 100_000, b"x-a: b\r\n" * 10_000):
+        said = raw(gateway, b"GET /healthz HTTP/1.1\r\nx-long: " + rest)
+        assert statuses(said) == [400]
 
 
-def test_an_unknown_model_is_told_with_those_served(gateway: Gateway, url: str) -> None:
-    ledger = Ledger.from_settings(Settings(url=url))
-    ledger.present("other", "host", {"gpu0@host": "ready"})
-    ledger.close()
-    for model in ("sora-2", "Wan-AI/Wan2.2", "x" * 1000, "\x1b[2J"):
-        answer = gateway.ask("POST", "/v1/videos", json={**FOX, "model": model})
-        told = error(answer, 404, "unknown_model")
-        assert "instant, other" in told["hint"]
-        assert told["message"].isprintable()
-    assert gateway.ask("POST", "/v1/videos", json={**FOX, "model": "other"}).is_success
-    models = gateway.ask("GET", "/v1/models").json()
-    assert models["object"] == "list"
-    assert {m["id"]: m["ready_workers"] for m in models["data"]} == {"instant": 0, "other": 1}
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+def test_the_bound_of_a_head_is_the_same_however_it_arrives(gateway: Gateway, pieces: int) -> None:
+    for size in (200, HEAD_MOST, HEAD_MOST + 1, 40_000):
+        sent = head(size)
+        step = size // pieces + 1
+        parts = [sent[start : start + step] for start in range(0, size, step)]
+        said = raw(gateway, *parts)
+        if size <= HEAD_MOST:
+            assert statuses(said) == [200]
+        else:
+            assert said == b"" or b"head of the request is too long" in said
+
+
+def test_the_bound_of_a_head_holds_for_a_later_request_of_a_connection(gateway: Gateway) -> None:
+    asked = head(200, more="x: y")
+    posted = head(200, request="POST /v1/jobs", more="content-length: 5") + b"{...}"
+    assert statuses(raw(gateway, asked + head(20_000))) == [200, 200]
+    assert statuses(raw(gateway, posted + head(20_000))) == [400, 200]
+    for earlier in (asked, posted):
+        said = raw(gateway, earlier + head(40_000))
+        assert len(statuses(said)) < 2 or b"head of the request is too long" in said
+
+
+def test_trailers_and_pieces_of_a_body_are_bounded_too(gateway: Gateway) -> None:
+    begun = head(200, request="POST /v1/jobs", more="transfer-encoding: chunked")
+    for endless in (b"x-trailer: y\r\n" * 5000, b"1;" + b"x" * 60_000 + b"\r\n \r\n"):
+        sent, port = 0, int(gateway.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(begun + (b"0\r\n" if b"trailer" in endless else b""))
+            with suppress(ConnectionError):
+                while sent < 100_000_000:
+                    connection.sendall(endless)
+                    sent += len(endless)
+        assert sent < 50_000_000  # it hung up; most of it is in the buffers of the two sockets
 
 
 @pytest.mark.parametrize(

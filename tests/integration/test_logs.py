@@ -116,6 +116,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines, as everything that counts them does: a log viewer, a terminal, str.splitlines."""
     return capsys.readouterr().err.splitlines()
 
 
@@ -132,18 +133,73 @@ def test_a_line_for_people_has_the_job_once(capsys: pytest.CaptureFixture[str]) 
     assert none.endswith(" INFO gpu0@host no job")
 
 
+FORGED = "a\r\n2026-01-01 00:00:00,000 INFO forged \x1b[2J\x9b31m\u2028\u202e\u0085\x0b é"
+
+
 @pytest.mark.usefixtures("_logging_as_before")
 @pytest.mark.parametrize("form", ["human", "json"])
 def test_a_strangers_text_makes_no_second_line(
     form: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging(form)
-    text = "a\n2026-01-01 00:00:00,000 INFO forged \x1b[2J\u2028\u202e\u0085 é"
-    logging.getLogger("ltxq").info("it said %s", text)
-    (line,) = said(capsys)
-    assert line.isprintable()
+    with about_job(FORGED):
+        logging.getLogger("ltxq").info("it said %s", FORGED)
+        logging.getLogger("ltxq").info("it said nothing")
+    for line, text in zip(said(capsys), (f"it said {FORGED}", "it said nothing"), strict=True):
+        assert line.isprintable()
+        assert "forged" in line
+        if form == "json":
+            read = json.loads(line)
+            assert (read["message"], read["job_id"]) == (text, FORGED)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_a_strangers_text_in_a_trace_is_no_line_of_its_own(
+    form: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging(form)
+    log = logging.getLogger("ltxq")
+    try:
+        try:
+            raise ValueError(FORGED)
+        except ValueError as exc:
+            raise KeyError("what broke") from exc
+    except KeyError:
+        log.exception("it broke", stack_info=True)
+    lines = said(capsys)
+    assert all(line.isprintable() for line in lines)
     if form == "json":
-        assert json.loads(line)["message"] == f"it said {text}"
+        assert FORGED in json.loads(lines.pop())["trace"]
+        assert not lines
+        return
+    first, *trace = lines
+    assert first.endswith("ERROR it broke")
+    assert all(line.startswith("    ") for line in trace)
+    assert "    Traceback (most recent call last):" in trace
+    assert "    KeyError: 'what broke'" in trace
+    assert '        log.exception("it broke", stack_info=True)' in trace
+    assert r"    ValueError: a\r" in trace
+    assert any(line.startswith("    2026-01-01") and r"\x1b[2J" in line for line in trace)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_a_trace_that_another_formatter_kept_is_not_taken_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging("human", "50%@host")
+    try:
+        raise ValueError(FORGED)
+    except ValueError as exc:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 0, "broke", None, (ValueError, exc, None)
+        )
+    logging.Formatter().format(record)
+    logging.getLogger("ltxq").handle(record)
+    first, *trace = said(capsys)
+    assert first.endswith(" ERROR 50%@host broke")
+    assert trace
+    assert all(line.isprintable() and line.startswith("    ") for line in trace)
 
 
 @pytest.mark.usefixtures("_logging_as_before")

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import redis
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from test_client import LedgerWorker
 
 from browser import chromium
 from fleet import Fleet, eventually, worker_environment
 from gateways import Gateway
+from ltxq import Client
 from ltxq.errors import JobError
 from ltxq.gateway.keys import new_key
 from ltxq.job import VideoRequest
@@ -253,6 +254,55 @@ def test_an_error_is_shown_with_what_to_do(
         expect(clips(page)).to_contain_text(said)
     expect(page.locator("#said")).to_contain_text(FAILED.message)
     flawless(page)
+
+
+def test_a_clip_whose_answers_were_lost_is_not_made_twice(
+    gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    lost: list[int] = []
+
+    def lose(route: Route) -> None:
+        """The gateway has done it, and the browser never hears of it."""
+        lost.append(route.fetch().status)
+        route.abort()
+
+    posted = re.compile(r"/v1/jobs(/.*/retry)?$")
+
+    def click(button: Locator) -> None:
+        """All answers are lost; then the person clicks again."""
+        lost.clear()
+        page.route(posted, lambda route: lose(route) if is_post(route) else route.continue_())
+        button.click()
+        expect(page.get_by_text("Sending it again makes no second clip").first).to_be_visible()
+        assert lost == [201, 201, 201]
+        page.unroute(posted)
+        press(button)
+
+    def press(button: Locator) -> None:
+        """Until it is answered."""
+        with page.expect_response(lambda answer: answer.request.method == "POST") as answered:
+            button.click()
+        assert answered.value.ok
+
+    submit(page)
+    expect(queue(page)).to_have_count(1)
+    page.get_by_label("What does it show?").fill("another")
+    click(page.get_by_role("button", name="Make the clip"))
+    expect(queue(page)).to_have_count(2)
+    press(page.get_by_role("button", name="Make the clip"))  # another wish for the same
+    expect(queue(page)).to_have_count(3)
+    press(page.get_by_role("button", name=f"Cancel: {PROMPT}"))
+    expect(queue(page)).to_have_count(2)
+    click(page.get_by_role("button", name=f"Try again: {PROMPT}"))
+    expect(queue(page)).to_have_count(3)
+    expect(page.locator("#trouble")).to_be_empty()
+    with Client(gateway.url) as client:
+        assert len(client.list().jobs) == 4
+
+
+def is_post(route: Route) -> bool:
+    return route.request.method == "POST"
 
 
 def test_a_queue_that_went_away_is_told_and_its_return_seen(

@@ -261,15 +261,43 @@ def test_status_shows_what_matters(
         assert part in out
 
 
+NASTY = "\x1b[2Jgone [red]\x07\x9b31m\r\nvideo_forged  succeeded\u2028\u202e\u0085\x0b"
+
+
 def test_a_strangers_prompt_cannot_steer_the_terminal(
     queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job_id = submitted(queue, "\x1b[2Jgone [red]\x07\x9b31m")
+    job_id = submitted(queue, NASTY)
     for words in (["list"], ["status", job_id]):
         assert main(words) == 0
         out = capsys.readouterr().out
         assert "gone [red]" in out
-        assert not {"\x1b", "\x07", "\x9b"} & set(out)
+        assert not [line for line in out.split("\n") if not line.isprintable()]
+        assert not [line for line in out.splitlines() if line.startswith("video_forged")]
+
+
+def test_a_strangers_words_make_no_line_of_their_own(
+    queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = submitted(queue)
+    queue.start(job_id, worker=NASTY)
+    queue.fail(job_id, JobError(code="internal", message=NASTY, hint=NASTY))
+    for words, code in (
+        (["status", job_id], 0),
+        (["watch", job_id], 1),
+        (["status", NASTY], 3),
+        (["submit", "a fox", "--model", NASTY], 2),
+        (["submit", "a fox", "--metadata", NASTY], 2),
+        (["list", "--state", NASTY], 2),
+        (["list", NASTY], 2),
+        (["batch", NASTY], 2),
+        (["cancel", job_id, NASTY], 2),
+    ):
+        assert main(words) == code
+        shown = capsys.readouterr()
+        for line in (shown.out + shown.err).split("\n"):
+            assert line.isprintable(), words
+            assert not line.startswith("video_forged"), words
 
 
 def test_list_pages_newest_first(
@@ -346,7 +374,8 @@ def test_batch_says_where_to_go_on_when_the_queue_is_full(
     assert main(["batch", str(file)]) == 4
     shown = capsys.readouterr()
     assert len(shown.out.split()) == 3
-    assert f"tail -n +4 {file} | ltxq batch -" in shown.err
+    assert "line 4 is not in" in shown.err
+    assert f"ltxq batch {file} --from-line 4 --idempotency-key batch-" in shown.err
     assert main(["batch", str(file), "--json"]) == 4
     outcome = only_json(capsys)
     assert outcome["stopped_at"] == 1

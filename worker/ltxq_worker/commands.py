@@ -35,9 +35,10 @@ def demo(prompt: str, *, as_json: bool) -> None:
         {"prompt": prompt, "model": TINY, "width": 256, "height": 256, "num_frames": 33}
     )
     screen.note(
-        "This demo runs Redis, an S3 server and one worker on this machine, on the CPU.\n"
-        "Its model is tiny and has random weights: the picture and the sound are abstract,\n"
-        "whatever the prompt says. All else is as it is with the real models.\n"
+        "This demo runs Redis, an S3 server and one worker on this machine, on the CPU.",
+        "Its model is tiny and has random weights: the picture and the sound are abstract,",
+        "whatever the prompt says. All else is as it is with the real models.",
+        "",
     )
     ensure_tiny(Settings.read())
     with (
@@ -50,14 +51,15 @@ def demo(prompt: str, *, as_json: bool) -> None:
             job = _made(request, stack)
         except LtxqError:
             last = log.read_text(errors="replace").splitlines()[-20:]
-            screen.note("\n".join(["The worker's log ends:", *last]))
+            screen.note("The worker's log ends:", *last)
             raise
         result = job.result_or_raise()
         file = _fetched(result.url, Path("clips") / f"{job.id}.mp4")
     if as_json:
         screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
         return
-    screen.note(f"\n“{request.prompt}”: {result.duration:.1f} s of {result.width}×{result.height}.")
+    shown = f"“{request.prompt}”: {result.duration:.1f} s of {result.width}×{result.height}."
+    screen.note("", shown)
     screen.say(f"URL   {result.url}")
     screen.say(f"File  {file}")
     screen.note("The URL ended with the demo, the file stays. Next: ltxq up, and README.md.")
@@ -125,17 +127,20 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
 def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> None:
     program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
     screen.say(
-        f"  Page     {url}/\n"
-        f"  API      {url}/v1, described at {url}/docs\n"
-        f"  Flower   {flower}/\n"
-        f"  Redis    port {stack.redis.port}\n"
-        f"  S3       {stack.s3.endpoint}\n"
-        f"  Worker   loads {model}\n\n"
-        f"In another terminal:\n\n"
-        f"  . {shlex.quote(str(file))}\n"
-        f"  {program} submit 'a red fox in the snow' --wait\n\n"
+        f"  Page     {url}/",
+        f"  API      {url}/v1, described at {url}/docs",
+        f"  Flower   {flower}/",
+        f"  Redis    port {stack.redis.port}",
+        f"  S3       {stack.s3.endpoint}",
+        f"  Worker   loads {model}",
+        "",
+        "In another terminal:",
+        "",
+        f"  . {shlex.quote(str(file))}",
+        f"  {program} submit 'a red fox in the snow' --wait",
+        "",
         f"Clips are files under {stack.folder / 's3' / stack.s3.bucket}. Ctrl-C stops everything; "
-        "jobs and clips are kept."
+        "jobs and clips are kept.",
     )
     if model == TINY:
         screen.say(

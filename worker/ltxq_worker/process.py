@@ -4,6 +4,7 @@ process comes over a line of its own, and when that line breaks the process know
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -87,20 +89,17 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
     """Take a place for this supervisor and its workers, until the last of them has ended.
 
     Raises:
-        ConfigurationError: another supervisor has it, or the folder is another user's.
+        ConfigurationError: another supervisor has it, or other users can change the folder or
+            where its path leads.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():  # made by another before us, in a common temp folder
-        raise ConfigurationError(
-            f"{folder} belongs to another user.", hint="Set LTXQ_SPOOL_DIR to a folder of your own."
-        )
-    lock = (folder / f"{place.file_name}.lock").open("a+")
+    lock = _open_lock(folder, f"{place.file_name}.lock")
     end = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
+                lock.close()
                 raise ConfigurationError(
                     f"A worker named {place.name} runs on this machine already.",
                     hint="Stop it, choose other --gpus, or give this one another --name.",
@@ -122,6 +121,50 @@ def note_instance(lock: IO[str], instance: str) -> None:
     lock.truncate()
     lock.write(instance)
     lock.flush()
+
+
+def _open_lock(folder: Path, name: str) -> IO[str]:
+    """The lock file in the folder, which is made if it is missing.
+
+    Folder and lock are opened once and looked at as opened, so that nobody can put another one in
+    its place between a look and its use.
+    """
+    choose = "Set LTXQ_SPOOL_DIR to a folder of your own."
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_strangers_links(folder, choose)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _refuse_strangers_folder(folder, os.fstat(opened), choose)
+            how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            return os.fdopen(os.open(name, how, 0o600, dir_fd=opened), "r+")
+        finally:
+            os.close(opened)
+    except OSError as exc:
+        where = folder / name if exc.errno == errno.ELOOP else folder
+        why = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        raise ConfigurationError(f"{where} cannot be used: {why}.", hint=choose) from None
+
+
+def _refuse_strangers_links(folder: Path, hint: str) -> None:
+    """In a common temp folder another user may have made a link where ours was to be."""
+    path = folder.absolute()
+    for part in (path, *path.parents):
+        about = part.lstat()
+        if stat.S_ISLNK(about.st_mode) and about.st_uid not in (0, os.getuid()):
+            raise ConfigurationError(
+                f"{part} is a symbolic link of another user, who can lead it elsewhere.", hint=hint
+            )
+
+
+def _refuse_strangers_folder(folder: Path, about: os.stat_result, hint: str) -> None:
+    if about.st_uid != os.getuid():
+        raise ConfigurationError(f"{folder} belongs to another user.", hint=hint)
+    if about.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(
+            f"Every user of this machine may write to {folder}.",
+            hint=f"Forbid it with: chmod o-w {folder}. Or: {hint}",
+        )
 
 
 @dataclass(kw_only=True)

@@ -142,4 +142,4 @@ def _start(
 
         screen.say(f"ltxq {installed('ltxq')}")
     elif context.invoked_subcommand is None:
-        screen.say(context.get_help())
+        screen.say(*context.get_help().splitlines())

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson
-from ltxq.errors import InvalidRequest, LtxqError, RetryableError
-from ltxq.job import VideoRequest
+from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableError
+from ltxq.job import Job, VideoRequest
+
+if TYPE_CHECKING:
+    from ltxq.client import Client
 
 MAX_LINE = 128 * 1024  # bytes; the longest request JSON can spell takes about 100,000
 
@@ -24,29 +29,39 @@ def batch(
         Path,
         typer.Argument(metavar="FILE", help="One JSON object a line; - is standard input."),
     ],
+    from_line: Annotated[int, typer.Option(min=1, help="Leave out the lines before.")] = 1,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the whole file: with the same one no line makes a second job "
+            "[default: a random one]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit every line of a JSONL file.
 
     A line has the fields of a request, {"prompt": "…", "num_frames": 121}, and may have an
-    idempotency_key, which makes it safe to send the file twice. Prints the jobs' ids in order.
-    Lines that are wrong are told by number, the others go in; then the exit code is 2.
+    idempotency_key of its own. Prints the jobs' ids in order. Lines that are wrong are told by
+    number, the others go in; then the exit code is 2.
+    If the queue goes away, it says how to go on without making a job twice.
     """
     from ltxq.client import Client
 
+    file_key = idempotency_key or f"batch-{secrets.token_hex(8)}"
     submitted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        lines = _numbered(_opened(file, stack))
+        lines = (
+            numbered for numbered in _numbered(_opened(file, stack)) if numbered[0] >= from_line
+        )
         client = stack.enter_context(Client())
         bar = stack.enter_context(screen.Bar()) if sys.stderr.isatty() else None
         for number, line in lines:
             try:
-                fields = _fields(line)
-                key = fields.pop("idempotency_key", None)
-                job = client.submit(VideoRequest.parse(fields), idempotency_key=key)
+                job = _submit(client, line, f"{file_key}-{number}")
             except RetryableError as exc:
-                _stopped(exc, number, file, submitted, refused, as_json)
+                _stopped(exc, number, file, file_key, submitted, refused, as_json)
                 raise typer.Exit(4) from None
             except LtxqError as exc:
                 refused.append({"line": number, **screen.error_fields(exc)})
@@ -62,6 +77,12 @@ def batch(
     screen.note(f"{len(submitted)} submitted, {len(refused)} refused.")
     if refused:
         raise typer.Exit(2)
+
+
+def _submit(client: Client, line: bytes, key: str) -> Job:
+    fields = _fields(line)
+    own = fields.pop("idempotency_key", None)
+    return client.submit(VideoRequest.parse(fields), idempotency_key=key if own is None else own)
 
 
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:
@@ -121,19 +142,23 @@ def _stopped(
     exc: LtxqError,
     number: int,
     file: Path,
+    file_key: str,
     submitted: list[dict[str, Any]],
     refused: list[dict[str, Any]],
     as_json: bool,
 ) -> None:
-    """The queue is away or full: say what is in and where to go on."""
+    """The queue is away or full: say what is in and how to go on."""
     error = screen.error_fields(exc)
+    error.pop("idempotency_key", None)  # of the line; to go on takes that of the file
     if as_json:
-        screen.emit(
-            {"submitted": submitted, "refused": refused, "stopped_at": number, "error": error}
-        )
-    else:
-        screen.error(error, as_json=False)
-        screen.note(
-            f"{len(submitted)} submitted, {len(refused)} refused; line {number} and those after "
-            f"it are not in. Go on with: tail -n +{number} {file} | ltxq batch -"
-        )
+        stopped = {"stopped_at": number, "idempotency_key": file_key, "error": error}
+        screen.emit({"submitted": submitted, "refused": refused, **stopped})
+        return
+    screen.note(f"Error: {exc.message}")
+    line = "may be in" if isinstance(exc, QueueUnavailable) else "is not in"
+    command = ["ltxq", "batch", str(file), "--from-line", str(number), "--idempotency-key"]
+    screen.note(
+        f"{len(submitted)} submitted, {len(refused)} refused; line {number} {line}, those after it "
+        "are not in.",
+        f"Go on with: {shlex.join([*command, file_key])}",
+    )

@@ -12,6 +12,7 @@ import typer
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson, WaitTimeoutSeconds
 from ltxq.errors import WaitTimeout
+from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.ledger import Queue
@@ -153,7 +154,8 @@ def _span(seconds: float) -> str:
 def _show_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     if not rows:
         return
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        cells = (f"{cell!s:{width}}" for cell, width in zip(row, widths, strict=True))
+    table = [[one_line(str(cell)) for cell in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
         screen.say("  ".join(cells).rstrip())

@@ -60,5 +60,5 @@ def key(
     screen.note(f"The key of {made.name}, shown this once:")
     screen.say(made.key)
     screen.note(
-        f"Put this into the gateway's LTXQ_API_KEYS, after a comma if it has keys:\n{made.entry}"
+        "Put this into the gateway's LTXQ_API_KEYS, after a comma if it has keys:", made.entry
     )

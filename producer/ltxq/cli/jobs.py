@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ltxq.cli import screen
-from ltxq.cli.options import AsJson, WaitTimeoutSeconds, request_options
+from ltxq.cli.options import AsJson, IdempotencyKey, WaitTimeoutSeconds, request_options
 from ltxq.job import Job, JobState
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` printed it.")]
@@ -18,10 +18,7 @@ def submit(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     *,
     fields: dict[str, Any],
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(help="The same key and request again give the same job, not a second one."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the clip.")] = False,
     wait_timeout: WaitTimeoutSeconds = None,
     as_json: AsJson = False,
@@ -76,12 +73,12 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
         screen.say(f"{job.id} had {job.state} before.")
 
 
-def retry(job_id: JobId, as_json: AsJson = False) -> None:
+def retry(job_id: JobId, idempotency_key: IdempotencyKey = None, as_json: AsJson = False) -> None:
     """Submit a job's request again, as a new job. Prints the new id."""
     from ltxq.client import Client
 
     with Client() as client:
-        job = client.retry(job_id)
+        job = client.retry(job_id, idempotency_key=idempotency_key)
     if as_json:
         screen.emit(job)
     else:

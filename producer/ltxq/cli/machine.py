@@ -208,4 +208,4 @@ def model_list(as_json: AsJson = False) -> None:
 @models.callback(invoke_without_command=True)
 def _show_help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        screen.say(context.get_help())
+        screen.say(*context.get_help().splitlines())

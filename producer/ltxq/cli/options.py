@@ -22,6 +22,10 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on standard output and nothing else."),
 ]
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option(help="The same key and request again give the same job, not a second one."),
+]
 WaitTimeoutSeconds = Annotated[
     float | None,
     typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the job goes on."),

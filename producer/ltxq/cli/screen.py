@@ -1,12 +1,14 @@
 """What commands show: results on standard output, everything else on standard error.
 
-Text from jobs may be a stranger's, so nothing in it reaches the terminal as a control character.
+Text from jobs may be a stranger's, so what is shown passes `one_line`: nothing in it reaches the
+terminal as a control character, or makes a line of its own.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from ltxq.errors import InvalidRequest, JobFailed, LtxqError
+from ltxq.errors import InvalidRequest, JobFailed, LtxqError, QueueUnavailable
 from ltxq.job import Job, Progress, WebhookState
+from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.client import Client
@@ -31,14 +34,16 @@ _STAGES = {
 }
 
 
-def say(text: str) -> None:
-    """A result, on standard output."""
-    print(visible(text))  # noqa: T201
+def say(*lines: str) -> None:
+    """A result, on standard output, line by line."""
+    for line in lines:
+        print(one_line(line))  # noqa: T201
 
 
-def note(text: str) -> None:
-    """Something for the person watching, on standard error."""
-    print(visible(text), file=sys.stderr)  # noqa: T201
+def note(*lines: str) -> None:
+    """Something for the person watching, on standard error, line by line."""
+    for line in lines:
+        print(one_line(line), file=sys.stderr)  # noqa: T201
 
 
 def emit(value: BaseModel | Mapping[str, Any]) -> None:
@@ -47,13 +52,10 @@ def emit(value: BaseModel | Mapping[str, Any]) -> None:
     print(json.dumps(fields), flush=True)  # noqa: T201
 
 
-def visible(text: str) -> str:
-    """`text` with every control character but line breaks and tabs replaced by �."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-
-
 def error_fields(exc: LtxqError) -> dict[str, Any]:
-    """`{code, message, hint, retryable}` of an error, and `problems` where it has some."""
+    """`{code, message, hint, retryable}` of an error; `problems` and `idempotency_key` where it
+    has some.
+    """
     error = exc.error if isinstance(exc, JobFailed) else exc.as_job_error()
     fields = error.model_dump()
     if fields["code"] == "internal" and not isinstance(exc, JobFailed):
@@ -61,6 +63,8 @@ def error_fields(exc: LtxqError) -> dict[str, Any]:
         fields["code"] = re.sub(r"(?<!^)(?=[A-Z])", "_", type(exc).__name__).lower()
     if isinstance(exc, InvalidRequest) and exc.problems:
         fields["problems"] = [{"field": f, "reason": reason} for f, reason in exc.problems]
+    if isinstance(exc, QueueUnavailable) and exc.idempotency_key is not None:
+        fields["idempotency_key"] = exc.idempotency_key
     return fields
 
 
@@ -78,6 +82,9 @@ def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
         note(f"Error: {whole['message']}")
     if whole["hint"]:
         note(whole["hint"])
+    if "idempotency_key" in whole:
+        key = shlex.quote(whole["idempotency_key"])
+        note(f"Run the same command again with: --idempotency-key {key}")
 
 
 def finding(found: Finding) -> None:
@@ -123,7 +130,7 @@ class Bar:
 
     def at(self, stage: str, fraction: float, detail: str = "") -> None:
         """Show that `stage` is going on and `fraction` (0..1) of everything is done."""
-        text = visible(f"{stage} {detail}".strip())
+        text = one_line(f"{stage} {detail}".strip())
         self._rich.update(self._task, description=text, completed=fraction)
         if self._rich.disable and stage != self._last:
             note(f"{stage} …")
@@ -223,5 +230,5 @@ def ago(moment: datetime) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    line = " ".join(text.split())
+    line = one_line(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"

@@ -18,12 +18,12 @@ from ltxq.gateway.failures import answer, not_known
 from ltxq.gateway.fields import invalid
 from ltxq.gateway.guard import Guard, origins_of
 from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.probes import Prober
 from ltxq.gateway.queue import Queue
 from ltxq.gateway.rates import Rates
 from ltxq.gateway.state import State
 from ltxq.settings import Settings
-from ltxq.transport import RedisTransport
 
 
 def make_app(settings: Settings) -> FastAPI:
@@ -33,7 +33,7 @@ def make_app(settings: Settings) -> FastAPI:
         ConfigurationError: a setting is wrong.
     """
     keys = ApiKeys.from_settings(settings)
-    transport, rates = RedisTransport(settings), Rates(settings)
+    transport, rates = GatewayTransport(settings), Rates(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

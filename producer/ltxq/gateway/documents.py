@@ -36,7 +36,8 @@ clips alone.
 
 Every error is `{"error": {message, type, param, code, hint, retryable, problems}}`. After 429 and
 503, `retry-after` says how many seconds to wait. A POST may carry an `Idempotency-Key`: the same
-key with the same body is the same clip, with another body a 409.
+key with the same body is the same clip, with another body a 409. A POST that ends with 503 may have
+been accepted: the error's `idempotency_key`, sent with the same body, makes no second clip.
 """,
     "openapi_tags": [
         {"name": "videos", "description": "The tongue of OpenAI's SDKs."},

@@ -43,6 +43,11 @@ class ErrorBody(BaseModel):
     code: str = Field(description="What happened, for programs.")
     hint: str = Field(default="", description="What to do about it; empty where nothing helps.")
     retryable: bool = Field(default=False, description="The same request may succeed later.")
+    idempotency_key: str | None = Field(
+        default=None,
+        description="Of a submission that may have been accepted all the same: sent again with "
+        "this as its Idempotency-Key, it makes no second clip.",
+    )
     problems: tuple[Problem, ...] = Field(
         default=(), description="Of an invalid request: every field that is wrong, and why."
     )
@@ -112,17 +117,23 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         kind = _Kind(error.status, error.wire_code, error.retry_after)
     else:
         kind = next((k for type_, k in _KINDS.items() if isinstance(error, type_)), _INTERNAL)
+    message, hint = (kind.private, _SEE_LOG) if kind.private else (error.message, error.hint)
+    key = getattr(error, "idempotency_key", None)
+    if key is not None:
+        lost = errors.QueueUnavailable.of_submission(message, hint=hint, idempotency_key=key)
+        message, hint = lost.message, lost.hint
     problems = getattr(error, "problems", ())
     param = getattr(error, "param", None) or (problems[0][0] if problems else None)
     body = ErrorBody(
-        message=kind.private or error.message,
+        message=message,
         type=_TYPES.get(
             kind.status, "invalid_request_error" if kind.status < 500 else "server_error"
         ),
         param=param,
         code=kind.code,
-        hint=_SEE_LOG if kind.private else error.hint,
+        hint=hint,
         retryable=kind.retry_after is not None,
+        idempotency_key=key,
         problems=tuple(Problem(field=field, reason=reason) for field, reason in problems),
     )
     return body, kind.status, kind.retry_after

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.failures import UnsupportedParameter
 from ltxq.job import FRAME_STEP, MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest
+from ltxq.printable import one_line
 
 # The field's names for fields of VideoRequest.
 NAMES = {
@@ -137,7 +138,7 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             only = f" other than {neutral[0]}" if neutral and neutral[0] else ""
             reason = f"{name}{only} is not supported yet."
         else:
-            shown = "".join(c if c.isprintable() else "�" for c in str(name)[:60])
+            shown = one_line(str(name)[:60])
             name, reason = shown, f"{shown} is no parameter here."
         raise UnsupportedParameter(
             reason, hint="Leave it out.", problems=((name, "not supported"),)

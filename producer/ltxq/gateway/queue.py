@@ -15,9 +15,10 @@ from typing import ParamSpec, TypeVar
 from ltxq.client import OUTAGE_PATIENCE, Client, owned
 from ltxq.errors import QueueUnavailable
 from ltxq.gateway.failures import Refused
+from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.news import News
 from ltxq.job import Job
-from ltxq.transport import LOOK_SECONDS, RedisTransport
+from ltxq.transport import LOOK_SECONDS
 
 THREADS = 16
 WAITING_MOST = 512  # calls that wait for a thread; more are refused at once
@@ -32,7 +33,7 @@ T = TypeVar("T")
 class Queue:
     """The queue, for all owners. Made and used on one event loop."""
 
-    def __init__(self, transport: RedisTransport) -> None:
+    def __init__(self, transport: GatewayTransport) -> None:
         self._transport = transport
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ltxq")
         self._calls = 0
@@ -58,6 +59,10 @@ class Queue:
         running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         running.add_done_callback(self._called)  # not before its thread is free again
         return await asyncio.shield(running)
+
+    async def check_model(self, name: str) -> None:
+        """As `ServedModels.check`."""
+        await self.call(self._transport.served.check, name)
 
     def _called(self, running: asyncio.Future[T]) -> None:
         self._calls -= 1

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import RedirectResponse, Response
 
-from ltxq.errors import JobNotFinished, UnknownModel
+from ltxq.errors import JobNotFinished
 from ltxq.gateway.documents import CHANGED, READ, failing, taking
 from ltxq.gateway.events import EventStream, stream
 from ltxq.gateway.failures import Refused, UnsupportedParameter
@@ -68,7 +68,9 @@ async def create(
 ) -> Response:
     """Queue a clip."""
     fields = await fields_of(request)
-    await _check_model(caller, fields.get("model"))
+    # Before the rest: a name of another service's model may be none that ltxq could have.
+    if isinstance(model := fields.get("model"), str):
+        await caller.queue.check_model(model)
     return await _submit(caller, request_of(fields), idempotency_key, retry_count)
 
 
@@ -177,14 +179,3 @@ async def _submit(
         resent=None if retry_count is None else retry_count > 0,
     )
     return as_json(video_of(job), headers=POLL_AFTER)
-
-
-async def _check_model(caller: Caller, model: object) -> None:
-    if model is None or not isinstance(model, str):
-        return
-    served = await caller.queue.call(caller.client.models)
-    if model not in served:
-        name = "".join(c if c.isprintable() else "�" for c in model[:80])
-        raise UnknownModel(
-            f"There is no model {name!r} here.", hint=f"Served are: {', '.join(sorted(served))}."
-        )

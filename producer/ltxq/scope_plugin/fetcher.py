@@ -19,6 +19,7 @@ from ltxq.errors import (
     LtxqError,
     PermanentError,
     QueueFull,
+    QueueUnavailable,
     StorageRefused,
     StorageUnavailable,
     UnknownModel,
@@ -172,7 +173,10 @@ class Fetcher:
         return settles
 
     def _send(self, client: Client, order: Order) -> str:
-        return client.submit(order.request, idempotency_key=order.key).id
+        try:
+            return client.submit(order.request, idempotency_key=order.key).id
+        except QueueUnavailable as exc:  # how to submit it again safely is for others to read
+            raise exc.__cause__ or exc from None
 
     def _bring(self, client: Client) -> None:
         due = {o.job_id: o for o in self._orders if o.job_id and o.look_at <= time.monotonic()}

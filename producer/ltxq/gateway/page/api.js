@@ -64,10 +64,25 @@ async function change(method, path, options = {}) {
   }
 }
 
-function posting(path, body) {
-  const sent = { "Idempotency-Key": newKey() };
+// Keys of submissions that may have arrived though no answer came. Whoever tries one again gets that
+// clip, and no second one.
+const unanswered = new Map(); // path and body → key
+
+async function posting(path, request) {
+  const body = request && JSON.stringify(request);
+  const what = `${path} ${body ?? ""}`;
+  const key = unanswered.get(what) ?? newKey();
+  const sent = { "Idempotency-Key": key };
   if (body) sent["Content-Type"] = "application/json";
-  return change("POST", path, { headers: sent, body: body && JSON.stringify(body) });
+  unanswered.delete(what);
+  try {
+    return await change("POST", path, { headers: sent, body });
+  } catch (error) {
+    if (error.status !== 0 && error.status < 500) throw error;
+    unanswered.set(what, key);
+    error.hint = "It may be in the queue all the same. Sending it again makes no second clip.";
+    throw error;
+  }
 }
 
 // Not randomUUID: that is missing where the page came over plain http from another host.

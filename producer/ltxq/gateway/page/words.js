@@ -1,7 +1,6 @@
 // What the page says of a job, and what its form's choices mean.
 
 export const FRAME_RATE = 24;
-const SEED_MOST = Number.MAX_SAFE_INTEGER;
 
 // Width and height in pixels. All are multiples of 32; large ones are made in two stages, which
 // wants multiples of 64.
@@ -26,7 +25,7 @@ const STAGES = {
 export function request(fields) {
   const [factor, stages] = SIZES[fields.get("size")];
   const [width, height] = SHAPES[fields.get("shape")].map((side) => side * factor);
-  const seed = fields.get("seed") || Math.floor(Math.random() * SEED_MOST);
+  const seed = fields.get("seed");
   return {
     prompt: fields.get("prompt"),
     width,
@@ -35,7 +34,7 @@ export function request(fields) {
     frame_rate: FRAME_RATE,
     num_frames: 8 * Number(fields.get("length")) + 1,
     audio: fields.has("audio"),
-    seed: Number(seed),
+    seed: seed ? Number(seed) : null, // the queue draws one; the same wish stays the same request
     priority: fields.get("priority"),
     model: fields.get("model") || null,
   };
