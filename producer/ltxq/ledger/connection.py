@@ -20,8 +20,8 @@ from ltxq.settings import Settings, without_password
 ATTEMPT_SECONDS = 1.0  # one connection attempt, and one answer, may take this long each
 PATIENCE = 2.8  # seconds a call tries again: with the last attempt under 5 in all
 
-# Answers that may be others in a moment: Redis is full, a replica, loading, cannot save, or busy with a
-# script; its primary or its replicas are away.
+# Answers that may be others in a moment: Redis is full, a replica, loading, cannot save, or busy
+# with a script; its primary or its replicas are away.
 PASSING = ("OOM ", "READONLY", "LOADING", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS")
 
 T = TypeVar("T")
