@@ -19,10 +19,18 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # fleet.py is there
 
-from checks import check_jobs, check_nothing_is_left, check_webhooks, wait_until_calm
+from checks import (
+    check_jobs,
+    check_nothing_is_left,
+    check_plain_jobs,
+    check_webhooks,
+    drop_the_forgotten,
+    wait_until_calm,
+)
 from world import PAUSES, World
 
 from ltxq.errors import LtxqError
+from ltxq.job import Job
 
 STORM = {
     "kill_worker": 30,
@@ -32,6 +40,11 @@ STORM = {
     "storage_outage": 3,
     "stop_worker": 10,
     "cancel_a_job": 20,
+    "fail_over": 3,
+    "plain_jobs": 10,
+    "send_again": 5,
+    "twin": 3,
+    "many_names": 1,
 }
 JOBS = 200
 BACKLOG = 8  # jobs kept waiting while there are any to submit
@@ -52,7 +65,7 @@ def storm(
     counts = {name: max(1, round(count * share)) for name, count in STORM.items()}
     began = time.monotonic()
     with World(folder, draw, model=pipeline) as world:
-        accepted: list[str] = []
+        accepted: list[Job] = []
         faults = world.faults(counts)
         all_faults = len(faults)
         while faults or len(accepted) < jobs:
@@ -61,8 +74,10 @@ def storm(
             if faults:
                 faults.pop()()
             time.sleep(draw.uniform(*PAUSES[pipeline]) if faults else 0)
-        finished = wait_until_calm(world, accepted, within=300)
-        outcomes = check_jobs(world, finished)
+        world.end_what_is_beside()
+        finished = wait_until_calm(world, drop_the_forgotten(world, accepted), within=300)
+        plain = check_plain_jobs(world, within=300)
+        outcomes = check_jobs(world, [*finished, *plain])
         webhooks = check_webhooks(world, finished)
         check_nothing_is_left(world)
         return {
@@ -70,7 +85,7 @@ def storm(
             "pipeline": pipeline,
             "jobs accepted": len(accepted),
             "outcomes": dict(outcomes),
-            "claims": sum(job.attempts for job in finished),
+            "claims": sum(job.attempts for job in [*finished, *plain]),
             "faults": dict(world.counts),
             "webhooks": dict(webhooks),
             "slowest return of a killed worker's job (s)": _slowest(world.worker_returns),
@@ -83,12 +98,12 @@ def _slowest(returns: list[float]) -> float:
     return round(max(returns, default=0), 2)
 
 
-def _keep_busy(world: World, accepted: list[str], due: int) -> None:
+def _keep_busy(world: World, accepted: list[Job], due: int) -> None:
     """Submit until a backlog waits, so that every fault finds the workers at work."""
     try:
         waiting = len(world.client.list(state="queued", limit=100).jobs)
         for number in range(len(accepted), min(due, len(accepted) + BACKLOG - waiting)):
-            accepted.append(world.submit(f"job {number}").id)
+            accepted.append(world.submit(f"job {number}"))
     except LtxqError:
         world.counts["calls refused while Redis was away"] += 1
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 import psutil
 import redis
+from strangers import (
+    PlainProducer,
+    ask_for_many_models,
+    send_again_while_stopped,
+    start_a_twin,
+)
 
 from fleet import SMALL, Fleet, eventually, name_of, worker_environment
 from ltxq import Client, LtxqError
@@ -46,12 +54,17 @@ class World:
     model: str = "instant"
     counts: Counter[str] = field(default_factory=Counter)
     cancelled: set[str] = field(default_factory=set)  # jobs somebody asked to cancel
+    failovers: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """From when the replica heard nothing to when it was the primary: what happened in between is
+    forgotten."""
+    broken: list[BaseException] = field(default_factory=list)  # what went wrong in threads
     # Seconds from a kill to the return of the job it hit.
     worker_returns: list[float] = field(default_factory=list)
     host_returns: list[float] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self.redis = RedisServer.start(self.folder / "redis")
+        self.redis = RedisServer.start(self.folder / "redis-0")
+        self._start_replica()
         self.s3 = S3Server.start(self.folder / "s3")
         os.environ.update(self.s3.credentials)
         self.receiver = Receiver()
@@ -75,6 +88,7 @@ class World:
             s3_bucket=self.s3.bucket,
         )
         self.client = Client(settings=self.settings)
+        self.plain = PlainProducer(self.redis.url, self.model)
         self.ledger = Ledger.from_settings(self.settings)
         self.hosts = {name: self._start_host(name) for name in HOSTS}
         for host in self.hosts.values():
@@ -88,10 +102,12 @@ class World:
         for host in self.hosts.values():
             host.__exit__(*exc)
         self.client.close()
+        self.plain.close()
         self.ledger.close()
         self.receiver.stop()
         self.s3.stop()
         self.redis.stop()
+        self.replica.stop()
 
     def submit(self, prompt: str) -> Job:
         """A small clip, with a webhook."""
@@ -143,8 +159,35 @@ class World:
         self.redis.process.kill()
         self.redis.stop()
         time.sleep(self.random.uniform(0.2, 4))
-        self.redis = RedisServer.start(self.folder / "redis", port=self.redis.port)
+        self.redis = RedisServer.start(self._redis_folder(), port=self.redis.port)
         self.counts["Redis kills"] += 1
+
+    def fail_over(self) -> None:
+        """The replica takes over. It had heard nothing for a moment, as without WAIT it may."""
+        with redis.Redis(port=self.replica.port, socket_timeout=5) as second:
+            eventually(lambda: _follows(second))
+            frozen = datetime.now(UTC)
+            second.replicaof("NO", "ONE")
+        time.sleep(self.random.uniform(0.05, 0.5))
+        port = self.redis.port
+        self.redis.process.kill()
+        self.redis.stop()
+        self.failovers.append((frozen, datetime.now(UTC)))
+        self.replica.stop()
+        self.redis = RedisServer.start(self._redis_folder(), port=port)
+        self._start_replica()
+        self.counts["failovers"] += 1
+
+    def _redis_folder(self) -> Path:
+        """The primary's: they change places at each failover."""
+        return self.folder / f"redis-{len(self.failovers) % 2}"
+
+    def _start_replica(self) -> None:
+        folder = self.folder / f"redis-{(len(self.failovers) + 1) % 2}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.replica = RedisServer.start(folder)
+        with redis.Redis(port=self.replica.port, socket_timeout=5) as second:
+            second.replicaof("127.0.0.1", self.redis.port)
 
     def cut_connections(self) -> None:
         """CLIENT KILL of every connection, or of a few."""
@@ -178,6 +221,54 @@ class World:
                 self.counts["cancels"] += 1
         except LtxqError:
             self.counts["calls refused while Redis was away"] += 1
+
+    def plain_jobs(self) -> None:
+        """Plain Celery producers send jobs: for now, for later, with an end."""
+        self.counts["plain jobs"] += 3
+        number = self.counts["plain jobs"]
+        self._beside(lambda: self.plain.send_some(number))
+
+    def send_again(self) -> None:
+        """A stopped worker's job is deleted and sent again under its id."""
+        self.counts["jobs sent again"] += 1
+        job_id = f"again-{self.counts['jobs sent again']}"
+        self._beside(lambda: send_again_while_stopped(self, job_id))
+
+    def twin(self) -> None:
+        """Another machine of the same name."""
+        self.counts["twins"] += 1
+        name = self.random.choice(HOSTS)
+        self._beside(lambda: start_a_twin(self, name))
+
+    def many_names(self) -> None:
+        """Strangers ask for models that nobody has."""
+        try:
+            self.counts["strangers' models taken"] += ask_for_many_models(
+                self.ledger, self.redis.url
+            )
+        except (LtxqError, redis.RedisError):
+            self.counts["calls refused while Redis was away"] += 1
+
+    def end_what_is_beside(self) -> None:
+        """Wait for what goes on beside the storm, and raise what went wrong there."""
+        for watch in self._watches:
+            watch.join()
+        self._watches.clear()
+        if self.broken:
+            raise self.broken[0]
+
+    def _beside(self, act: Callable[[], None]) -> None:
+        """`act()` while the storm goes on; what goes wrong is in `broken`."""
+
+        def run() -> None:
+            try:
+                act()
+            except BaseException as exc:  # noqa: BLE001 - told at the end
+                self.broken.append(exc)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        self._watches.append(thread)
 
     def _start_host(self, name: str) -> Fleet:
         return Fleet(self.environment, model=self.model, gpus="cpu,cpu", name=name)
@@ -227,6 +318,14 @@ class World:
             thread = threading.Thread(target=watch, args=(job,))
             thread.start()
             self._watches.append(thread)
+
+
+def _follows(second: redis.Redis) -> bool:
+    """Whether a replica has all that its primary had, on its disk too."""
+    replication, persistence = second.info("replication"), second.info("persistence")
+    return replication["master_link_status"] == "up" and not (
+        persistence["aof_rewrite_in_progress"] or persistence["aof_rewrite_scheduled"]
+    )
 
 
 def _make_model(folder: Path) -> None:

@@ -43,6 +43,13 @@ def known(client: Client, job_id: str) -> bool:
     return job_id in client.get_many([job_id])
 
 
+def makes_the_next(late: Fleet, prompt: Fleet, client: Client) -> None:
+    """The late worker is done with the job that it lost: it takes another."""
+    assert prompt.stop() == 0
+    following = client.wait(client.submit("next", **SMALL).id, PATIENCE)
+    assert (following.state, following.worker) == ("succeeded", "cpu0@late")
+
+
 def has_its_clip(client: Client, job: Job) -> None:
     """What the ledger names is there, byte for byte."""
     result = client.get(job.id).result_or_raise()
@@ -76,6 +83,7 @@ def test_a_job_sent_again_keeps_its_clip_when_the_first_ones_worker_goes_on(
             worker.send_signal(signal.SIGCONT)
             late.supervisor.send_signal(signal.SIGCONT)
             late.wait_for(f"{ID} was lost to another claim; dropped")
+            makes_the_next(late, prompt, client)
             has_its_clip(client, done)
             assert client.get(ID) == done.model_copy(update={"result": client.get(ID).result})
 
@@ -126,4 +134,5 @@ def test_a_claim_that_a_failover_forgot_takes_no_clip_away(
                     worker.send_signal(signal.SIGCONT)
                     late.supervisor.send_signal(signal.SIGCONT)
                     late.wait_for(f"{job.id} was lost to another claim; dropped")
+                    makes_the_next(late, prompt, client)
                     has_its_clip(client, done)

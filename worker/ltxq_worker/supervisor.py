@@ -263,6 +263,7 @@ class Supervisor:
                 if not silent:
                     log.warning("%s Waiting whether that is still heard.", exc.message)
                 silent = exc.silent + 0.001
+                self._sweep()  # perhaps nobody else does, and then no name is free
                 time.sleep(NAME_SECONDS)
             except LtxqError as exc:
                 log.warning("Whether this host is to drain is not known yet: %s", exc)

@@ -44,12 +44,13 @@ local function standing(id, nonce)
 end
 
 -- ms since another supervisor said that the worker's name is its own; nil where none did within a lease,
--- or the one that did is `instance`.
+-- or the one that did is `instance`. While nobody sweeps, Redis was away: then no name is free.
 local function silence_of_holder(worker, instance, lease)
   local holder, at = string.match(redis.call('HGET', key('holders'), worker) or '', '^(%S+) (%d+)$')
   if not holder or holder == instance then return nil end
-  local silence = math.max(0, now - at)
-  return silence <= lease and silence or nil
+  local silence, swept = math.max(0, now - at), redis.pcall('GET', key('swept'))
+  swept = type(swept) == 'string' and tonumber(swept) or now
+  return (silence <= lease or now - swept > OUTAGE) and silence or nil
 end
 
 function operation.renew(id, nonce, lease)
