@@ -129,6 +129,7 @@ class Ledger(FleetRecords):
 
         Args:
             request: with `model` and `seed` resolved.
+            idempotency_key: the caller's; or `job_id`, which the caller may give later.
             digest: of what the caller asked for; the same key must come with the same digest.
             resent: True if the caller lost the answer to the same submission: the owner's last
                 job of this digest is it, if that was submitted with False or True within ten
@@ -160,7 +161,7 @@ class Ledger(FleetRecords):
                     request=request,
                     owner=owner,
                     retry_of=retry_of,
-                    idempotency_key=idempotency_key,
+                    idempotency_key=None if idempotency_key == job_id else idempotency_key,
                     submitted_at=read_time(submitted),
                 )
                 return read_place(job, place, int(submitted)), read_ticket(

@@ -10,6 +10,10 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
+    -- A client that was given no key sends the job's id, which needs no index.
+    if not other and redis.pcall('HGET', key('job', idempotency), 'owner') == (owner ~= '' and owner) then
+      other = idempotency
+    end
     if other and redis.call('EXISTS', key('job', other)) == 1 then
       local same = redis.call('HGET', key('job', other), 'digest') == digest
       return {same and 'repeated' or 'conflict', other}
@@ -37,8 +41,11 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   if resent ~= '' then redis.call('SET', key('recent', owner, digest), id, 'EX', RECENT) end
   if retry_of ~= '' then set(id, 'retry_of', retry_of) end
   if idempotency ~= '' then
-    set(id, 'idempotency', idempotency, 'digest', digest)
-    redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
+    set(id, 'digest', digest)
+    if idempotency ~= id then
+      set(id, 'idempotency', idempotency)
+      redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
+    end
   end
   for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
   redis.call('SADD', key('queues'), queue)

@@ -6,8 +6,11 @@
 local function count(id, what)
   local queue = redis.pcall('HGET', key('job', id), 'queue')
   if type(queue) == 'string' then
-    if redis.call('SISMEMBER', key('queues'), queue) == 0 then queue = OTHER end
-    redis.pcall('HINCRBY', key('totals', queue), what, 1)
+    local so_far = redis.pcall('HINCRBY', key('totals', queue), what, 1)
+    if so_far == 1 and redis.call('SISMEMBER', key('queues'), queue) == 0 then  -- it was forgotten
+      redis.call('DEL', key('totals', queue))
+      redis.pcall('HINCRBY', key('totals', OTHER), what, 1)
+    end
   end
 end
 

@@ -3,18 +3,20 @@
 -- The objects of a job's claims are nobody's any more, but for those of the claim `kept`, its result's.
 local function discard_claims(id, kept)
   for nonce in string.gmatch(redis.call('HGET', key('job', id), 'claims') or '', '%S+') do
-    if nonce ~= kept then redis.call('ZADD', key('garbage'), now, id .. '/' .. nonce) end
+    if nonce ~= kept then
+      redis.call('ZADD', key('garbage'), now, id .. '/' .. nonce)
+      redis.call('ZREMRANGEBYRANK', key('garbage'), 0, -GARBAGE - 1)
+    end
   end
-  redis.call('ZREMRANGEBYRANK', key('garbage'), 0, -GARBAGE - 1)
   set(id, 'claims', kept)
 end
 
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
 local function close(id, from, to, field, value, retention)
-  local queue, lane = unpack(get(id, 'queue', 'lane'))
+  local queue, lane, not_before, start_by = unpack(get(id, 'queue', 'lane', 'not_before', 'start_by'))
   redis.call('ZREM', key('waiting', queue, lane), id)
-  redis.call('ZREM', key('later', queue), id)
-  redis.call('ZREM', key('deadlines'), id)
+  if not_before then redis.call('ZREM', key('later', queue), id) end
+  if start_by then redis.call('ZREM', key('deadlines'), id) end
   redis.call('ZREM', key('running'), id)
   move(id, from, to)
   if to == 'succeeded' then note_pace(id, 'whole') end

@@ -3,14 +3,16 @@
 -- that was deleted and sent again, or fell behind in a failover.)
 
 local function claim(id, queue, nonce, worker, lease)
-  local state, own, now_lane, last_nonce, claims = unpack(get(id, 'state', 'queue', 'lane', 'nonce', 'claims'))
+  local state, own, now_lane, last_nonce, claims, not_before, start_by, attempts = unpack(
+    get(id, 'state', 'queue', 'lane', 'nonce', 'claims', 'not_before', 'start_by', 'attempts'))
   if not state then return {'refused', 'gone'} end
   if not (state == 'running' and last_nonce == nonce) then
     if state ~= 'queued' or own ~= queue then return {'refused', state} end
-    if redis.call('ZSCORE', key('later', queue), id) then return {'refused', 'later'} end
-    local deadline = tonumber(redis.call('ZSCORE', key('deadlines'), id) or now)
-    if deadline < now then return {'refused', 'late'} end  -- the sweep ends it
-    redis.call('ZREM', key('deadlines'), id)
+    if not_before then return {'refused', 'later'} end
+    if start_by and not attempts then
+      if tonumber(start_by) < now then return {'refused', 'late'} end  -- the sweep ends it
+      redis.call('ZREM', key('deadlines'), id)
+    end
     redis.call('ZREM', key('waiting', queue, now_lane), id)
     redis.call('ZADD', key('running'), now + lease, id)
     move(id, 'queued', 'running')
