@@ -75,6 +75,8 @@ def test_every_field_of_a_request_is_an_option(
         "expires_in": 120,
         "metadata": {"user": "a=b", "scene": ""},
         "webhook_url": "https://example.com/done",
+        "not_before": "2026-12-24T18:00:00Z",
+        "start_within": 90.5,
         "crop_width": 300,
         "crop_height": 250,
     }

@@ -20,7 +20,16 @@ from ltxq.errors import MissingExtra
 from ltxq.settings import Settings
 
 _PROMPT = "a paper boat drifts down a rain gutter, warm evening light, slow camera"
-_ON_THE_QUEUE = ("model", "priority", "timeout", "expires_in", "metadata", "webhook_url")
+_ON_THE_QUEUE = (
+    "model",
+    "priority",
+    "timeout",
+    "expires_in",
+    "metadata",
+    "webhook_url",
+    "not_before",
+    "start_within",
+)
 
 Gpus = Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")]
 

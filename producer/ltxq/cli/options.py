@@ -73,6 +73,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     text = re.sub("^None: ", "Default: ", field.description or "")
     if name == "seed":  # on a command line None is a word
         kind, text = str, "0 to 2^53-1, or `random`: drawn when the job is submitted."
+    elif name == "not_before":
+        kind = str
     elif name == "metadata":
         kind, flags, default = list[str], ["--metadata"], ""
         text = "KEY=VALUE, the caller's own; may be given 16 times."

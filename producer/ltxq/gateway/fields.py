@@ -35,6 +35,8 @@ NAMES = {
     "expires_in": "expires_in",
     "metadata": "metadata",
     "webhook_url": "webhook_url",
+    "not_before": "not_before",
+    "start_within": "start_within",
 }
 _THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
 
@@ -87,6 +89,13 @@ class CreateVideo(BaseModel):
     )
     webhook_url: str | None = Field(
         default=None, description="Told of the outcome by a signed POST."
+    )
+    not_before: str | None = Field(
+        default=None, description="The video waits until then, as 2026-12-24T18:00:00Z."
+    )
+    start_within: float | None = Field(
+        default=None,
+        description="Seconds within which a worker must have taken it; otherwise it is cancelled.",
     )
 
 
