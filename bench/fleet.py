@@ -27,7 +27,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,8 @@ import redis
 
 from ltxq.celery import announce, make_app
 from ltxq.job import CONTRACT, JobError, Progress, VideoRequest, new_job_id
-from ltxq.ledger import LANES, PREFIX, Ledger, Ticket, queue_name
+from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
+from ltxq.ledger.records import cost_of
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
 
@@ -46,7 +47,7 @@ MODEL = "ltx-2-19b-distilled"
 REQUEST = VideoRequest(prompt=PROMPT, model=MODEL)
 STEPS = 20  # reports in a job: eight denoising steps, and the stages around them
 BATCH = 500  # jobs in one pipeline
-LANE = LANES["normal"]
+BAND = BANDS["normal"]
 MILLION = 1_000_000
 RESULTS = Path(__file__).parent / "results" / "fleet.json"
 DONE = JobError(code="internal", message="simulated")  # ends a job as a result would, in less bytes
@@ -84,8 +85,7 @@ def load(ledger: Ledger, settings: Settings, direct: redis.Redis, jobs: int) -> 
     assert ticket is not None
     with make_app(settings) as app:
         announce(app, ticket)
-    place = f"{queue}\x06\x16{LANE}"
-    message = direct.lindex(place, 0)
+    message = direct.lindex(queue, 0)
     assert isinstance(message, str)
     empty = used(direct)
     began = time.perf_counter()
@@ -94,11 +94,11 @@ def load(ledger: Ledger, settings: Settings, direct: redis.Redis, jobs: int) -> 
         for _ in range(min(BATCH, jobs - start)):
             job_id = new_job_id()
             arguments = [
-                *("submit", job_id, CONTRACT, REQUEST.model_dump_json(), "", queue, LANE),
-                *("", "", "", "", 10 * MILLION, MILLION),
+                *("submit", job_id, CONTRACT, REQUEST.model_dump_json(), "", queue, BAND),
+                *(cost_of(REQUEST), "", "", "", "", 10 * MILLION, MILLION, "", ""),
             ]
             ledger._script(keys=[PREFIX], args=arguments, client=pipe)
-            pipe.lpush(place, message.replace(first.id, job_id))
+            pipe.lpush(queue, message.replace(first.id, job_id))
         pipe.execute()
     seconds = time.perf_counter() - began
     per_job = (used(direct) - empty) / jobs
@@ -173,74 +173,42 @@ def simulate(options: argparse.Namespace) -> None:
     end = time.monotonic() + options.seconds
     took: dict[str, list[float]] = {"claim": [], "report": [], "finish": []}
     jobs = count()
-    with redis.Redis.from_url(options.claim_from, decode_responses=True) as direct:
-        tickets = _Tickets(direct, options.name)
 
-        def timed(what: str, call: Callable[[], Any]) -> Any:
-            start = time.perf_counter()
-            try:
-                return call()
-            finally:
-                took[what].append(time.perf_counter() - start)
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            return call()
+        finally:
+            took[what].append(time.perf_counter() - start)
 
-        def work(number: int) -> None:
-            pause = options.job_seconds / STEPS
-            # Fleets do not start at one instant.
-            threading.Event().wait(options.job_seconds * (number % 97) / 97)
-            while time.monotonic() < end and (ticket := tickets.next()):
-                claim = timed(
-                    "claim", lambda t=ticket: ledger.claim(t, f"gpu{number}@{options.name}")
-                )
-                if claim is None:
-                    continue
-                for step in range(STEPS):
-                    if time.monotonic() > end:
-                        return
-                    at = Progress(stage="denoise", step=step, steps=STEPS, fraction=step / STEPS)
-                    timed("report", lambda c=claim, p=at: ledger.report(c, p, on_gpu=True))
-                    if step % 4 == 0:
-                        ledger.renew(claim)
-                    threading.Event().wait(pause)
-                timed("finish", lambda c=claim: ledger.finish(c, DONE))
-                next(jobs)
+    def work(number: int) -> None:
+        pause = options.job_seconds / STEPS
+        # Fleets do not start at one instant.
+        threading.Event().wait(options.job_seconds * (number % 97) / 97)
+        while time.monotonic() < end:
+            claim = timed("claim", lambda: ledger.claim(MODEL, f"gpu{number}@{options.name}"))
+            if claim is None:
+                return
+            for step in range(STEPS):
+                if time.monotonic() > end:
+                    return
+                at = Progress(stage="denoise", step=step, steps=STEPS, fraction=step / STEPS)
+                timed("report", lambda c=claim, p=at: ledger.report(c, p, on_gpu=True))
+                if step % 4 == 0:
+                    ledger.renew(claim)
+                threading.Event().wait(pause)
+            timed("finish", lambda c=claim: ledger.finish(c, DONE))
+            next(jobs)
 
-        with ThreadPoolExecutor(options.workers) as pool:
-            list(pool.map(work, range(options.workers)))
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(work, range(options.workers)))
     print(json.dumps({"jobs": next(jobs), **took}))
-
-
-class _Tickets:
-    """Queued jobs in order, as messages name them; of two processes each takes every other."""
-
-    def __init__(self, direct: redis.Redis, name: str) -> None:
-        self._direct = direct
-        self._half = int(name.removeprefix("host")) % 2
-        self._lock = threading.Lock()
-        self._found = self._pages()
-
-    def next(self) -> Ticket | None:
-        with self._lock:
-            return next(self._found, None)
-
-    def _pages(self) -> Iterator[Ticket]:
-        queue, last = queue_name(MODEL), 0
-        waiting = f"{PREFIX}waiting:{queue}:{LANE}"
-        while page := self._direct.zrangebyscore(
-            waiting, f"({last}", "+inf", 0, BATCH, withscores=True
-        ):
-            for job_id, stamp in page:
-                last = int(stamp)
-                if last % 2 == self._half:
-                    yield Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=last)
 
 
 def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
     """A whole fleet dies at once: one sweep gives back all it had."""
-    queue = queue_name(MODEL)
-    rows = direct.zrange(f"{PREFIX}waiting:{queue}:{LANE}", 0, workers - 1, withscores=True)
-    for number, (job_id, stamp) in enumerate(rows):
-        ticket = Ticket(job_id=job_id, queue=queue, lane=LANE, stamp=int(stamp))
-        assert ledger.claim(ticket, f"gpu{number}@lost")
+    for number in range(workers):
+        assert ledger.claim(MODEL, f"gpu{number}@lost")
     sweep(ledger)
     for job_id in direct.zrange(f"{PREFIX}running", 0, -1):
         direct.zadd(f"{PREFIX}running", {job_id: 0})

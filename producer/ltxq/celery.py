@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError, QueueUnavailable
 from ltxq.flower import describe, show_outcome, show_requeued
 from ltxq.job import Job, VideoRequest
-from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
+from ltxq.ledger import Ledger, Ticket, queue_name
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 
@@ -52,8 +52,6 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # full or read-only: connect again, rather than end
         broker_transport_options={
-            "queue_order_strategy": "priority",
-            "priority_steps": list(range(LANE_COUNT)),
             "socket_timeout": 5.0,  # more than BRPOP's own second
             "socket_connect_timeout": 2.0,
             # Seconds after which a message that was taken and neither acknowledged nor dropped is
@@ -83,11 +81,10 @@ def announce(app: Celery, ticket: Ticket, request: VideoRequest | None = None) -
     try:
         app.send_task(
             TASK,
-            args=[ticket.job_id, ticket.lane, ticket.stamp],
+            args=[ticket.job_id],
             argsrepr=shown,
             task_id=ticket.job_id,
             queue=ticket.queue,
-            priority=ticket.lane,
             ignore_result=True,
         )
     except (OperationalError, OSError) as exc:

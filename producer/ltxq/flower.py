@@ -59,9 +59,11 @@ class Showcase:
         self._lock = threading.Lock()
 
     def begins(self, job_id: str) -> None:
-        """The worker is given a job."""
+        """The worker has claimed a job."""
+        began = time.time()
         with self._lock:
-            self._shown[job_id] = _Shown(began=time.time())
+            self._shown[job_id] = _Shown(began=began)
+        _send(self._app, self._worker, "task-started", job_id, started=began)
 
     def progress(self, job_id: str, progress: Progress) -> None:
         """Tell of a running job how far it is, if that was not just told."""

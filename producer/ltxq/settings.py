@@ -115,6 +115,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Queued jobs of one API key before its submissions are refused.",
     )
+    weights: str | None = Field(
+        default=None,
+        description="Shares of the GPUs by API key, as alice=4,bob=0.5; any other key has 1.",
+    )
     api_keys: SecretStr | None = Field(
         default=None,
         description="Who may use the gateway: name=hash entries with commas between, made by "
@@ -218,6 +222,21 @@ class Settings(BaseSettings):
         """Whether the URL is a gateway's, and not a Redis's."""
         return self.url.get_secret_value().startswith("http")
 
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_positive(cls, weights: str | None) -> str | None:
+        for part in (weights or "").split(","):
+            if part.strip() and not re.fullmatch(r"\s*[^\s=]+=\d{1,6}(\.\d{1,6})?\s*", part):
+                raise ValueError(f"must be NAME=NUMBER with commas between, not {part[:40]!r}")
+        if 0 in _weights(weights).values():
+            raise ValueError("a share must be more than 0")
+        return weights
+
+    @property
+    def weight_by_owner(self) -> dict[str, float]:
+        """`weights`, read."""
+        return _weights(self.weights)
+
     @property
     def redis_tls(self) -> dict[str, Any]:
         """Options for redis-py, kombu and Celery's backend alike; empty without rediss://."""
@@ -304,6 +323,11 @@ class Settings(BaseSettings):
             what = "API key" if exc.errors()[0]["loc"] == ("api_key",) else "queue's URL"
             reason = str(exc.errors()[0]["msg"]).removeprefix("Value error, ")
             raise ConfigurationError(f"The {what} {reason}.") from None
+
+
+def _weights(text: str | None) -> dict[str, float]:
+    pairs = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    return {name: float(number) for name, _, number in pairs}
 
 
 def without_password(url: str) -> str:

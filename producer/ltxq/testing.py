@@ -20,7 +20,7 @@ from typing import Any
 
 from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
 from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
-from ltxq.ledger import CANCELLED, LANES
+from ltxq.ledger import BANDS, CANCELLED
 from ltxq.settings import DEFAULT_MODEL
 from ltxq.transport import LOOK_SECONDS
 
@@ -178,7 +178,7 @@ class MemoryTransport:
         if job.state != "queued":
             return None
         queued = [other for other in self._jobs.values() if other.state == "queued"]
-        queued.sort(key=lambda other: LANES[other.request.priority])  # stable: then the oldest
+        queued.sort(key=lambda other: BANDS[other.request.priority])  # stable: then the oldest
         return next(ahead for ahead, other in enumerate(queued) if other.id == job.id)
 
     def _put(self, job: Job, **changes: Any) -> Job:

@@ -74,7 +74,21 @@ def ask_for_many_models(ledger: Ledger, url: str) -> int:
             pipe = server.pipeline(transaction=False)
             for number in range(start, start + 500):
                 queue = queue_name(f"stranger-{number}")
-                row = [new_job_id(), CONTRACT, request, "", queue, 3, "", "", "", "", NAMES, NAMES]
+                row = [
+                    new_job_id(),
+                    CONTRACT,
+                    request,
+                    "",
+                    queue,
+                    1,
+                    1,
+                    "",
+                    "",
+                    "",
+                    "",
+                    NAMES,
+                    NAMES,
+                ]
                 ledger._script(keys=[PREFIX], args=["submit", *row, "", ""], client=pipe)
             answers = pipe.execute(raise_on_error=False)
             for answer in answers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import redis
-from broker import lane_key, take_message
+from broker import QUEUE, take_message
 
 from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, wait_until_running
 from ltxq import Client
@@ -15,7 +15,7 @@ PROMISE = 60.0  # seconds
 
 def test_in_a_quiet_system(own: dict[str, str], client: Client, server: redis.Redis) -> None:
     job = client.submit("a fox", **SMALL)
-    assert take_message(server, lane_key(), job.id)
+    assert take_message(server, job.id)
     with Fleet(own) as fleet:
         fleet.wait_until_ready()
         done = client.wait(job.id, PROMISE)
@@ -29,8 +29,8 @@ def test_while_its_only_worker_is_busy(
         fleet.wait_until_ready()
         first = wait_until_running(client, client.submit("long", **SMALL))
         job = client.submit("a fox", **SMALL)
-        assert take_message(server, lane_key(), job.id)
-        eventually(lambda: server.llen(lane_key(head=True)), within=PROMISE)  # sent again
+        assert take_message(server, job.id)
+        eventually(lambda: server.llen(QUEUE), within=PROMISE)  # sent again
         client.cancel(first.id)
         wait_until_running(client, job)
         client.cancel(job.id)
@@ -44,7 +44,7 @@ def test_under_a_constant_backlog(own: dict[str, str], client: Client, server: r
 
         def keep_a_backlog() -> None:
             while not enough.is_set():
-                lengths.append(server.llen(lane_key()))
+                lengths.append(server.llen(QUEUE))
                 if lengths[-1] < 20:
                     client.submit("another", **SMALL)
                 enough.wait(0.02)
@@ -52,7 +52,7 @@ def test_under_a_constant_backlog(own: dict[str, str], client: Client, server: r
         for _ in range(20):
             client.submit("another", **SMALL)
         job = client.submit("a fox", **SMALL)
-        assert take_message(server, lane_key(), job.id)
+        assert take_message(server, job.id)
         feeder = threading.Thread(target=keep_a_backlog)
         feeder.start()
         try:
@@ -61,4 +61,4 @@ def test_under_a_constant_backlog(own: dict[str, str], client: Client, server: r
             enough.set()
             feeder.join(PATIENCE)
         assert (done.state, done.attempts) == ("succeeded", 1)
-        assert min(lengths) > 0  # the lane was never empty
+        assert min(lengths) > 0  # the list was never empty

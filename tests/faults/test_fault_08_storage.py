@@ -13,7 +13,7 @@ import boto3
 import psutil
 import pytest
 import redis
-from broker import lane_key, take_message
+from broker import take_message
 
 from fleet import (
     PATIENCE,
@@ -203,7 +203,7 @@ def test_storage_that_hangs_holds_up_no_sweep_and_loses_no_object(
             eventually(lambda: server.zscore(f"{PREFIX}expiry", old.id) != 0)  # taken
             busy = wait_until_running(client, client.submit("wait", **SMALL))
             lost = client.submit("a fox", **SMALL)
-            take_message(server, lane_key(), lost.id)
+            take_message(server, lost.id)
             eventually(lambda: client.get(lost.id).progress, within=15)  # the sweep found it
             assert client.get(old.id).state == "succeeded"
         finally:

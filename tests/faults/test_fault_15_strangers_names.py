@@ -26,7 +26,16 @@ def ask_for_many_models(url: str) -> list[str]:
         with ledger._redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 500):
                 arguments = [
-                    *("submit", new_job_id(), CONTRACT, request, "", queue_name(f"m{number}"), 3),
+                    *(
+                        "submit",
+                        new_job_id(),
+                        CONTRACT,
+                        request,
+                        "",
+                        queue_name(f"m{number}"),
+                        1,
+                        1,
+                    ),
                     *("", "", "", "", NAMES, NAMES, "", ""),
                 ]
                 ledger._script(keys=[PREFIX], args=arguments, client=pipe)

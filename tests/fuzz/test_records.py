@@ -18,14 +18,15 @@ from ltxq.celery import make_app, report_outcome
 from ltxq.cli import main
 from ltxq.errors import JobNotFinished, JobNotFound, JobUnreadable, LtxqError, WaitTimeout
 from ltxq.job import CONTRACT, VideoRequest, new_job_id
-from ltxq.ledger import LANE_COUNT, PREFIX, Ledger, Ticket, queue_name
+from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
 
 REQUEST = VideoRequest(prompt="a fox", model="instant", seed=1)
-FIELDS = ("contract", "state", "request", "queue", "lane", "stamp", "seq", "submitted", "sent",
-          "token", "nonce", "worker", "started", "gpu", "finished", "error", "result", "progress",
-          "cancel", "owner", "idempotency", "lost", "from_the_future")  # fmt: skip
+FIELDS = ("contract", "state", "request", "queue", "band", "tag", "cost", "seq", "submitted",
+          "start_by", "not_before", "attempts", "claims", "nonce", "worker", "started", "gpu",
+          "finished", "error", "result", "progress", "cancel", "owner", "idempotency", "lost",
+          "from_the_future")  # fmt: skip
 LATER = 3 * 24 * 3600 * 1000  # milliseconds
 
 damage = st.lists(
@@ -64,7 +65,7 @@ class Book:
         _, ticket = self.ledger.submit(job_id, REQUEST, idempotency_key="key", digest="d")
         assert ticket is not None
         if state != "queued":
-            claim = self.ledger.claim(ticket, "cpu0@here")
+            claim = self.ledger.claim("instant", "cpu0@here")
             assert claim is not None
             if state == "failed":
                 self.ledger.finish(claim, JobUnreadable("It broke.").as_job_error())
@@ -79,11 +80,7 @@ class Book:
                 self.redis.hset(key, field, value)
 
     def sweep_late(self) -> None:
-        """A sweep that finds every lease ended, every message lost and the last sweep long ago."""
-        for name in self.redis.scan_iter(f"{PREFIX}waiting:*"):
-            for job_id in self.redis.zrange(name, 0, -1):
-                with contextlib.suppress(redis.ResponseError):
-                    self.redis.hset(f"{PREFIX}job:{job_id.decode()}", "sent", 1)
+        """A sweep that finds every lease ended, every wake-up missing, the last sweep long ago."""
         for job_id in self.redis.zrange(f"{PREFIX}running", 0, -1):
             self.redis.zadd(f"{PREFIX}running", {job_id: 1})
         self.let_time_pass()
@@ -94,16 +91,15 @@ class Book:
         seconds, _ = self.redis.time()
         self.redis.set(f"{PREFIX}swept", 1000 * seconds - 4000)
 
-    def tickets(self) -> list[Ticket]:
-        """Of the queued jobs, as a worker could have them."""
-        queue = queue_name("instant")
-        return [
-            Ticket(job_id=job_id.decode(), queue=queue, lane=lane, stamp=int(stamp))
-            for lane in range(LANE_COUNT)
-            for job_id, stamp in self.redis.zrange(
-                f"{PREFIX}waiting:{queue}:{lane}", 0, -1, withscores=True
-            )
+    def waiting(self) -> dict[str, int]:
+        """The queued jobs that a worker could claim, and their place in the order of submission."""
+        waiting = f"{PREFIX}waiting:{queue_name('instant')}"
+        found = [
+            member.decode()
+            for band in BANDS.values()
+            for member in self.redis.zrange(f"{waiting}:{band}", 0, -1)
         ]
+        return {member[16:]: int(member[:16]) for member in found}
 
     def close(self) -> None:
         self.app.close()
@@ -149,10 +145,12 @@ def worked_on_by_all(book: Book, job_id: str) -> None:
     book.ledger.give_back_all("cpu0@here")
     book.sweep_late()
     book.sweep_late()
-    (ticket,) = [t for t in book.tickets() if t.job_id == other.id]
-    assert book.ledger.claim(ticket, "cpu0@here") is not None
-    for ticket in book.tickets():
-        book.ledger.claim(ticket, "cpu0@here")
+    assert other.id in book.waiting()
+    claims = []
+    while claim := book.ledger.claim("instant", "cpu0@here"):
+        claims.append(claim.job_id)
+    assert other.id in claims
+    assert not book.waiting()
     with contextlib.suppress(LtxqError):
         book.client.cancel(job_id)
     with contextlib.suppress(JobNotFinished, JobNotFound):
@@ -170,15 +168,15 @@ def test_a_damaged_record_harms_its_own_job_alone(
     worked_on_by_all(book, job_id)
 
 
-@pytest.mark.parametrize("lane", [b"9" * 400, b"1e300", b"9999999999", b"inf", b"-1", b"2.5"])
-def test_a_lane_that_is_none_does_not_keep_redis_busy(book: Book, lane: bytes) -> None:
+@pytest.mark.parametrize("band", [b"9" * 400, b"1e300", b"9999999999", b"inf", b"-1", b"2.5"])
+def test_a_band_that_is_none_does_not_keep_redis_busy(book: Book, band: bytes) -> None:
     job_id = book.fresh("queued")
-    book.spoil(job_id, [("lane", lane)])
+    book.spoil(job_id, [("band", band)])
     assert book.client.get(job_id).queue_position is None
     read_by_everyone(book, job_id)
     worked_on_by_all(book, job_id)
     job_id = book.fresh("running")
-    book.spoil(job_id, [("lane", lane)])
+    book.spoil(job_id, [("band", band)])
     book.ledger.give_back_all("cpu0@here")
     assert book.client.get(job_id).state == "failed"
 
@@ -198,18 +196,16 @@ def test_a_key_of_another_type_harms_its_own_job_alone(book: Book, state: str) -
 def test_a_job_whose_request_is_damaged_fails_when_it_is_claimed(book: Book) -> None:
     job_id = book.fresh("queued")
     book.spoil(job_id, [("request", b'{"prompt": ')])
-    (ticket,) = book.tickets()
-    assert book.ledger.claim(ticket, "cpu0@here") is None
+    assert book.ledger.claim("instant", "cpu0@here") is None
     assert book.redis.hget(f"{PREFIX}job:{job_id}", "state") == b"failed"
-    assert book.tickets() == []
+    assert not book.waiting()
     assert not book.redis.exists(f"{PREFIX}running")
 
 
-def test_a_damaged_queued_job_fails_at_the_sweep_and_says_so(book: Book) -> None:
+def test_a_damaged_queued_job_fails_when_it_is_claimed_and_says_so(book: Book) -> None:
     job_id = book.fresh("queued")
-    book.spoil(job_id, [("lane", None)])
-    book.redis.hset(f"{PREFIX}job:{job_id}", "sent", 1)
-    book.sweep_late()
+    book.spoil(job_id, [("tag", None)])
+    assert book.ledger.claim("instant", "cpu0@here") is None
     job = book.client.get(job_id)
     assert job.state == "failed"
     assert job.error is not None

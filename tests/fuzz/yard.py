@@ -16,7 +16,7 @@ from ltxq.ledger import queue_name
 from ltxq.settings import Settings
 
 QUEUE = queue_name("instant")
-LISTS = [QUEUE, *(f"{QUEUE}\x06\x16{lane}" for lane in range(1, 6))]
+LISTS = [QUEUE, *(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9))]  # Celery's, by priority
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9, "audio": False}
 JSON, PICKLE, YAML = "application/json", "application/x-python-serialize", "application/x-yaml"
 
@@ -60,7 +60,7 @@ class Yard:
         (self.worker,) = fleet.workers()
 
     def put(self, entries: list[bytes]) -> None:
-        """Put them into the lanes, the most urgent first in line."""
+        """Put them into the lists, the most urgent first in line."""
         for number, entry in enumerate(entries):
             self.redis.lpush(LISTS[number % len(LISTS)], entry)
 

@@ -30,7 +30,7 @@ def claim(ledger: Ledger, **fields: object) -> Claim:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
     _, ticket = ledger.submit(new_job_id(), request)
     assert ticket
-    claimed = ledger.claim(ticket, "w")
+    claimed = ledger.claim("instant", "w")
     assert claimed is not None
     return claimed
 

@@ -35,7 +35,7 @@ from ltxq.errors import (
 )
 from ltxq.gateway.keys import new_key
 from ltxq.job import Progress, Stage
-from ltxq.ledger import Claim, Ledger, Ticket, queue_name
+from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from ltxq_worker.local import RedisServer
@@ -62,9 +62,9 @@ class LedgerWorker:
         self.claims: dict[str, Claim] = {}
 
     def start(self, job_id: str) -> None:
-        ticket = Ticket(job_id=job_id, queue=queue_name("instant"), lane=3, stamp=1)
-        claim = self.ledger.claim(ticket, "w")
+        claim = self.ledger.claim("instant", "w")
         assert claim is not None
+        assert claim.job_id == job_id
         self.claims[job_id] = claim
 
     def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> None:

@@ -22,7 +22,7 @@ from test_ledger import FAILED, HALF, let_time_pass, result
 
 from ltxq.errors import JobNotFinished, JobNotFound
 from ltxq.job import FINAL_STATES, VideoRequest, new_job_id
-from ltxq.ledger import CANCELLED, LANES, PREFIX, Claim, Ledger, Ticket
+from ltxq.ledger import BANDS, CANCELLED, PREFIX, Claim, Ledger, Ticket
 from ltxq.settings import Settings
 
 MAX_LOST = 2
@@ -36,6 +36,7 @@ class Model:
     state: str = "queued"
     nonce: str = ""  # of its claim, while or since it has one
     attempts: int = 0
+    band: int = 1
     lost: int = 0
     cancel: bool = False
     on_gpu: bool = True
@@ -58,7 +59,6 @@ class Ledgers(RuleBasedStateMachine):
         self.redis.flushdb()
         self.ledger = Ledger.from_settings(Settings(url=self.url, max_lost=MAX_LOST))
         self.jobs: dict[str, Model] = {}
-        self.resent: list[Ticket] = []
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -66,7 +66,7 @@ class Ledgers(RuleBasedStateMachine):
 
     # --- clients --------------------------------------------------------------------------
 
-    @rule(target=tickets, priority=st.sampled_from(list(LANES)), webhook=st.booleans())
+    @rule(target=tickets, priority=st.sampled_from(list(BANDS)), webhook=st.booleans())
     def submit(self, priority: str, webhook: bool) -> Ticket:
         fields = {"webhook_url": "https://example.com/"} if webhook else {}
         request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority, **fields})
@@ -75,7 +75,7 @@ class Ledgers(RuleBasedStateMachine):
         assert ticket
         assert job == self.ledger.get(job_id)
         assert self.ledger.submit(job_id, request, owner="alice") == (job, ticket)
-        self.jobs[job_id] = Model(webhook=webhook)
+        self.jobs[job_id] = Model(webhook=webhook, band=BANDS[priority])
         return ticket
 
     @rule(ticket=tickets)
@@ -85,7 +85,6 @@ class Ledgers(RuleBasedStateMachine):
             _, again = self.ledger.submit(ticket.job_id, request, owner="alice")
             assert again
             self.jobs[ticket.job_id] = Model()
-            self.resent.append(again)
 
     @rule(ticket=tickets)
     def cancel(self, ticket: Ticket) -> None:
@@ -112,31 +111,22 @@ class Ledgers(RuleBasedStateMachine):
             with pytest.raises(JobNotFinished):
                 self.ledger.delete(ticket.job_id)
 
-    # --- workers; a ticket may arrive any number of times, or never -------------------------
-
-    @rule(target=claims, ticket=tickets, worker=WORKERS)
-    def claim(self, ticket: Ticket, worker: str) -> Claim:
-        return self._claim(ticket, worker)
+    # --- workers; a wake-up may arrive any number of times, or never -------------------------
 
     @rule(target=claims, worker=WORKERS)
-    def claim_resent(self, worker: str) -> Claim:
-        ticket = self.resent.pop() if self.resent else Ticket(
-            job_id="video_none", queue="ltxq.3.m", lane=0, stamp=0
-        )  # fmt: skip
-        return self._claim(ticket, worker)
-
-    def _claim(self, ticket: Ticket, worker: str) -> Claim:
-        job = self.jobs.get(ticket.job_id)
+    def claim(self, worker: str) -> Claim:
         nonce = secrets.token_hex(8)
-        claimed = self.ledger.claim(ticket, worker, nonce=nonce)
+        claimed = self.ledger.claim("m", worker, nonce=nonce)
         # The call of a lost reply is repeated.
-        assert claimed == self.ledger.claim(ticket, worker, nonce=nonce)
+        assert claimed == self.ledger.claim("m", worker, nonce=nonce)
+        waiting = [i for i, job in self.jobs.items() if job.state == "queued"]
         if claimed is None:
-            assert job is None or job.state != "queued"
+            assert not waiting
             request = VideoRequest(prompt="x")  # a claim nobody was given
-            return Claim(job_id=ticket.job_id, nonce="", attempt=99, request=request, waited=0)
-        assert job is not None
+            return Claim(job_id="video_none", nonce="", attempt=99, request=request, waited=0)
+        job = self.jobs[claimed.job_id]
         assert job.state == "queued"
+        assert job.band == min(self.jobs[i].band for i in waiting)
         job.state, job.worker, job.on_gpu, job.nonce = "running", worker, True, nonce
         job.attempts += 1
         assert claimed.attempt == job.attempts
@@ -170,8 +160,7 @@ class Ledgers(RuleBasedStateMachine):
         if held:
             self._take_back(self.jobs[claim.job_id], charged)
             assert returned.state == self.jobs[claim.job_id].state
-            if returned.ticket:
-                self.resent.append(returned.ticket)
+            assert (returned.ticket is not None) == (returned.state == "queued")
 
     # --- supervisors ------------------------------------------------------------------------
 
@@ -185,8 +174,7 @@ class Ledgers(RuleBasedStateMachine):
             job = self.jobs[returned.job_id]
             self._take_back(job, job.on_gpu)
             assert returned.state == job.state
-            if returned.ticket:
-                self.resent.append(returned.ticket)
+            assert (returned.ticket is not None) == (returned.state == "queued")
         assert not theirs
 
     @rule(leases=st.booleans())
@@ -198,11 +186,13 @@ class Ledgers(RuleBasedStateMachine):
             for job in running:
                 self._take_back(job, job.on_gpu)
         assert len(swept.lease_ended) == (len(running) if leases else 0)
-        # No message is on Redis here, so every queued job's is lost, and is sent again.
+        # No message is on Redis here: all that waited at the last sweep too are woken for again.
         queued = {i for i, job in self.jobs.items() if job.state == "queued"}
-        assert {t.job_id for t in swept.tickets} >= queued
-        assert all(t.lane % 2 == 0 for t in swept.tickets)
-        self.resent += swept.tickets
+        assert {t.job_id for t in swept.tickets} <= queued
+        let_time_pass(self.redis, leases=False)
+        assert {t.job_id for t in self.ledger.sweep().tickets} | {
+            t.job_id for t in swept.tickets
+        } >= set(list(queued)[:1])
 
     @rule(delivered=st.booleans())
     def send_webhook(self, delivered: bool) -> None:
@@ -239,7 +229,7 @@ class Ledgers(RuleBasedStateMachine):
         for state in ("queued", "running", *FINAL_STATES):
             assert members(f"state:{state}") == jobs(state)
             assert members(f"owned:*:{state}") == jobs(state)
-        assert members("waiting:*") == jobs("queued")
+        assert sorted(m[16:] for m in members("waiting:*")) == jobs("queued")
         assert members("running") == jobs("running")
         due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)
         assert members("webhooks:*") == due

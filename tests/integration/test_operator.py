@@ -70,7 +70,7 @@ def test_workers_are_shown_with_their_jobs_until_nobody_tells_of_them(
     job_id = new_job_id()
     _, ticket = ledger.submit(job_id, VideoRequest(prompt="a fox", model="instant"))
     assert ticket
-    assert ledger.claim(ticket, "gpu0@b")
+    assert ledger.claim("instant", "gpu0@b")
     found = {worker.name: (worker.host, worker.state, worker.jobs) for worker in operator.workers()}
     assert found == {
         "gpu0@a": ("a", "ready", ()),

@@ -62,7 +62,8 @@ def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
 
     monkeypatch.setattr(Attempt, "report", reported)
     monkeypatch.setattr(Gate, "release_gpu", released)
-    assert isinstance(runner.run(submit(runner), "delivery"), VideoResult)
+    submit(runner)
+    assert isinstance(runner.run("delivery"), VideoResult)
     decoded = max(i for i, event in enumerate(events) if event.startswith("decode"))
     assert decoded < events.index("gpu free")
     assert events.index("gpu free") < events.index("encode 33/33") < events.index("upload 4/4")
@@ -72,9 +73,9 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     told: list[tuple[str, str]] = []
     runner.report_outcome = lambda job_id: told.append((job_id, runner.ledger.get(job_id).state))
     good, late = submit(runner), submit(runner)
-    runner.run(good, "first")
+    runner.run("first")
     runner.ledger.cancel(late.job_id)
-    runner.run(late, "second")  # is not to be had: whoever cancelled it has told
+    runner.run("second")  # is not to be had: whoever cancelled it has told
     assert told == [(good.job_id, "succeeded")]
 
 
@@ -83,8 +84,8 @@ def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
 ) -> None:
     ticket, ledger = submit(runner), runner.ledger
     runner.ledger = Ledger.from_settings(Settings(url="redis://127.0.0.1:1/0"))
-    assert runner.run(ticket, "delivery") is None
-    assert "will be sent again" in caplog.text
+    assert runner.run("delivery") is None
+    assert "No job is claimed" in caplog.text
     runner.ledger.close()
     runner.ledger = ledger
     assert ledger.get(ticket.job_id).state == "queued"
@@ -102,7 +103,7 @@ def test_what_a_lost_claim_uploaded_is_removed(
             runner.ledger.give_back_all("w")
 
     monkeypatch.setattr(Storage, "put", lose_the_claim_at_the_last)
-    assert runner.run(ticket, "delivery") is None
+    assert runner.run("delivery") is None
     assert list(runner.storage.list(f"{ticket.job_id}/")) == []
     assert runner.ledger.get(ticket.job_id).state == "queued"
 
@@ -115,7 +116,7 @@ def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
 
     monkeypatch.setattr(InstantPipeline, "generate", broken)
     ticket = submit(runner)
-    runner.run(ticket, "delivery")
+    runner.run("delivery")
     error = runner.ledger.get(ticket.job_id).error
     assert error is not None
     assert (error.code, error.retryable) == ("internal", True)

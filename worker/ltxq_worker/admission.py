@@ -1,5 +1,5 @@
-"""What a message of the queue asks for. One with a ticket announces a job of the ledger; one of a
-plain Celery producer holds the job itself, which is recorded here and queued like any other.
+"""What a message of the queue asks for. ltxq's own only wake a worker: the ledger has the jobs. One
+of a plain Celery producer holds the job itself, which is recorded here and queued like any other.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from celery import Celery
 from ltxq.celery import TASK, announce, report_refusal
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable
 from ltxq.job import MAX_WAIT_SECONDS, VideoRequest, is_job_id
-from ltxq.ledger import LANE_COUNT, Ledger, Ticket, queue_name
+from ltxq.ledger import Ledger
 from ltxq.logs import about_job
 
 log = logging.getLogger("ltxq.worker")
 
 
-def read_ticket(args: Any, kwargs: Any, queue: str) -> Ticket | None:
-    """The ticket that a message holds, if it is ltxq's own: [id, lane, stamp]."""
+def is_wakeup(args: Any, kwargs: Any) -> bool:
+    """Whether a message is ltxq's own: its argument is a job's id."""
     match args:
-        case [str(job_id), int(lane), int(stamp)] if not kwargs and is_job_id(job_id):
-            numbers = not isinstance(lane, bool) and not isinstance(stamp, bool)
-            if numbers and 0 <= lane < LANE_COUNT and 0 <= stamp < 2**53:
-                return Ticket(job_id=job_id, queue=queue, lane=lane, stamp=stamp)
-    return None
+        case [str(job_id)]:
+            return not kwargs and is_job_id(job_id)
+    return False
 
 
 def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
@@ -38,13 +36,13 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
         message: kombu's, of Celery's form.
 
     Returns:
-        False if the message is not such a job: it holds a ticket, or is for another task.
+        False if the message is not such a job: it is a wake-up, or for another task.
 
     Raises:
         ConnectionError: Redis is away, and nothing is recorded.
     """
     task_id, (args, kwargs, _) = message.headers["id"], message.payload
-    if message.headers["task"] != TASK or read_ticket(args, kwargs, queue_name(model)):
+    if message.headers["task"] != TASK or is_wakeup(args, kwargs):
         return False
     with about_job(task_id):
         try:

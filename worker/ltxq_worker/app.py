@@ -29,7 +29,7 @@ from ltxq.ledger import Ledger, queue_name
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.admission import admit, read_ticket
+from ltxq_worker.admission import admit, is_wakeup
 from ltxq_worker.control import control_step
 from ltxq_worker.gate import Gate, gate_step
 from ltxq_worker.inbox import bound_decompression, inbox_step, pool_of
@@ -111,7 +111,9 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     app = make_app(settings)
     gate, ledger = runner.gate, runner.ledger
     showcase = Showcase(app, runner.worker)
+    runner.begins = lambda claim: showcase.begins(claim.job_id)
     runner.show = lambda claim, progress: showcase.progress(claim.job_id, progress)
+    runner.ends = lambda claim: showcase.ends(claim.job_id)
 
     def report(job_id: str) -> None:
         showcase.ends(job_id)
@@ -127,32 +129,30 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command
     app.steps["consumer"].add(control_step(app, ledger))
 
-    @app.task(name=TASK, bind=True, ignore_result=True)
+    # Celery's events would tell of the job that a message names; the claimed one may be another.
+    @app.task(name=TASK, bind=True, ignore_result=True, send_events=False)
     def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
         serve(args, kwargs, task.request.properties["delivery_tag"])
         raise Ignore  # the outcome is stored; Celery must not store another
 
     def serve(args: Any, kwargs: dict[str, Any], delivery: str) -> None:
-        ticket = read_ticket(args, kwargs, queue_name(runner.pipeline.model))
-        if ticket and delivery in gate:
-            showcase.begins(ticket.job_id)
-            if runner.run(ticket, delivery) is None:
-                showcase.ends(ticket.job_id)
-                show_why_not(app, ledger, ticket.job_id, runner.worker)
+        if is_wakeup(args, kwargs) and delivery in gate:
+            runner.run(delivery)
+            show_why_not(app, ledger, args[0], runner.worker)
 
     return app
 
 
 def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
-    """A message's job was not to be had. If it has ended, as a queued one that was cancelled has,
+    """The job that a message names may have ended without a worker, cancelled while it was queued:
     Flower does not know yet.
     """
     try:
         job = ledger.get(job_id)
     except LtxqError:
         return  # of no job, or when Redis is away
-    if job.finished:
-        show_outcome(app, job, job.worker or worker)
+    if job.finished and job.worker is None:
+        show_outcome(app, job, worker)
 
 
 def main() -> None:

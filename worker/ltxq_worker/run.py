@@ -51,7 +51,9 @@ class Runner:
     # Set by who joins it to Celery:
     report_outcome: Callable[[str], None] = lambda _job_id: None  # a job has its final state
     announce: Callable[[Ticket], None] = lambda _ticket: None  # a job is queued again
-    show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None  # to who watches
+    begins: Callable[[Claim], None] = lambda _claim: None  # told to those who watch
+    show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None
+    ends: Callable[[Claim], None] = lambda _claim: None
     meter: Meter = field(default_factory=Meter)
     gpu: GpuThread = field(default_factory=GpuThread)  # the one `pipeline` was loaded on
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
@@ -60,25 +62,29 @@ class Runner:
         self._attempts: dict[str, Attempt] = {}  # by delivery
         self._said_full = False  # that no more jobs are taken, for storage does not answer
 
-    def run(self, ticket: Ticket, delivery: str) -> VideoResult | JobError | None:
-        """Claim the ticket's job and bring it to a final state.
+    def run(self, delivery: str) -> VideoResult | JobError | None:
+        """Claim the job that is first and bring it to a final state.
 
         Returns:
-            The outcome that stands; None if the job was not to be had or was lost on the way.
+            The outcome that stands; None if no job waits or it was lost on the way.
         """
-        with about_job(ticket.job_id):
-            return self._run(ticket, delivery)
-
-    def _run(self, ticket: Ticket, delivery: str) -> VideoResult | JobError | None:
         try:
-            claim = self.ledger.claim(ticket, self.worker)
+            claim = self.ledger.claim(self.pipeline.model, self.worker)
         except LtxqError as exc:
-            log.warning("%s is not claimed, and will be sent again: %s", ticket.job_id, exc)
+            log.warning("No job is claimed; a supervisor wakes a worker again: %s", exc)
             return None
         if claim is None:
-            log.info("%s is not to be had: taken or ended already", ticket.job_id)
+            log.debug("no job waits")
             return None
-        log.info("%s claimed (attempt %d)", claim.job_id, claim.attempt)
+        with about_job(claim.job_id):
+            log.info("%s claimed (attempt %d)", claim.job_id, claim.attempt)
+            self.begins(claim)
+            try:
+                return self._run(claim, delivery)
+            finally:
+                self.ends(claim)
+
+    def _run(self, claim: Claim, delivery: str) -> VideoResult | JobError | None:
         try:
             with Attempt(
                 self.ledger, claim, lease=self.settings.lease, meter=self.meter, show=self.show
@@ -86,7 +92,7 @@ class Runner:
                 self._attempts[delivery] = attempt
                 return self._finish(attempt, self._outcome(attempt, delivery))
         except ClaimLost:
-            log.warning("%s was lost to another claim; dropped", ticket.job_id)
+            log.warning("%s was lost to another claim; dropped", claim.job_id)
             self._remove_objects(claim)
             return None
         except DiskFull as exc:

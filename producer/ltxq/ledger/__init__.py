@@ -13,8 +13,7 @@ from ltxq.ledger.fleet import FleetFigures, Queue, Worker, WorkerState
 from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
-    LANE_COUNT,
-    LANES,
+    BANDS,
     Claim,
     Delivery,
     Held,
@@ -26,9 +25,8 @@ from ltxq.ledger.records import (
 )
 
 __all__ = [
+    "BANDS",
     "CANCELLED",
-    "LANES",
-    "LANE_COUNT",
     "PATIENCE",
     "PREFIX",
     "TIMED_OUT",

@@ -14,7 +14,7 @@ from ltxq.errors import NameTaken
 from ltxq.job import Priority
 from ltxq.ledger.connection import patiently
 from ltxq.ledger.reader import JobReader
-from ltxq.ledger.records import LANES, QUEUE_PREFIX, queue_name
+from ltxq.ledger.records import BANDS, QUEUE_PREFIX, queue_name
 
 WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
 """What a supervisor says of a worker: its model is being loaded; it takes jobs; it finishes those
@@ -216,13 +216,12 @@ def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker |
 
 
 def _read_queue(
-    queue: str, lanes: list[list[int]], running: int, workers: int, gpu: str, whole: str
+    queue: str, bands: list[list[int]], running: int, workers: int, gpu: str, whole: str
 ) -> Queue:
     waiting = {}
-    for priority, lane in LANES.items():  # the lane of first tries; the one before it: sent again
-        (again, oldest_again), (first, oldest) = lanes[lane - 1], lanes[lane]
-        ages = [age for jobs, age in ((again, oldest_again), (first, oldest)) if jobs]
-        waiting[priority] = Waiting(jobs=again + first, oldest=max(ages, default=0) / 1000)
+    for priority, band in BANDS.items():
+        jobs, oldest = bands[band]
+        waiting[priority] = Waiting(jobs=jobs, oldest=oldest / 1000)
     return Queue(
         model=queue.removeprefix(QUEUE_PREFIX),
         waiting=waiting,

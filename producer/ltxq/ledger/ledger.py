@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import MappingProxyType
 
 import redis
 from pydantic import BaseModel, ValidationError
@@ -31,7 +32,7 @@ from ltxq.ledger.connection import PATIENCE, Subscription, connect, patiently
 from ltxq.ledger.fleet import FleetRecords
 from ltxq.ledger.reader import READ_MOST, not_found
 from ltxq.ledger.records import (
-    LANES,
+    BANDS,
     Claim,
     Delivery,
     Held,
@@ -39,6 +40,7 @@ from ltxq.ledger.records import (
     Standing,
     Swept,
     Ticket,
+    cost_of,
     queue_name,
     read_place,
     read_returned,
@@ -92,13 +94,16 @@ class Ledger(FleetRecords):
         max_lost: int = Settings.model_fields["max_lost"].default,
         max_queued: int = Settings.model_fields["max_queued"].default,
         max_queued_per_key: int = Settings.model_fields["max_queued_per_key"].default,
+        weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
+        """`weights`: by owner, the share of the GPUs; 1 where there is none."""
         super().__init__(connection)
         self._retention = int(retention * 1000)
         self._lease = int(lease * 1000)
         self._max_lost = max_lost
         self._max_queued = max_queued
         self._max_owned = max_queued_per_key
+        self._weights = weights
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Ledger:
@@ -110,6 +115,7 @@ class Ledger(FleetRecords):
             max_lost=settings.max_lost,
             max_queued=settings.max_queued,
             max_queued_per_key=settings.max_queued_per_key,
+            weights=settings.weight_by_owner,
         )
 
     # --- what a client asks ---------------------------------------------------------------
@@ -147,14 +153,17 @@ class Ledger(FleetRecords):
             raise ValueError("model and seed must be resolved before a job is recorded")
         answer = self._run(
             "submit", job_id, CONTRACT, request.model_dump_json(), digest,
-            queue_name(request.model), LANES[request.priority], owner or "", retry_of or "",
+            queue_name(request.model), BANDS[request.priority],
+            f"{cost_of(request) / self._weights.get(owner or '', 1.0):.9g}",
+            owner or "", retry_of or "",
             idempotency_key or "", "" if resent is None else int(resent),
             self._max_queued, self._max_owned,
             int(request.not_before.timestamp() * 1000) if request.not_before else "",
             "" if request.start_within is None else int(request.start_within * 1000),
         )  # fmt: skip
         match answer:
-            case ["accepted", ticket, submitted, place]:
+            case ["accepted", waits, submitted, place]:
+                ticket = Ticket(job_id=job_id, queue=queue_name(request.model))
                 job = Job(
                     id=job_id,
                     state="queued",
@@ -164,9 +173,7 @@ class Ledger(FleetRecords):
                     idempotency_key=None if idempotency_key == job_id else idempotency_key,
                     submitted_at=read_time(submitted),
                 )
-                return read_place(job, place, int(submitted)), read_ticket(
-                    ticket
-                ) if ticket else None
+                return read_place(job, place, int(submitted)), ticket if waits else None
             case ["repeated", other]:
                 return self.get(other), None
             case ["conflict", other]:
@@ -248,28 +255,29 @@ class Ledger(FleetRecords):
 
     # --- what a worker does ---------------------------------------------------------------
 
-    def claim(self, ticket: Ticket, worker: str, *, nonce: str | None = None) -> Claim | None:
-        """Take a queued job; None if it is not to be had (taken, final, gone).
+    def claim(self, model: str, worker: str, *, nonce: str | None = None) -> Claim | None:
+        """Take the job that is first among those that wait for `model`; None where none does.
 
-        One whose request cannot be read is not to be had either: it has failed then.
+        More urgent ones come first, then it is fair between owners. One whose request cannot be
+        read has failed; the next call goes on.
         """
         nonce = nonce or secrets.token_hex(8)
         answer = self._run(
-            "claim", ticket.job_id, ticket.queue, ticket.lane, ticket.stamp,
-            nonce, worker, self._lease, self._retention,
+            "claim", queue_name(model), nonce, worker, self._lease, self._retention,
+            EXPIRED.model_dump_json(),
         )  # fmt: skip
-        if answer[0] == "refused":
+        if answer[0] == "none":
             return None
-        _, attempt, text, waited = answer
+        _, job_id, attempt, text, waited = answer
         try:
             request = VideoRequest.model_validate_json(text or "")
         except (ValidationError, UnicodeEncodeError):
-            damage = unreadable(ticket.job_id)
+            damage = unreadable(job_id)
             log.error("%s It has failed.", damage.message)
-            self._finish(ticket.job_id, nonce, "failed", "error", damage.as_job_error())
-            return None
+            self._finish(job_id, nonce, "failed", "error", damage.as_job_error())
+            return self.claim(model, worker)
         return Claim(
-            job_id=ticket.job_id,
+            job_id=job_id,
             nonce=nonce,
             attempt=attempt,
             request=request,

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from ltxq.errors import JobUnreadable
 from ltxq.job import CONTRACT, Job, Priority, VideoRequest
 
-LANES: dict[Priority, int] = {"high": 1, "normal": 3, "low": 5}
-"""The lane of a first try, by priority; the even one before it is for jobs sent again."""
-LANE_COUNT = 6
+BANDS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+"""In the order in which they are claimed."""
+STEPS = {1: 8, 2: 8 / 4 + 3}
+"""Denoising steps at full size, by stages: of two, the first makes a quarter of the pixels."""
 TELLING = 0.1  # share of a job after which its own progress says when it ends
 
 Standing = Literal["held", "cancel", "lost"]
@@ -32,12 +33,10 @@ def queue_name(model: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """Which message wakes a worker for a job: sent after every (re)queueing."""
+    """A message to send: it wakes a worker, which claims the job that is first then."""
 
-    job_id: str
+    job_id: str  # of a queued job; Celery and Flower know the message by it
     queue: str
-    lane: int  # 0..5, the message's Celery priority; 0 is taken first
-    stamp: int  # order of queueing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +97,23 @@ class Swept:
 
 
 def read_ticket(row: list[Any]) -> Ticket:
-    """[id, queue, lane, stamp]"""
-    job_id, queue, lane, stamp = row
-    return Ticket(job_id=job_id, queue=queue, lane=int(lane), stamp=int(stamp))
+    """[id, queue]"""
+    job_id, queue = row
+    return Ticket(job_id=job_id, queue=queue)
 
 
 def read_returned(row: list[Any]) -> Returned:
-    """[id, state], and [queue, lane, stamp] after them if it is queued again."""
-    job_id, state, *ticket = row
+    """[id, state], and the queue after them if it is queued again."""
+    job_id, state, *queue = row
     return Returned(
-        job_id=job_id, state=state, ticket=read_ticket([job_id, *ticket]) if ticket else None
+        job_id=job_id, state=state, ticket=read_ticket([job_id, *queue]) if queue else None
     )
+
+
+def cost_of(request: VideoRequest) -> float:
+    """About the work of a clip: millions of pixels denoised."""
+    pixels = request.width * request.height * request.num_frames
+    return pixels * STEPS[request.stages] / 1e6
 
 
 def read_time(milliseconds: int | str) -> datetime:

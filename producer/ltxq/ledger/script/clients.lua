@@ -2,12 +2,10 @@
 
 -- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
 -- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
-function operation.submit(id, contract, request, digest, queue, lane, owner, retry_of, idempotency, resent, max_queued, max_owned,
+function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
                           not_before, start_within)
-  local known = get(id, 'queue', 'lane', 'stamp', 'submitted', 'not_before')
-  if known[1] then
-    return {'accepted', known[5] and {} or {id, known[1], known[2], known[3]}, known[4], place(id)}
-  end
+  local known = get(id, 'queue', 'submitted', 'not_before')
+  if known[1] then return {'accepted', known[3] and 0 or 1, known[2], place(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
     -- A client that was given no key sends the job's id, which needs no index.
@@ -31,9 +29,9 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   local owned = owner ~= '' and redis.call('ZCARD', key('owned', owner, 'queued')) or 0
   if owned >= tonumber(max_owned) then return {'full', owned, owner} end
 
-  local stamp = next_stamp()
+  local seq = next_seq()
   set(id, 'contract', contract, 'state', 'queued', 'request', request, 'queue', queue,
-      'lane', lane, 'stamp', stamp, 'seq', stamp, 'submitted', now, 'sent', now)
+      'band', band, 'cost', cost, 'seq', seq, 'submitted', now)
   if owner ~= '' then
     set(id, 'owner', owner)
     redis.call('SADD', key('owners'), owner)
@@ -47,7 +45,7 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
       redis.call('HSET', key('idempotency'), owner .. ':' .. idempotency, id)
     end
   end
-  for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, stamp, id) end
+  for _, index in ipairs(indexes(owner, 'queued')) do redis.call('ZADD', index, seq, id) end
   redis.call('SADD', key('queues'), queue)
   count(id, 'submitted')
   if start_within ~= '' then
@@ -57,10 +55,10 @@ function operation.submit(id, contract, request, digest, queue, lane, owner, ret
   if not_before ~= '' and tonumber(not_before) > now then
     set(id, 'not_before', not_before)
     redis.call('ZADD', key('later', queue), not_before, id)
-    return {'accepted', {}, now, place(id)}
+    return {'accepted', 0, now, place(id)}
   end
-  redis.call('ZADD', key('waiting', queue, lane), stamp, id)
-  return {'accepted', {id, queue, lane, stamp}, now, place(id)}
+  join_queue(id, seq, queue, band, cost, owner)
+  return {'accepted', 1, now, place(id)}
 end
 
 -- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.

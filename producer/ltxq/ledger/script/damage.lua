@@ -5,7 +5,8 @@ local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is dam
   '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
 
 local function forget(id)
-  local owner = is_record(id) and redis.call('HGET', key('job', id), 'owner')
+  local owner, seq
+  if is_record(id) then owner, seq = unpack(get(id, 'owner', 'seq')) end
   local owners = owner and {owner} or redis.call('SRANDMEMBER', key('owners'), OWNERS)
   for _, state in ipairs(STATES) do
     redis.call('ZREM', key('state', state), id)
@@ -14,7 +15,9 @@ local function forget(id)
     end
   end
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
-    for lane = 0, 5 do redis.call('ZREM', key('waiting', queue, lane), id) end
+    if tonumber(seq) then  -- else a claim that comes to it passes over it
+      for band = 0, 2 do redis.call('ZREM', key('waiting', queue, band), as_waiting(id, seq)) end
+    end
     redis.call('ZREM', key('later', queue), id)
   end
   for _, index in ipairs({'running', 'deadlines', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
@@ -51,7 +54,7 @@ local function mend(owners, queues)
   end
   for _, name in ipairs({'running', 'deadlines', 'expiry', 'garbage', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
   for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
-  for _, name in ipairs({'idempotency', 'fleet', 'holders'}) do expect('hash', key(name)) end
+  for _, name in ipairs({'idempotency', 'fleet', 'holders', 'claimed'}) do expect('hash', key(name)) end
   for _, state in ipairs(STATES) do
     expect('zset', key('state', state))
     for _, owner in ipairs(owners) do expect('zset', key('owned', owner, state)) end
@@ -60,12 +63,11 @@ local function mend(owners, queues)
     for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
   end
   for _, queue in ipairs(queues or redis.call('SMEMBERS', key('queues'))) do
-    for _, name in ipairs({'watermark', 'pace', 'totals'}) do expect('hash', key(name, queue)) end
-    for _, name in ipairs({'workers', 'later'}) do expect('zset', key(name, queue)) end
-    for lane = 0, 5 do
-      expect('zset', key('waiting', queue, lane))
-      expect('list', message_list(queue, lane))
-    end
+    for _, name in ipairs({'pace', 'totals'}) do expect('hash', key(name, queue)) end
+    for _, name in ipairs({'workers', 'later', 'tags'}) do expect('zset', key(name, queue)) end
+    for band = 0, 2 do expect('zset', key('waiting', queue, band)) end
+    for _, name in ipairs({'vtime', 'missing'}) do expect('string', key(name, queue)) end
+    expect('list', queue)  -- Celery's
   end
   if found then redis.call('SET', key('spoilt'), 1) end
   return found
@@ -73,7 +75,7 @@ end
 
 -- Put a job into the indexes its record says it is in.
 local function index(id, lease, retention)
-  local state, seq, owner, queue, lane, stamp = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'lane', 'stamp'))
+  local state, seq, owner, queue, band, tag = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'band', 'tag'))
   local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
   local not_before, start_by, attempts = unpack(get(id, 'not_before', 'start_by', 'attempts'))
   for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
@@ -85,7 +87,7 @@ local function index(id, lease, retention)
     if not_before then
       redis.call('ZADD', key('later', queue), not_before, id)
     else
-      redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+      redis.call('ZADD', key('waiting', queue, checked_band(band)), tag, as_waiting(id, seq))
     end
   elseif state == 'running' then
     redis.call('ZADD', key('running'), 'NX', now + lease, id)
@@ -106,7 +108,7 @@ local function guarded(retention, step, id, ...)
   if went_well then return answer end
   local text = type(answer) == 'table' and answer.err or answer
   if string.find(text, 'WRONGTYPE', 1, true) and is_record(id) then error(answer) end  -- an index
-  for _, sign in ipairs({'attempt to', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
+  for _, sign in ipairs({'attempt to', 'number expected', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
     if string.find(text, sign, 1, true) then
       bury(id, retention)
       return nil

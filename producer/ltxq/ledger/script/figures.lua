@@ -27,13 +27,13 @@ end
 -- Of a queued job: how many are taken before it, '' where its time has not come. Of any: how many workers there are for it, and
 -- the pace of its queue.
 local function find_place(id)
-  local state, queue, lane = unpack(get(id, 'state', 'queue', 'lane'))
+  local state, queue, band, seq = unpack(get(id, 'state', 'queue', 'band', 'seq'))
   if state ~= 'queued' and state ~= 'running' then return {} end
   local ahead = -1
   if state == 'queued' then
-    ahead = redis.call('ZRANK', key('waiting', queue, lane), id)
+    ahead = redis.call('ZRANK', key('waiting', queue, band), as_waiting(id, seq))
     if not ahead then return {'', 0, '', ''} end
-    for l = 0, checked_lane(lane) - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, l)) end
+    for b = 0, checked_band(band) - 1 do ahead = ahead + redis.call('ZCARD', key('waiting', queue, b)) end
   end
   local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
   local gpu, whole = unpack(redis.call('HMGET', key('pace', queue), 'gpu', 'whole'))

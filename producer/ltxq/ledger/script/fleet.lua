@@ -52,7 +52,7 @@ function operation.drain(host, undo)
   return redis.call(undo == '1' and 'SREM' or 'SADD', key('draining'), host)
 end
 
--- Of every queue: how many wait in each lane and since when the first of them has, how many run,
+-- Of every queue: how many of each priority wait and since when the first of them has, how many run,
 -- how many workers are ready, and the pace. `hour` is the expiry of what finished an hour ago.
 function operation.queues(retention)
   local running, rows = {}, {}
@@ -61,17 +61,17 @@ function operation.queues(retention)
     if type(queue) == 'string' then running[queue] = (running[queue] or 0) + 1 end
   end
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
-    local lanes = {}
-    for lane = 0, 5 do
-      local waiting = key('waiting', queue, lane)
+    local bands = {}
+    for band = 0, 2 do
+      local waiting = key('waiting', queue, band)
       local first = redis.call('ZRANGE', waiting, 0, 0)[1]
       local submitted = first and redis.pcall('HGET', key('job', first), 'submitted')
       submitted = type(submitted) == 'string' and tonumber(submitted) or now
-      lanes[#lanes + 1] = {redis.call('ZCARD', waiting), now - submitted}
+      bands[#bands + 1] = {redis.call('ZCARD', waiting), now - submitted}
     end
     local alive = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
     local gpu, whole = unpack(redis.call('HMGET', key('pace', queue), 'gpu', 'whole'))
-    rows[#rows + 1] = {queue, lanes, running[queue] or 0, alive, gpu or '', whole or ''}
+    rows[#rows + 1] = {queue, bands, running[queue] or 0, alive, gpu or '', whole or ''}
   end
   local hour = redis.call('ZCOUNT', key('expiry'), now + retention - 3600000, '+inf')
   return {rows, hour}

@@ -19,11 +19,15 @@
 --   cleaned                 there while objects without a job were looked for not long ago
 --   totals:<queue>          hash: what has happened to its jobs so far → how often (see `count`)
 --   pace:<queue>            hash: what recent jobs took, in ms; `gpu` on the GPU, `whole` in all
---   waiting:<queue>:<lane>  zset id → stamp: queued jobs by the lane their message was sent to
+--   waiting:<queue>:<band>  zset seq and id → tag: queued jobs of one priority. The least tag is claimed
+--                           first, of equal ones the one that came first
+--   tags:<queue>            zset owner → the tag of its next job, if the queue's virtual time is not later
+--   vtime:<queue>           the queue's virtual time: the greatest tag claimed so far
+--   claimed                 hash worker → nonce and id of its last claim
+--   missing:<queue>         how many jobs had no wake-up when the queue was last swept
 --   later:<queue>           zset id → not_before: queued jobs whose time has not come
 --   deadlines               zset id → by when a job must have been started (start_within)
 --   running                 zset id → the lease's deadline
---   watermark:<queue>       hash lane → the latest stamp known to have been overtaken up to
 --   expiry                  zset id → when a finished job's record is removed
 --   garbage                 zset <id>/<nonce> → when the objects of that claim are to be deleted
 --   unreported              zset id → when it finished, until Celery's result is stored as well
@@ -34,7 +38,7 @@
 --   idempotency             hash "<owner>:<key>" → id
 --   queues                  set of the queues with jobs or workers
 --   cursor                  where the next sweep goes on in `queues`
---   counter                 source of seq and stamp
+--   counter                 source of seq
 --   spoilt                  there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
 --   probe                   written by workers, for seconds, to see whether Redis takes writes
@@ -49,16 +53,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function get(id, ...) return redis.call('HMGET', key('job', id), ...) end
 local function set(id, ...) redis.call('HSET', key('job', id), ...) end
 local function changed(id) redis.call('PUBLISH', key('changed', id), '') end
--- The lane a record or a caller names. Any other number would have loops run for ever, and nobody is
--- served by Redis meanwhile.
-local function checked_lane(lane)
-  local number = tonumber(lane)
-  if number and number >= 0 and number <= 5 and number % 1 == 0 then return number end
-  error('not a valid lane')
+-- The band a record names: 0 high, 1 normal, 2 low. Any other number is damage.
+local function checked_band(band)
+  if band == '0' or band == '1' or band == '2' then return tonumber(band) end
+  error('not a valid band')
 end
-
--- Where Celery keeps a lane's messages.
-local function message_list(queue, lane) return lane == 0 and queue or queue .. '\6\22' .. lane end
 local function final(state) return state == 'succeeded' or state == 'failed' or state == 'cancelled' end
 
 local STATES = {'queued', 'running', 'succeeded', 'failed', 'cancelled'}
@@ -76,9 +75,9 @@ local OWNERS = 1000         -- that one step looks at where it cannot know which
 local PAGE = 64              -- queues, or receivers of webhooks, one sweep looks at
 local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
 
--- The next seq or stamp. The first is the time in tenths of a millisecond, so that no later one is
+-- The next seq. The first is the time in tenths of a millisecond, so that no later one is
 -- less though the counter is lost or written over.
-local function next_stamp()
+local function next_seq()
   local stamp = redis.pcall('INCR', key('counter'))
   if type(stamp) == 'number' and stamp > 1 and stamp < 2 ^ 53 then return stamp end
   stamp = time[1] * 10000 + math.floor(time[2] / 100)
@@ -98,6 +97,10 @@ local function move(id, from, to)
   for _, index in ipairs(indexes(owner, to)) do redis.call('ZADD', index, seq, id) end
   set(id, 'state', to)
 end
+
+-- A job as it stands in `waiting`, and its id.
+local function as_waiting(id, seq) return string.format('%016.0f', seq) .. id end
+local function id_of(waiting) return string.sub(waiting, 17) end
 
 local function is_record(id) return redis.call('TYPE', key('job', id)).ok == 'hash' end
 

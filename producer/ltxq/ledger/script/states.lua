@@ -13,8 +13,8 @@ end
 
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
 local function close(id, from, to, field, value, retention)
-  local queue, lane, not_before, start_by = unpack(get(id, 'queue', 'lane', 'not_before', 'start_by'))
-  redis.call('ZREM', key('waiting', queue, lane), id)
+  local queue, band, seq, not_before, start_by = unpack(get(id, 'queue', 'band', 'seq', 'not_before', 'start_by'))
+  redis.call('ZREM', key('waiting', queue, band), as_waiting(id, seq))
   if not_before then redis.call('ZREM', key('later', queue), id) end
   if start_by then redis.call('ZREM', key('deadlines'), id) end
   redis.call('ZREM', key('running'), id)
@@ -35,16 +35,17 @@ local function close(id, from, to, field, value, retention)
   changed(id)
 end
 
--- (Re)queue a job at the head: the even lane of its priority, which workers take from first.
-local function put_at_head(id)
-  local queue, lane = unpack(get(id, 'queue', 'lane'))
-  local head = checked_lane(lane) - lane % 2
-  local stamp = next_stamp()
-  redis.call('ZREM', key('waiting', queue, lane), id)
-  redis.call('ZADD', key('waiting', queue, head), stamp, id)
-  redis.call('SADD', key('queues'), queue)  -- a queue without jobs may have been forgotten
-  set(id, 'lane', head, 'stamp', stamp, 'sent', now)
-  return {id, queue, head, stamp}
+
+-- A job joins those that wait, fair between owners by start-time fair queueing: its tag is the end of its
+-- owner's last job in virtual time, or the queue's virtual time, if that is later. So an owner who was
+-- away is next, and one with a thousand jobs delays nobody's first. `cost` is work by weight.
+local function join_queue(id, seq, queue, band, cost, owner)
+  local tags = key('tags', queue)
+  local tag = tonumber(redis.call('GET', key('vtime', queue)) or 0) or 0
+  tag = math.max(tag, tonumber(redis.call('ZSCORE', tags, owner) or 0))
+  redis.call('ZADD', tags, tag + cost, owner)
+  redis.call('ZADD', key('waiting', queue, band), tag, as_waiting(id, seq))
+  set(id, 'tag', string.format('%.17g', tag))
 end
 
 -- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
@@ -68,9 +69,12 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled, r
   count(id, reason or charged and 'lost' or 'given_back')
   move(id, 'running', 'queued')
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
-  local sent = put_at_head(id)
+  -- Its tag is an old one: it is the first of its priority.
+  local queue, band, tag, seq = unpack(get(id, 'queue', 'band', 'tag', 'seq'))
+  redis.call('ZADD', key('waiting', queue, checked_band(band)), tag, as_waiting(id, seq))
+  redis.call('SADD', key('queues'), queue)  -- a queue without jobs may have been forgotten
   changed(id)
-  return {id, 'queued', sent[2], sent[3], sent[4]}
+  return {id, 'queued', queue}
 end
 
 -- An owner without jobs is forgotten.

@@ -13,13 +13,26 @@ local function extend_leases(lease)
   end
 end
 
--- Queued jobs of a lane whose message is gone: the lane is empty, or a later one was taken before it.
-local function overtaken(queue, lane, most)
-  local empty = redis.call('LLEN', message_list(queue, lane)) == 0
-  local mark = tonumber(redis.call('HGET', key('watermark', queue), lane) or 0) or 0
-  if mark ~= mark then mark = 0 end  -- 'nan' is a number to Lua
-  local upto = empty and '+inf' or string.format('(%.0f', mark)
-  return redis.call('ZRANGEBYSCORE', key('waiting', queue, lane), '-inf', upto, 'LIMIT', 0, most)
+-- Ids of as many waiting jobs as have no wake-up: the list has fewer messages than jobs wait, and had
+-- when it was last looked at, so that they are not on their way. Which job a wake-up names is all one.
+local function without_wakeup(queue, most)
+  local waiting, ids = 0, {}
+  for band = 0, 2 do waiting = waiting + redis.call('ZCARD', key('waiting', queue, band)) end
+  local missing = waiting - redis.call('LLEN', queue)
+  local before = tonumber(redis.call('GETSET', key('missing', queue), missing) or 0) or 0
+  local again = math.min(missing, before, most)
+  for band = 0, 2 do
+    if #ids >= again then break end
+    local last = again - #ids - 1
+    for _, waiting in ipairs(redis.call('ZRANGE', key('waiting', queue, band), 0, last)) do
+      ids[#ids + 1] = id_of(waiting)
+    end
+  end
+  if #ids > 0 then
+    redis.call('SET', key('missing', queue), missing - #ids)
+    redis.pcall('HINCRBY', key('totals', queue), 'sent_again', #ids)
+  end
+  return ids
 end
 
 local function forget_workers(most)
@@ -27,6 +40,7 @@ local function forget_workers(most)
     redis.call('ZREM', key('seen'), worker)
     redis.call('HDEL', key('fleet'), worker)
     redis.call('HDEL', key('holders'), worker)
+    redis.call('HDEL', key('claimed'), worker)
   end
 end
 
@@ -35,14 +49,12 @@ local function release(queue, most)
   local released = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
     redis.call('ZREM', key('later', queue), id)
-    local state, lane = unpack(get(id, 'state', 'lane'))
+    local state, band, cost, owner, seq = unpack(get(id, 'state', 'band', 'cost', 'owner', 'seq'))
     if state == 'queued' then
-      local stamp = next_stamp()
-      redis.call('ZADD', key('waiting', queue, checked_lane(lane)), stamp, id)
+      join_queue(id, seq, queue, checked_band(band), cost, owner or '')
       redis.call('HDEL', key('job', id), 'not_before')
-      set(id, 'stamp', stamp, 'sent', now)
       changed(id)
-      released[#released + 1] = {id, queue, lane, stamp}
+      released[#released + 1] = {id, queue}
     end
   end
   return released
@@ -53,15 +65,15 @@ end
 local function forget_queue(queue)
   if redis.call('ZCARD', key('later', queue)) > 0 then return end
   if redis.call('ZCOUNT', key('workers', queue), now - REMEMBERED, '+inf') > 0 then return end
-  for lane = 0, 5 do
-    if redis.call('ZCARD', key('waiting', queue, lane)) > 0 then return end
+  for band = 0, 2 do
+    if redis.call('ZCARD', key('waiting', queue, band)) > 0 then return end
   end
   local totals = redis.call('HGETALL', key('totals', queue))
   for i = 1, #totals, 2 do
     redis.pcall('HINCRBY', key('totals', OTHER), totals[i], totals[i + 1])
   end
   redis.call('SREM', key('queues'), queue)
-  for _, name in ipairs({'totals', 'pace', 'watermark', 'workers'}) do redis.call('DEL', key(name, queue)) end
+  for _, name in ipairs({'totals', 'pace', 'workers', 'tags', 'vtime', 'missing'}) do redis.call('DEL', key(name, queue)) end
 end
 
 -- The next queues to look at; all have their turn.
@@ -107,19 +119,10 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     given[#given + 1] = guarded(retention, end_late, id)
   end
 
-  local function send_again(id)
-    if now - redis.call('HGET', key('job', id), 'sent') <= grace then return nil end
-    count(id, 'sent_again')
-    return put_at_head(id)
-  end
   local again = {}
   for _, queue in ipairs(queues) do
     for _, ticket in ipairs(release(queue, most)) do again[#again + 1] = ticket end
-    for lane = 0, 5 do
-      for _, id in ipairs(overtaken(queue, lane, most)) do
-        if #again < most then again[#again + 1] = guarded(retention, send_again, id) end
-      end
-    end
+    for _, id in ipairs(without_wakeup(queue, most)) do again[#again + 1] = {id, queue} end
     forget_queue(queue)
   end
 

@@ -2,40 +2,57 @@
 -- with another claim's nonce is refused. (A count would begin again with a record that begins again: one
 -- that was deleted and sent again, or fell behind in a failover.)
 
-local function claim(id, queue, nonce, worker, lease)
-  local state, own, now_lane, last_nonce, claims, not_before, start_by, attempts = unpack(
-    get(id, 'state', 'queue', 'lane', 'nonce', 'claims', 'not_before', 'start_by', 'attempts'))
-  if not state then return {'refused', 'gone'} end
-  if not (state == 'running' and last_nonce == nonce) then
-    if state ~= 'queued' or own ~= queue then return {'refused', state} end
-    if not_before then return {'refused', 'later'} end
-    if start_by and not attempts then
-      if tonumber(start_by) < now then return {'refused', 'late'} end  -- the sweep ends it
-      redis.call('ZREM', key('deadlines'), id)
+-- Claims a job that waits; nil where it is not to be had.
+local function claim(id, queue, nonce, worker, lease, retention, late)
+  local state, own, tag, claims, start_by, attempts = unpack(
+    get(id, 'state', 'queue', 'tag', 'claims', 'start_by', 'attempts'))
+  if state ~= 'queued' or own ~= queue then return nil end
+  if start_by and not attempts then
+    if tonumber(start_by) < now then
+      close(id, 'queued', 'cancelled', 'error', late, retention)
+      return nil
     end
-    redis.call('ZREM', key('waiting', queue, now_lane), id)
-    redis.call('ZADD', key('running'), now + lease, id)
-    move(id, 'queued', 'running')
-    set(id, 'nonce', nonce, 'claims', nonce .. ' ' .. string.sub(claims or '', 1, CLAIMS), 'worker', worker,
-        'started', now, 'gpu', 1)
-    redis.call('HINCRBY', key('job', id), 'attempts', 1)
-    count(id, 'claimed')
-    changed(id)
+    redis.call('ZREM', key('deadlines'), id)
   end
-  local request, submitted, started, attempt = unpack(get(id, 'request', 'submitted', 'started', 'attempts'))
-  return {'claimed', tonumber(attempt), request, started - submitted}
+  if tonumber(tag) > tonumber(redis.call('GET', key('vtime', queue)) or 0) then
+    redis.call('SET', key('vtime', queue), tag)
+    redis.call('ZREMRANGEBYSCORE', key('tags', queue), '-inf', tag)
+  end
+  redis.call('ZADD', key('running'), now + lease, id)
+  move(id, 'queued', 'running')
+  set(id, 'nonce', nonce, 'claims', nonce .. ' ' .. string.sub(claims or '', 1, CLAIMS), 'worker', worker,
+      'started', now, 'gpu', 1)
+  redis.call('HINCRBY', key('job', id), 'attempts', 1)
+  count(id, 'claimed')
+  changed(id)
+  return id
 end
 
-function operation.claim(id, queue, lane, stamp, nonce, worker, lease, retention)
-  -- Lanes are emptied in order, so a message taken from this one proves that it and every more
-  -- urgent one hold none stamped earlier.
-  stamp = tonumber(stamp)
-  local latest = tonumber(redis.call('GET', key('counter')) or 0) or 0  -- a later one is forged
-  for l = 0, checked_lane(lane) do
-    local mark = redis.call('HGET', key('watermark', queue), l)
-    if stamp > (tonumber(mark or 0) or 0) and stamp <= latest then redis.call('HSET', key('watermark', queue), l, stamp) end
+local function claimed(id)
+  local attempt, request, submitted, started = unpack(get(id, 'attempts', 'request', 'submitted', 'started'))
+  return {'claimed', id, tonumber(attempt), request, started - submitted}
+end
+
+-- The first job of the most urgent priority. A worker makes one claim after the other, so one whose
+-- answer was lost is its last one.
+function operation.claim(queue, nonce, worker, lease, retention, late)
+  local last_nonce, last = string.match(redis.call('HGET', key('claimed'), worker) or '', '^(%S+) (%S+)$')
+  if last_nonce == nonce then
+    local running = is_record(last) and redis.call('HGET', key('job', last), 'nonce') == nonce
+    return running and claimed(last) or {'none'}
   end
-  return guarded(retention, claim, id, queue, nonce, worker, lease) or {'refused', 'damaged'}
+  for band = 0, 2 do
+    for _ = 1, PAGE do  -- those that are damaged, cancelled or late, and then the next call goes on
+      local first = redis.call('ZPOPMIN', key('waiting', queue, band))[1]
+      if not first then break end
+      local id = id_of(first)
+      if guarded(retention, claim, id, queue, nonce, worker, lease, retention, late) then
+        redis.call('HSET', key('claimed'), worker, nonce .. ' ' .. id)
+        return claimed(id)
+      end
+    end
+  end
+  return {'none'}
 end
 
 -- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.
@@ -88,9 +105,9 @@ function operation.finish(id, nonce, state, field, value, retention)
 end
 
 function operation.give_back(id, nonce, charged, max_lost, retention, failure, cancelled)
-  local state, holder, queue, lane, stamp = unpack(get(id, 'state', 'nonce', 'queue', 'lane', 'stamp'))
+  local state, holder, queue = unpack(get(id, 'state', 'nonce', 'queue'))
   if not state or holder ~= nonce then return {id, 'lost'} end
-  if state == 'queued' then return {id, 'queued', queue, tonumber(lane), tonumber(stamp)} end
+  if state == 'queued' then return {id, 'queued', queue} end
   if state ~= 'running' then return {id, state} end
   return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
 end
