@@ -157,8 +157,8 @@ def test_what_boto3_puts_into_the_stand_in_comes_back(
     content = os.urandom(size)
     (tmp_path / "clip").write_bytes(content)
     storage.check()
-    storage.put("job/1/clip.mp4", tmp_path / "clip", "video/mp4")
-    url, _ = storage.url("job/1/clip.mp4", 60)
+    storage.put("ltxq/job/1/clip.mp4", tmp_path / "clip", "video/mp4")
+    url, _ = storage.url("ltxq/job/1/clip.mp4", 60)
     with urlopen(url, timeout=30) as answer:  # noqa: S310 - loopback
         assert answer.headers["Content-Type"] == "video/mp4"
         assert answer.read() == content
@@ -166,15 +166,16 @@ def test_what_boto3_puts_into_the_stand_in_comes_back(
 
 
 def test_the_stand_in_lists_by_prefix_and_page_and_deletes(storage: Storage) -> None:
-    keys = [f"a/{number:04} & more" for number in range(1005)]
-    for key in [*keys, "b/one", "b/two"]:
+    keys = [f"ltxq/a/{number:04} & more" for number in range(1005)]
+    one, two = "ltxq/b/one", "ltxq/b/two"
+    for key in [*keys, one, two, "c/three"]:
         storage.mark(key)
     assert list(storage.list("a/")) == keys
-    assert list(storage.list("b/")) == ["b/one", "b/two"]
-    assert storage.exists("b/one")
-    storage.delete([*keys, "b/one", "b/gone already"])
-    assert list(storage.list("")) == ["b/two"]
-    assert not storage.exists("b/one")
+    assert list(storage.list("b/")) == [one, two]
+    assert storage.exists(one)
+    storage.delete([*keys, one, "ltxq/b/gone already"])
+    assert list(storage.list()) == [two]
+    assert not storage.exists(one)
 
 
 def test_a_part_of_an_object_can_be_asked_for(storage: Storage, tmp_path: Path) -> None:

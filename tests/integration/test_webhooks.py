@@ -109,7 +109,7 @@ def test_a_delivery_is_signed_and_tells_the_outcome(
     assert at == ledger.get(job.job_id).finished_at
     assert (data["id"], data["state"], data["error"]) == (job.job_id, "succeeded", None)
     assert data["metadata"] == {"order": "7 🦊"}
-    assert data["result"]["url"] == f"https://clips.example/{job.job_id}/1/clip.mp4"  # afresh
+    assert data["result"]["url"] == f"https://clips.example/{job.objects}/clip.mp4"  # afresh
     assert outcome(ledger, job) == ("delivered", 1, None)
     assert not webhooks.send_one()
 
@@ -398,7 +398,7 @@ def test_a_fleet_tells_of_completed_failed_and_cancelled_jobs(
         unwanted.id: "video.cancelled",
     }
     assert told[late.id]["data"]["error"]["code"] == "timed_out"
-    assert f"/{good.id}/1/clip.mp4" in told[good.id]["data"]["result"]["url"]
+    assert f"/ltxq/{good.id}/" in told[good.id]["data"]["result"]["url"]
     assert len(receiver.calls) == 3
 
 

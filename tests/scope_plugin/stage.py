@@ -154,17 +154,53 @@ class _Line:
         return getattr(self._world.queue, name)
 
 
+class _Called:
+    """The pipeline. `stall`, if set, is done once, when Scope has just got all it can hold."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._gave = False  # at the last call
+        self.stall: Callable[[], None] | None = None
+
+    def __call__(self, **parameters: Any) -> Any:
+        if self.stall is not None and self._gave:
+            self.stall()
+            self.stall = None
+        output = self._pipeline(**parameters)
+        self._gave = bool(output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
 class Session:
     """One stream in Scope: a processor's thread and a viewer."""
 
     def __init__(self, pipeline: Any, **parameters: Any) -> None:
         sent = {"prompts": FOX, "input_mode": "text", **parameters}
-        self.processor = PipelineProcessor(pipeline, "ltx2-queue", initial_parameters=sent)
+        self._called = _Called(pipeline)
+        self.processor = PipelineProcessor(self._called, "ltx2-queue", initial_parameters=sent)
         self.viewer = Viewer(self.processor)
 
     def send(self, **parameters: Any) -> None:
         """A client changes parameters."""
+        if "paused" in parameters:
+            self.viewer.pause(parameters["paused"])
         self.processor.update_parameters(parameters)
+
+    def stall(self, seconds: float) -> None:
+        """Scope's process stands still for so long: no call, no picture, no sound."""
+        over = threading.Event()
+
+        def stall() -> None:
+            self.viewer.stall()
+            time.sleep(seconds)
+            self.viewer.go_on()
+            over.set()
+
+        self._called.stall = stall
+        assert over.wait(60)
 
     def __enter__(self) -> Self:
         self.viewer.__enter__()
@@ -174,6 +210,7 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.processor.stop()
         self.viewer.__exit__()
+        del self._called
         self.processor.pipeline = None
         gc.collect()
 

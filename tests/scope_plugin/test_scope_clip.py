@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +18,23 @@ from ltxq.scope_plugin.clip import Clip
 if "SCOPE_CHECKOUT" in os.environ:
     pytest.skip("Scope's PyAV is too old for the encoder", allow_module_level=True)
 
+import scope.core
+
 from ltxq_worker.encode import encode
 from ltxq_worker.pipeline import Clip as Made
 from ltxq_worker.pipeline import Sound
 
+SCOPE = Path(scope.core.__file__).parents[2]
+DROPS = """
+import itertools, sys
+import scope.core.pipelines.registry
+from ltxq.scope_plugin.clip import Clip
+with open(sys.argv[1], "rb") as file:
+    clip = Clip(file.read())
+for drop in range(300):
+    for picture in itertools.islice(clip.pictures(None), 1 + drop % 3):
+        pass
+"""
 LEFT, RIGHT = (200, 40, 60), (30, 90, 220)
 BEEP = 12  # the frame the sound begins with
 
@@ -73,3 +88,19 @@ def test_a_silent_clip_has_no_sound() -> None:
 
 def test_pictures_come_in_the_size_asked_for() -> None:
     assert {picture.shape for picture in clip().pictures((100, 50))} == {(50, 100, 3)}
+
+
+def test_a_clip_can_be_dropped_in_the_midst_of_decoding(tmp_path: Path) -> None:
+    """Three hundred times, with PyAV's log callback set, as Scope sets it. With frame threads the
+    process would stand still: one of them waits for the GIL to log a line, and PyAV waits for that
+    thread to end while it holds the GIL.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (33, 192, 320, 3), np.uint8)
+    request = VideoRequest(prompt="x", width=320, height=192, num_frames=33, audio=False)
+    made = encode(Made(frames=iter([noise]), sound=None), request, tmp_path, lambda *_: None)
+    subprocess.run(
+        [sys.executable, "-c", DROPS, str(made.mp4)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SCOPE), *sys.path])},
+        check=True,
+        timeout=60,
+    )

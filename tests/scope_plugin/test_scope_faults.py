@@ -18,8 +18,9 @@ from ltxq.scope_plugin import download as downloads
 from ltxq.scope_plugin import fetcher
 from ltxq.scope_plugin.clip import Clip
 from ltxq.scope_plugin.fetcher import Fetcher
+from ltxq.scope_plugin.kept import KEPT_CLIPS, KeptClips
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
-from ltxq.scope_plugin.playlist import IDLE_SECONDS, KEPT_CLIPS, Playlist
+from ltxq.scope_plugin.playlist import IDLE_SECONDS, Playlist
 from ltxq.scope_plugin.wish import Wish
 from ltxq.testing import MemoryTransport
 from stage import FOX, OWL, Fault, Session, World, eventually, plugin_threads
@@ -314,12 +315,27 @@ def test_nobody_asks_the_queue_while_scope_does_not_call() -> None:
 
 
 def test_kept_clips_are_bounded() -> None:
-    playlist = Playlist()
+    kept = KeptClips()
+    playlist = Playlist(kept)
     for seed in range(3 * KEPT_CLIPS):
         playlist.add(VideoRequest(prompt="a fox", seed=seed), Clip(b"x"))
-    assert len(playlist._kept) == KEPT_CLIPS
+    assert len(kept) == KEPT_CLIPS
     playlist.add(VideoRequest(prompt="a fox", seed=99), Clip(bytes(300 * 1024**2)))
-    assert len(playlist._kept) == 1
+    assert len(kept) == 1
+
+
+def test_a_session_holds_its_clip_though_other_sessions_clips_take_its_place() -> None:
+    """Else each one would have its clip made again and again."""
+    kept, request = KeptClips(), VideoRequest(prompt="a fox")
+    playlist, other = Playlist(kept), Playlist(kept)
+    playlist.want(Wish(request, 1))
+    playlist.add(request, Clip(b"x"))
+    other.add(VideoRequest(prompt="an owl"), Clip(bytes(300 * 1024**2)))
+    assert request not in kept
+    assert playlist.to_order([]) == (request, 0, 0.0)
+    showing = playlist.next_showing()
+    assert showing is not None
+    assert showing.clip == Clip(b"x")
 
 
 def test_unloading_in_the_midst_of_a_download_ends_it(world: World, load: Load) -> None:

@@ -198,6 +198,36 @@ def test_1_time_does_not_go_back_when_scope_was_paused(world: World, load: Load)
     assert apart(skews(session.viewer)) < 0.05
 
 
+@pytest.mark.parametrize(("rate", "seconds"), [(24.0, 0.6), (24.0, 1.5), (60.0, 0.6), (12.0, 0.6)])
+def test_1_sound_and_picture_are_together_again_after_a_stall(
+    world: World, load: Load, rate: float, seconds: float
+) -> None:
+    """Scope plays the queued pictures on from where they stood, and the queued sounds at once."""
+    with Session(load(world, randomize_seed=True, frame_rate=rate)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > rate)
+        session.stall(seconds)
+        stood = time.monotonic()
+        session.viewer.wait_until(lambda v: v.shown[-1].at > stood + 3)
+    assert_time_goes_on(session)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    assert apart(skews(session.viewer, stood + 2)) < 0.04
+
+
+def test_1_sound_and_picture_are_together_again_after_a_pause(world: World, load: Load) -> None:
+    """Scope stops the sound where it is, and lets the pictures come."""
+    with Session(load(world, randomize_seed=True)) as session:
+        session.viewer.wait_until(lambda v: len(v.shown) > 24)
+        session.send(paused=True)
+        eventually(lambda: session.processor.paused)
+        time.sleep(0.6)
+        session.send(paused=False)
+        again = time.monotonic()
+        session.viewer.wait_until(lambda v: v.shown[-1].at > again + 2)
+    assert_time_goes_on(session)
+    assert_nothing_dropped_or_doubled(session.viewer.shown)
+    assert apart(skews(session.viewer, again + 1)) < 0.04
+
+
 def test_2_no_call_waits_for_the_queue_the_download_or_the_decoder(
     world: World, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

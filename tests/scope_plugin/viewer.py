@@ -1,15 +1,16 @@
 """Who watches: takes pictures and sound from a processor's queues, and knows what a screen and a
 loudspeaker would have made of them, by Scope's own rules.
 
-Pictures come when their time stamps say, counted from the first one; a jump of the stamps counts
-anew from there. Sound is played in frames of 20 ms one after the other, whatever its stamps; where
-there is none, silence is put in. Both are reckoned from when things arrived, so that a viewer whose
-threads have to wait on a busy machine sees the same.
+Pictures come when their time stamps say (`pacing.py`). Sound is played in frames of 20 ms one after
+the other, whatever its stamps; silence is put in where there is none, and while Scope is paused.
+Both are reckoned from when things arrived, so that a viewer whose threads have to wait on a busy
+machine sees the same. A stall is one that a test makes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import threading
 import time
@@ -20,10 +21,10 @@ from typing import Any, Self
 import numpy as np
 
 from ltxq_worker.pipeline.instant import Mark, read_mark
+from pacing import Pacing
 
 RATE = 48_000  # Hz
 TICK = 960  # samples: 20 ms
-JUMP = 0.25  # seconds between two stamps that are no longer one stream
 LOUD = 0.05  # of 1
 LOOK = 0.005  # seconds between two looks at an empty queue
 SILENCE = np.zeros((2, TICK), np.float32)
@@ -57,6 +58,14 @@ class Sound:
     samples: Any  # float32 [2, S]
 
 
+@dataclass
+class Span:
+    """From when until when by the wall, in seconds."""
+
+    begin: float
+    end: float = math.inf  # not known yet
+
+
 class _Arrivals(queue.Queue[Any]):
     """A queue that notes when things came."""
 
@@ -77,6 +86,8 @@ class Viewer:
         self._done = threading.Event()
         self._ended: float | None = None
         self._began: list[float] = []  # when the first picture and the first sound came
+        self._stalls: list[Span] = []
+        self._pauses: list[Span] = []
         self._both = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._watch, self._listen)]
 
@@ -96,6 +107,23 @@ class Viewer:
         with self.news:
             assert self.news.wait_for(lambda: seen(self), seconds), "not seen in time"
 
+    def stall(self) -> None:
+        """Scope's process stands still from now on: nothing is shown or played."""
+        self._stalls.append(Span(time.monotonic()))
+
+    def go_on(self) -> None:
+        """It goes on: pictures and sounds that were due meanwhile come now."""
+        with self.news:
+            self._stalls[-1].end = time.monotonic()
+            self.news.notify_all()
+
+    def pause(self, paused: bool) -> None:
+        """Scope's pause button: its sound is silence and stays where it is; pictures come on."""
+        if paused:
+            self._pauses.append(Span(time.monotonic()))
+        elif self._pauses:
+            self._pauses[-1].end = time.monotonic()
+
     @property
     def heard(self) -> list[Heard]:
         """What a loudspeaker has played until now, or until the last picture."""
@@ -104,7 +132,12 @@ class Viewer:
             return heard
         sounds, parts, left, tick = list(self.sounds), [], 0, 0
         coming, end = 0, self._ended or time.monotonic()
-        while (at := max(self._began) + tick * TICK / RATE) < end:
+        while (due := max(self._began) + tick * TICK / RATE) < end:
+            at = self._after_stalls(due)
+            tick += 1
+            if any(pause.begin <= at < pause.end for pause in self._pauses):
+                heard.append(Heard(at, None, SILENCE))
+                continue
             while coming < len(sounds) and sounds[coming].arrived <= at:
                 parts.append((sounds[coming].number, sounds[coming].samples))
                 left += sounds[coming].samples.shape[1]
@@ -114,24 +147,23 @@ class Viewer:
                 stamp, samples = _take(parts)
                 left -= TICK
             heard.append(Heard(at, stamp, samples))
-            tick += 1
         return heard
 
     def _watch(self) -> None:
-        zero = last = None  # the wall's time at stamp 0; the last stamp
+        pacing, ready = Pacing(), 0.0  # ready: when the track takes the next picture
         while not self._done.is_set():
             try:
                 arrived, packet = self._pictures.get(timeout=LOOK)
             except queue.Empty:
                 continue
             stamp = float(packet.timestamp.pts * packet.timestamp.time_base)
-            if zero is None:
+            if not ready:
                 self._wait_for_both(arrived)
-                zero = max(self._began) - stamp
-            elif last is not None and not 0 < stamp - last < JUMP:
-                zero = arrived - stamp
-            at, last = max(zero + stamp, arrived), stamp
-            self._done.wait(max(0.0, at - time.monotonic()))
+                ready = max(self._began)
+            taken = self._after_stalls(max(ready, arrived))
+            due = taken + pacing.wait(stamp, taken)
+            self._done.wait(max(0.0, due - time.monotonic()))
+            ready = at = self._after_stalls(due)
             picture = packet.tensor[0].numpy()
             shown = Shown(at, stamp, _mark(picture), picture.shape[1::-1])
             with self.news:
@@ -149,6 +181,15 @@ class Viewer:
             self.sounds.append(Sound(arrived, number, packet.audio.numpy().copy()))
             if not self._both.is_set():
                 self._wait_for_both(arrived)
+
+    def _after_stalls(self, at: float) -> float:
+        """When what is due at `at` comes: at once, or when the stall of that time has ended."""
+        with self.news:
+            for stall in self._stalls:
+                if stall.begin <= at < stall.end:
+                    self.news.wait_for(lambda stall=stall: stall.end < math.inf)
+                    at = max(at, stall.end)
+        return at
 
     def _wait_for_both(self, arrived: float) -> None:
         """Neither begins without the other."""
@@ -178,16 +219,16 @@ def _mark(picture: Any) -> Mark | None:
         return None
 
 
-def skews(viewer: Viewer) -> list[float]:
-    """For each picture: by how many seconds its sound was late (below 0: early), as seen and heard
-    on this side of the queues.
+def skews(viewer: Viewer, since: float = 0.0) -> list[float]:
+    """For each picture shown at `since` or later, by the wall: by how many seconds its sound was
+    late (below 0: early), as seen and heard on this side of the queues.
     """
     sounds = [(h.at, h.at - h.stamp) for h in viewer.heard if h.stamp is not None]
     late, at = [], 0
     for shown in viewer.shown:
         while at + 1 < len(sounds) and sounds[at + 1][0] <= shown.at:
             at += 1
-        if sounds and abs(sounds[at][0] - shown.at) < 0.1:
+        if shown.at >= since and sounds and abs(sounds[at][0] - shown.at) < 0.1:
             late.append(sounds[at][1] - (shown.at - shown.stamp))
     return late
 

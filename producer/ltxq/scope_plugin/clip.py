@@ -71,7 +71,9 @@ class Clip:
 
         with _open(self.data) as container:
             stream = _video(container)
-            stream.thread_type = "AUTO"
+            # One thread. Inside Scope, PyAV logs through Python: a decoder's thread that logs waits
+            # for the GIL. PyAV frees a dropped decoder with the GIL held, waiting for its threads.
+            stream.thread_type = "NONE"
             for frame in container.decode(stream):
                 width, height = size or (frame.width & ~1, frame.height & ~1)
                 # The worker's clips are BT.709. PyAV 16 reads that from nowhere, and heeds it only

@@ -17,6 +17,7 @@ from ltxq.errors import (
     JobFailed,
     JobNotFound,
     LtxqError,
+    MissingExtra,
     PermanentError,
     QueueFull,
     QueueUnavailable,
@@ -61,8 +62,14 @@ def connect() -> Client | None:
     if url.startswith("http") and not os.environ.get("LTXQ_API_KEY"):
         log.warning("%s", NO_KEY)
     from ltxq import Client
+    from ltxq.settings import Settings
 
-    return Client()
+    try:
+        return Client()
+    except MissingExtra:
+        # LTXQ_S3_BUCKET is set, and Scope has no boto3 to sign URLs anew. Those that the workers
+        # signed are fresh when a clip is fetched.
+        return Client(settings=Settings(s3_bucket=None))
 
 
 @dataclass(eq=False)

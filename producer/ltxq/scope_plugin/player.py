@@ -49,6 +49,8 @@ class Player:
 
     def output(self) -> dict[str, Any]:
         """The next frames with their sound; {} where none is due yet, or there is nothing."""
+        if self._timeline.drains(self._rate):
+            return {}
         rate = self._playlist.next_rate() or self._rate
         count = max(1, min(CHUNK, int(AHEAD_SECONDS * rate)))
         ahead = self._timeline.ahead

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ltxq.job import VideoRequest
+from ltxq.scope_plugin.kept import KeptClips
 from ltxq.scope_plugin.showing import End, Frame, Showing
 from ltxq.scope_plugin.wish import Wish
 
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 0.2  # a wish must stand that long before its clip is asked for, but the first one
 IDLE_SECONDS = 60.0  # without a call from Scope: nobody watches, and the queue is left alone
-KEPT_CLIPS, KEPT_BYTES = 16, 256 * 1024**2  # of fixed seeds, to be played again
 BUFFER_SECONDS = 0.5  # decoded ahead of what Scope gets
 BUFFER_BYTES = 128 * 1024**2  # but no more than that
 LEAST_FRAMES = 4  # decoded ahead however large they are
 
 
 class Playlist:
-    """The plugin's whole state but for the clock. Everything takes a lock, and none of it for
+    """A session's whole state but for the clock. Everything takes a lock, and none of it for
     longer than a look at some small lists.
+
+    Args:
+        kept: clips of fixed seeds; other sessions may share them.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, kept: KeptClips | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._kept = KeptClips() if kept is None else kept
         self._clock = clock
         self._changed = threading.Condition()
         self.closed = False
@@ -45,7 +51,7 @@ class Playlist:
         self._news = 0
         self._refused: VideoRequest | None = None
         self._ready: deque[Clip] = deque()  # of the wish, with seeds of their own
-        self._kept: OrderedDict[str, Clip] = OrderedDict()  # by request, the last used at the end
+        self._fixed: Clip | None = None  # of the wish, if its seed is fixed
         self._showings: list[Showing] = []  # not played to the end yet
         self._frames: deque[Frame | End] = deque()  # in the order they are played
 
@@ -63,6 +69,7 @@ class Playlist:
                 self._settled_at = self._called_at + (SETTLE_SECONDS if before else 0.0)
                 self._refused = None
                 self._ready.clear()
+                self._fixed = None
                 self._drop(lambda showing: not showing.begun)
             self._tell()
 
@@ -154,7 +161,7 @@ class Playlist:
             if (unsettled := self._settled_at - self._clock()) > 0:
                 return request, 0, unsettled
             if request.seed is not None:
-                return request, int(_key(request) not in self._kept and not on_the_way), 0.0
+                return request, int(self._fixed_clip() is None and not on_the_way), 0.0
             there = len(self._ready) + len(self._showings) + on_the_way
             return request, max(0, 1 + self._wish.prefetch - there), 0.0
 
@@ -165,13 +172,11 @@ class Playlist:
     def add(self, request: VideoRequest, clip: Clip) -> None:
         """A clip has come. One that is no longer wanted is kept if its seed is fixed."""
         with self._changed:
+            wanted = self._wish is not None and self._wish.request == request
             if request.seed is not None:
-                self._kept[_key(request)] = clip
-                while len(self._kept) > KEPT_CLIPS or self._kept_bytes() > KEPT_BYTES:
-                    if len(self._kept) == 1:
-                        break
-                    self._kept.popitem(last=False)
-            elif self._wish is not None and self._wish.request == request:
+                self._kept.keep(request, clip)
+                self._fixed = clip if wanted else self._fixed
+            elif wanted:
                 self._ready.append(clip)
             self._tell()
 
@@ -180,7 +185,9 @@ class Playlist:
         with self._changed:
             self.last_error = why
             self._refused = request
-            self._kept.pop(_key(request), None)
+            self._kept.forget(request)
+            if self._wish is not None and self._wish.request == request:
+                self._fixed = None
             self._tell()
 
     # --- the decoder's ---------------------------------------------------------------------------
@@ -224,10 +231,15 @@ class Playlist:
             return None
         if self._wish.request.seed is None:
             return self._ready.popleft() if self._ready else None
-        clip = self._kept.get(_key(self._wish.request))
-        if clip is not None:
-            self._kept.move_to_end(_key(self._wish.request))
-        return clip
+        return self._fixed_clip()
+
+    def _fixed_clip(self) -> Clip | None:
+        """The clip of a wish with a fixed seed. It is held here too: other sessions' clips may take
+        its place among the kept ones.
+        """
+        if self._fixed is None and self._wish is not None:
+            self._fixed = self._kept.get(self._wish.request)
+        return self._fixed
 
     def _room(self) -> bool:
         if len(self._frames) < LEAST_FRAMES:
@@ -257,13 +269,6 @@ class Playlist:
         self._showings.remove(showing)
         self._tell()
 
-    def _kept_bytes(self) -> int:
-        return sum(len(clip.data) for clip in self._kept.values())
-
     def _tell(self) -> None:
         self._news += 1
         self._changed.notify_all()
-
-
-def _key(request: VideoRequest) -> str:
-    return request.model_dump_json()

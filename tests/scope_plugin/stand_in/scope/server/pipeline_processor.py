@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from scope.core.pipelines import registry  # noqa: F401  as Scope's server does
+
 from .media_packets import AudioPacket, MediaTimestamp, VideoPacket
 
 log = logging.getLogger(__name__)
