@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_ledger import result
 
+from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import free_port
@@ -80,9 +82,13 @@ def test_a_reader_that_leaves_early_is_no_error(at_redis: str) -> None:
 def test_delete_takes_the_clip_with_the_record(at_redis: str, s3: S3) -> None:
     environment = {**s3.worker_environment, "LTXQ_URL": at_redis}
     job_id = ltxq("submit", "a fox", **environment).stdout.strip()
-    ltxq("cancel", job_id, **environment)
     storage = Storage.from_settings(Settings(s3_endpoint=s3.endpoint, s3_bucket=s3.bucket))
-    storage.put(f"{job_id}/1/clip.mp4", Path(__file__), "video/mp4")
+    ledger = Ledger.from_settings(Settings(url=at_redis))
+    claim = ledger.claim(str(ledger.get(job_id).request.model), "w")
+    assert claim
+    storage.put(storage.clip_keys(claim.objects).clip, Path(__file__), "video/mp4")
+    assert ledger.finish(claim, result(claim))
+    ledger.close()
     assert ltxq("delete", job_id, **environment).returncode == 0
     assert list(storage.list(f"{job_id}/")) == []
     assert ltxq("status", job_id, **environment).returncode == 3

@@ -130,10 +130,12 @@ def test_a_job_that_is_cancelled_in_a_step_ends_there_and_the_next_one_runs(
         report(self, stage, step, of)
 
     monkeypatch.setattr(Attempt, "report", cancel_in_the_third)
-    assert runner.run(submit(runner, "stop"), "first") == CANCELLED
+    submit(runner, "stop")
+    assert runner.run("first") == CANCELLED
     assert steps == [0, 1, 2, 3]
     assert runner.gate.is_open
-    assert isinstance(runner.run(submit(runner), "second"), VideoResult)
+    submit(runner)
+    assert isinstance(runner.run("second"), VideoResult)
 
 
 @pytest.mark.parametrize("where", ["generate", "frames"])
@@ -151,7 +153,8 @@ def test_a_broken_device_ends_the_process_while_the_job_still_has_the_gpu(
     ended: list[bool] = []
     runner.end_process = lambda: ended.append(runner.gate.is_open)
     runner.gate.take("delivery")
-    outcome = runner.run(submit(runner), "delivery")
+    submit(runner)
+    outcome = runner.run("delivery")
     assert ended == [False]
     assert isinstance(outcome, JobError)  # had the process not ended
 

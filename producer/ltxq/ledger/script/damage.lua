@@ -108,7 +108,7 @@ local function guarded(retention, step, id, ...)
   if went_well then return answer end
   local text = type(answer) == 'table' and answer.err or answer
   if string.find(text, 'WRONGTYPE', 1, true) and is_record(id) then error(answer) end  -- an index
-  for _, sign in ipairs({'attempt to', 'number expected', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
+  for _, sign in ipairs({'attempt to', 'number expected', 'not an integer', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
     if string.find(text, sign, 1, true) then
       bury(id, retention)
       return nil

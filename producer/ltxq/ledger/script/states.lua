@@ -36,13 +36,17 @@ local function close(id, from, to, field, value, retention)
 end
 
 
+local function virtual_time(queue)
+  local time = tonumber(redis.call('GET', key('vtime', queue)) or '')
+  return time and time > 0 and time < 2 ^ 53 and time or 0  -- 'nan' is a number to Lua
+end
+
 -- A job joins those that wait, fair between owners by start-time fair queueing: its tag is the end of its
 -- owner's last job in virtual time, or the queue's virtual time, if that is later. So an owner who was
 -- away is next, and one with a thousand jobs delays nobody's first. `cost` is work by weight.
 local function join_queue(id, seq, queue, band, cost, owner)
   local tags = key('tags', queue)
-  local tag = tonumber(redis.call('GET', key('vtime', queue)) or 0) or 0
-  tag = math.max(tag, tonumber(redis.call('ZSCORE', tags, owner) or 0))
+  local tag = math.max(virtual_time(queue), tonumber(redis.call('ZSCORE', tags, owner) or 0))
   redis.call('ZADD', tags, tag + cost, owner)
   redis.call('ZADD', key('waiting', queue, band), tag, as_waiting(id, seq))
   set(id, 'tag', string.format('%.17g', tag))

@@ -14,7 +14,7 @@ local function claim(id, queue, nonce, worker, lease, retention, late)
     end
     redis.call('ZREM', key('deadlines'), id)
   end
-  if tonumber(tag) > tonumber(redis.call('GET', key('vtime', queue)) or 0) then
+  if tonumber(tag) > virtual_time(queue) then
     redis.call('SET', key('vtime', queue), tag)
     redis.call('ZREMRANGEBYSCORE', key('tags', queue), '-inf', tag)
   end
@@ -30,7 +30,7 @@ end
 
 local function claimed(id)
   local attempt, request, submitted, started = unpack(get(id, 'attempts', 'request', 'submitted', 'started'))
-  return {'claimed', id, tonumber(attempt), request, started - submitted}
+  return {'claimed', id, tonumber(attempt), request, started - (tonumber(submitted) or started)}
 end
 
 -- The first job of the most urgent priority. A worker makes one claim after the other, so one whose
