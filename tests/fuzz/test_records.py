@@ -95,11 +95,11 @@ class Book:
         """The queued jobs that a worker could claim, and their place in the order of submission."""
         waiting = f"{PREFIX}waiting:{queue_name('instant')}"
         found = [
-            member.decode()
+            member.decode(errors="replace")
             for band in BANDS.values()
             for member in self.redis.zrange(f"{waiting}:{band}", 0, -1)
         ]
-        return {member[16:]: int(member[:16]) for member in found}
+        return {member[16:]: int(member[:16]) for member in found if member[:16].isdecimal()}
 
     def close(self) -> None:
         self.app.close()
