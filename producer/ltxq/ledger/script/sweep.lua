@@ -67,7 +67,7 @@ end
 -- The next queues to look at; all have their turn.
 local function next_queues()
   local cursor = redis.pcall('GET', key('cursor'))
-  cursor = type(cursor) == 'string' and string.match(cursor, '^%d+$') or '0'
+  cursor = type(cursor) == 'string' and #cursor < 16 and string.match(cursor, '^%d+$') or '0'
   local page = redis.call('SSCAN', key('queues'), cursor, 'COUNT', PAGE)
   redis.call('SET', key('cursor'), page[1])
   return page[2]
