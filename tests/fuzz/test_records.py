@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
 
 import pytest
@@ -210,6 +211,21 @@ def test_a_damaged_queued_job_fails_when_it_is_claimed_and_says_so(book: Book) -
     assert job.state == "failed"
     assert job.error is not None
     assert (job.error.code, "damaged" in job.error.message) == ("internal", True)
+
+
+@pytest.mark.parametrize("field", ["band", "cost", "seq", "state"])
+def test_a_damaged_job_for_later_stops_no_sweep(book: Book, field: str) -> None:
+    book.redis.flushdb()
+    later = REQUEST.model_copy(update={"not_before": datetime.now(UTC) + timedelta(days=1)})
+    jobs = [book.ledger.submit(new_job_id(), later)[0].id for _ in range(2)]
+    book.spoil(jobs[0], [(field, None)])
+    for job_id in jobs:
+        book.redis.zadd(f"{PREFIX}later:{queue_name('instant')}", {job_id: 1})
+    book.sweep_late()
+    assert list(book.waiting()) == [jobs[1]]
+    claim = book.ledger.claim("instant", "cpu0@here")
+    assert claim
+    assert claim.job_id == jobs[1]
 
 
 def test_a_record_of_a_newer_contract_says_so(book: Book) -> None:

@@ -35,7 +35,6 @@ local function close(id, from, to, field, value, retention)
   changed(id)
 end
 
-
 local function virtual_time(queue)
   local time = tonumber(redis.call('GET', key('vtime', queue)) or '')
   return time and time > 0 and time < 2 ^ 53 and time or 0  -- 'nan' is a number to Lua

@@ -45,19 +45,14 @@ local function forget_workers(most)
 end
 
 -- Jobs whose time has come join those that wait.
-local function release(queue, most)
-  local released = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
-    redis.call('ZREM', key('later', queue), id)
-    local state, band, cost, owner, seq = unpack(get(id, 'state', 'band', 'cost', 'owner', 'seq'))
-    if state == 'queued' then
-      join_queue(id, seq, queue, checked_band(band), cost, owner or '')
-      redis.call('HDEL', key('job', id), 'not_before')
-      changed(id)
-      released[#released + 1] = {id, queue}
-    end
-  end
-  return released
+local function release(id, queue)
+  redis.call('ZREM', key('later', queue), id)
+  local state, band, cost, owner, seq = unpack(get(id, 'state', 'band', 'cost', 'owner', 'seq'))
+  if state ~= 'queued' then return nil end
+  join_queue(id, seq, queue, checked_band(band), cost, owner or '')
+  redis.call('HDEL', key('job', id), 'not_before')
+  changed(id)
+  return {id, queue}
 end
 
 -- A queue without jobs or workers is forgotten, for a stranger may ask for any name; what was counted
@@ -121,7 +116,9 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
 
   local again = {}
   for _, queue in ipairs(queues) do
-    for _, ticket in ipairs(release(queue, most)) do again[#again + 1] = ticket end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
+      again[#again + 1] = guarded(retention, release, id, queue)
+    end
     for _, id in ipairs(without_wakeup(queue, most)) do again[#again + 1] = {id, queue} end
     forget_queue(queue)
   end

@@ -43,10 +43,12 @@ function operation.claim(queue, nonce, worker, lease, retention, late)
   end
   for band = 0, 2 do
     for _ = 1, PAGE do  -- those that are damaged, cancelled or late, and then the next call goes on
-      local first = redis.call('ZPOPMIN', key('waiting', queue, band))[1]
+      local first = redis.call('ZRANGE', key('waiting', queue, band), 0, 0)[1]
       if not first then break end
       local id = id_of(first)
-      if guarded(retention, claim, id, queue, nonce, worker, lease, retention, late) then
+      local taken = guarded(retention, claim, id, queue, nonce, worker, lease, retention, late)
+      redis.call('ZREM', key('waiting', queue, band), first)
+      if taken then
         redis.call('HSET', key('claimed'), worker, nonce .. ' ' .. id)
         return claimed(id)
       end
