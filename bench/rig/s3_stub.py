@@ -125,10 +125,12 @@ class Handler(BaseHTTPRequestHandler):
             "</Contents>"
             for key, entry in page
         )
-        rest = f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>"
+        rest = (
+            f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>" if more else ""
+        )
         return (
             f"<ListBucketResult {XMLNS}><IsTruncated>{str(more).lower()}</IsTruncated>"
-            f"{rest if more else ''}{entries}</ListBucketResult>"
+            f"{rest}{entries}</ListBucketResult>"
         )
 
     def give(self, found: Object) -> None:

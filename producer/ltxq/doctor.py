@@ -226,7 +226,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
     storage = Storage.from_settings(settings)
     storage.check()
     yield Finding("S3 storage", "ok", f"Writing, finding and deleting work in {storage.bucket!r}.")
-    key = f"ltxq-check/{secrets.token_hex(8)}"
+    key = f"{storage.prefix}.check/{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "x")
         file.write_bytes(b"ltxq doctor")

@@ -157,9 +157,7 @@ def test_a_plain_producers_message_is_shown_by_little(
         )  # fmt: skip
     eventually(lambda: watcher.of(sent.id, "task-succeeded"))
     assert client.get(sent.id).request.webhook_url == HOOK
-    shown = watcher.of(sent.id, "task-received")[0]
-    assert shown["args"] == " [2J" + "x" * 196
-    assert shown["kwargs"] == "{…}"
+    assert "[2J" not in repr(watcher.heard)  # nor is it a message that Celery sees
     assert HOOK_TOKEN not in repr(watcher.heard)
 
 

@@ -176,6 +176,7 @@ def test_the_stand_in_lists_by_prefix_and_page_and_deletes(storage: Storage) -> 
     storage.delete([*keys, one, "ltxq/b/gone already"])
     assert list(storage.list()) == [two]
     assert not storage.exists(one)
+    assert list(storage.list("d/")) == []
 
 
 def test_a_part_of_an_object_can_be_asked_for(storage: Storage, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@
 --   counter                 source of seq
 --   spoilt                  there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
+--   outage                  when a sweep found that nobody had swept for a while
 --   probe                   written by workers, for seconds, to see whether Redis takes writes
 --   changed:<id>            channel, published to whenever the record changes
 --   cancel:<worker>         channel, told the ids of its running jobs that are to stop

@@ -3,11 +3,7 @@
 -- Nobody swept for a while: Redis was away, and so every lease is late. The workers have another one to
 -- be heard from, rather than lose all their jobs; and supervisors, rather than lose their names.
 local function extend_leases(lease)
-  local holders = redis.call('HGETALL', key('holders'))
-  for i = 1, #holders, 2 do
-    local instance = string.match(holders[i + 1], '^%S+')
-    if instance then redis.call('HSET', key('holders'), holders[i], instance .. ' ' .. now) end
-  end
+  redis.call('SET', key('outage'), now)
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
     redis.call('ZADD', key('running'), 'XX', 'GT', now + lease, id)
   end

@@ -65,13 +65,15 @@ local function standing(id, nonce)
 end
 
 -- ms since another supervisor said that the worker's name is its own; nil where none did within a lease,
--- or the one that did is `instance`. While nobody sweeps, Redis was away: then no name is free.
+-- or the one that did is `instance`. Nor is a name free while nobody sweeps and for a lease after that:
+-- Redis was away, and nobody could be heard.
 local function silence_of_holder(worker, instance, lease)
   local holder, at = string.match(redis.call('HGET', key('holders'), worker) or '', '^(%S+) (%d+)$')
   if not holder or holder == instance then return nil end
-  local silence, swept = math.max(0, now - at), redis.pcall('GET', key('swept'))
-  swept = type(swept) == 'string' and tonumber(swept) or now
-  return (silence <= lease or now - swept > OUTAGE) and silence or nil
+  local silence, times = math.max(0, now - at), redis.call('MGET', key('swept'), key('outage'))
+  local swept, outage = tonumber(times[1] or '') or now, tonumber(times[2] or '') or 0
+  local held = silence <= lease or now - swept > OUTAGE or now - outage <= lease
+  return held and silence or nil
 end
 
 function operation.renew(id, nonce, lease)
