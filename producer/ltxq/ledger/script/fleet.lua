@@ -65,7 +65,7 @@ function operation.queues(retention)
     for band = 0, 2 do
       local waiting = key('waiting', queue, band)
       local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-      local submitted = first and redis.pcall('HGET', key('job', first), 'submitted')
+      local submitted = first and redis.pcall('HGET', key('job', id_of(first)), 'submitted')
       submitted = type(submitted) == 'string' and tonumber(submitted) or now
       bands[#bands + 1] = {redis.call('ZCARD', waiting), now - submitted}
     end
