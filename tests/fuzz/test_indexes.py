@@ -20,7 +20,8 @@ SORTED = (
     "running", "expiry", "unreported", "webhooks", f"webhooks:{HOST}", f"sending:{HOST}", "seen",
     *(f"state:{state}" for state in ("queued", "running", "failed")),
     *(f"owned:me:{state}" for state in ("queued", "running", "failed")),
-    f"waiting:{QUEUE}:3", f"waiting:{QUEUE}:2", f"workers:{QUEUE}",
+    f"waiting:{QUEUE}:1", f"waiting:{QUEUE}:2", f"later:{QUEUE}", f"tags:{QUEUE}",
+    "garbage", f"workers:{QUEUE}",
 )  # fmt: skip
 HASHES = ("idempotency", "fleet", "holders", "claimed", f"pace:{QUEUE}", f"totals:{QUEUE}")
 SETS = ("owners", "queues", "draining")
