@@ -72,28 +72,16 @@ def ask_for_many_models(ledger: Ledger, url: str) -> int:
     with redis.Redis.from_url(url, socket_timeout=10, decode_responses=True) as server:
         for start in range(0, NAMES, 500):
             pipe = server.pipeline(transaction=False)
-            for number in range(start, start + 500):
+            ids = [new_job_id() for _ in range(500)]
+            for number, job_id in enumerate(ids, start):
                 queue = queue_name(f"stranger-{number}")
-                row = [
-                    new_job_id(),
-                    CONTRACT,
-                    request,
-                    "",
-                    queue,
-                    1,
-                    1,
-                    "",
-                    "",
-                    "",
-                    "",
-                    NAMES,
-                    NAMES,
-                ]
-                ledger._script(keys=[PREFIX], args=["submit", *row, "", ""], client=pipe)
+                row = ["submit", job_id, CONTRACT, request, "", queue, 1, 1]
+                row += ["", "", "", "", NAMES, NAMES, "", ""]
+                ledger._script(keys=[PREFIX], args=row, client=pipe)
             answers = pipe.execute(raise_on_error=False)
-            for answer in answers:
+            for job_id, answer in zip(ids, answers, strict=True):
                 if isinstance(answer, list) and answer[0] == "accepted":
-                    taken.append(answer[1][0])
+                    taken.append(job_id)
     for job_id in taken:
         with suppress(LtxqError):
             ledger.cancel(job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 import redis
@@ -23,6 +24,7 @@ def ask_for_many_models(url: str) -> list[str]:
     request = VideoRequest(prompt="x", model="m", seed=1).model_dump_json()
     accepted = []
     for start in range(0, NAMES, 500):
+        ids: list[Any] = []
         with ledger._redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 500):
                 arguments = [
@@ -38,8 +40,10 @@ def ask_for_many_models(url: str) -> list[str]:
                     ),
                     *("", "", "", "", NAMES, NAMES, "", ""),
                 ]
+                ids.append(arguments[1])
                 ledger._script(keys=[PREFIX], args=arguments, client=pipe)
-            accepted += [answer[1][0] for answer in pipe.execute() if answer[0] == "accepted"]
+            answers = zip(ids, pipe.execute(), strict=True)
+            accepted += [job_id for job_id, answer in answers if answer[0] == "accepted"]
     ledger.close()
     return accepted
 
