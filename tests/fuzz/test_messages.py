@@ -5,6 +5,9 @@ next job is made.
 from __future__ import annotations
 
 import json
+import re
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -106,3 +109,16 @@ def test_more_of_one_kind_than_there_are_threads_do_not_shut_the_gate(
     for _ in range(12):
         yard.redis.lpush(QUEUE, forged)
     yard.still_works()
+
+
+def test_a_message_that_unpacks_to_much_is_dropped(yard: Yard) -> None:
+    def peak() -> int:
+        """Bytes of memory that the worker ever had."""
+        status = Path(f"/proc/{yard.worker.pid}/status").read_text("ascii")
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+    before = peak()
+    headers = {"task": "ltxq.generate", "id": "forged", "compression": "application/x-gzip"}
+    yard.put([message(zlib.compress(b" " * 200 * 2**20), headers=headers)])
+    yard.still_works()
+    assert peak() - before < 50 * 2**20
