@@ -74,7 +74,7 @@ def inbox_step(gate: Gate, admit: Admit) -> type[bootsteps.StartStopStep]:
             away = away_errors(parent.connection_errors + parent.channel_errors)
             channel.handlers["BRPOP"] = _reading(channel.handlers["BRPOP"], away)
             while unrecorded:
-                admit(unrecorded[0])
+                _admit_late(unrecorded[0], admit, away)
                 del unrecorded[0]
             channel.qos.append = _keeping(channel.qos.append, unrecorded, away)
             parent.task_consumer.on_decode_error = lambda message, exc: _drop(
@@ -117,6 +117,16 @@ def _keeping(
             raise
 
     return guarded
+
+
+def _admit_late(message: Any, admit: Admit, away: tuple[type[Exception], ...]) -> None:
+    try:
+        if _is_a_tasks(message):
+            admit(message)
+    except away:
+        raise
+    except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
+        log.warning("A message is dropped: %s", type(exc).__name__)
 
 
 def _taking(

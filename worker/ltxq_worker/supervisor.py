@@ -81,6 +81,7 @@ class Supervisor:
         self._settings = settings
         self._instance = secrets.token_hex(8)  # by which the ledger knows whose the names are
         self._gone = {post.place.name: read_instance(post.lock) for post in posts}
+        self._noted = False  # the instance, in the places' lock files
         self._name_taken: NameTaken | None = None  # by another supervisor: this one must end
         self._drained = False  # no process is to run here until the operator says otherwise
         self._app: Celery = make_app(settings)
@@ -237,6 +238,10 @@ class Supervisor:
         drained = self._ledger.present(
             self._model, self._host, states, instance=self._instance, gone=self._gone
         )
+        if not self._noted:  # for the next supervisor of these places
+            for post in self._posts:
+                note_instance(post.lock, self._instance)
+            self._noted = True
         if drained != self._drained:
             log.info(
                 "%s is to drain: running jobs finish, no more are taken"
@@ -263,14 +268,13 @@ class Supervisor:
                 if not silent:
                     log.warning("%s Waiting whether that is still heard.", exc.message)
                 silent = exc.silent + 0.001
-                self._sweep()  # perhaps nobody else does, and then no name is free
+                with suppress(LtxqError):  # Redis goes away: the next look says so
+                    self._sweep()  # perhaps nobody else does, and then no name is free
                 time.sleep(NAME_SECONDS)
             except LtxqError as exc:
                 log.warning("Whether this host is to drain is not known yet: %s", exc)
                 return
             else:
-                for post in self._posts:
-                    note_instance(post.lock, self._instance)
                 return
 
     def _state(self, post: Post) -> WorkerState:

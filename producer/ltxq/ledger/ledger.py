@@ -53,11 +53,9 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
-GRACE = 3.0  # seconds a message may be on its way before its job counts as overtaken
-GARBAGE_MOST, GARBAGE_LEASE = (
-    100,
-    600.0,
-)  # claims one housekeeper takes at once, and seconds for them
+GRACE = 3.0  # seconds that whoever ended a job has to store Celery's result
+GARBAGE_MOST = 100  # claims that one supervisor takes at once
+GARBAGE_LEASE = 600.0  # seconds it has to delete their objects
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
 
 CANCELLED = JobError(code="cancelled", message="The job was cancelled.")
@@ -259,30 +257,32 @@ class Ledger(FleetRecords):
         """Take the job that is first among those that wait for `model`; None where none does.
 
         More urgent ones come first, then it is fair between owners. One whose request cannot be
-        read has failed; the next call goes on.
+        read has failed, and the next one is taken.
         """
         nonce = nonce or secrets.token_hex(8)
-        answer = self._run(
-            "claim", queue_name(model), nonce, worker, self._lease, self._retention,
-            EXPIRED.model_dump_json(),
-        )  # fmt: skip
-        if answer[0] == "none":
-            return None
-        _, job_id, attempt, text, waited = answer
-        try:
-            request = VideoRequest.model_validate_json(text or "")
-        except (ValidationError, UnicodeEncodeError):
-            damage = unreadable(job_id)
-            log.error("%s It has failed.", damage.message)
-            self._finish(job_id, nonce, "failed", "error", damage.as_job_error())
-            return self.claim(model, worker)
-        return Claim(
-            job_id=job_id,
-            nonce=nonce,
-            attempt=attempt,
-            request=request,
-            waited=waited / 1000,
-        )
+        while True:
+            answer = self._run(
+                "claim", queue_name(model), nonce, worker, self._lease, self._retention,
+                EXPIRED.model_dump_json(),
+            )  # fmt: skip
+            if answer[0] == "none":
+                return None
+            _, job_id, attempt, text, waited = answer
+            try:
+                request = VideoRequest.model_validate_json(text or "")
+            except (ValidationError, UnicodeEncodeError):
+                damage = unreadable(job_id)
+                log.error("%s It has failed.", damage.message)
+                self._finish(job_id, nonce, "failed", "error", damage.as_job_error())
+                nonce = secrets.token_hex(8)
+            else:
+                return Claim(
+                    job_id=job_id,
+                    nonce=nonce,
+                    attempt=attempt,
+                    request=request,
+                    waited=waited / 1000,
+                )
 
     def renew(self, claim: Claim) -> Standing:
         """Extend the lease to a whole one from now."""

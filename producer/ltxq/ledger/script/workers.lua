@@ -38,8 +38,9 @@ end
 function operation.claim(queue, nonce, worker, lease, retention, late)
   local last_nonce, last = string.match(redis.call('HGET', key('claimed'), worker) or '', '^(%S+) (%S+)$')
   if last_nonce == nonce then
-    local running = is_record(last) and redis.call('HGET', key('job', last), 'nonce') == nonce
-    return running and claimed(last) or {'none'}
+    local state, holder
+    if is_record(last) then state, holder = unpack(get(last, 'state', 'nonce')) end
+    return state == 'running' and holder == nonce and claimed(last) or {'none'}
   end
   for band = 0, 2 do
     for _ = 1, PAGE do  -- those that are damaged, cancelled or late, and then the next call goes on
