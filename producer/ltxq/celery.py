@@ -1,5 +1,5 @@
-"""The Celery side of the contract: the app, its queues and lanes, how a job is announced to
-workers, and how its outcome reaches any Celery client. The job itself lives in the ledger.
+"""The Celery side of the contract: the app, its queues, how a worker is woken for
+a job, and how its outcome reaches any Celery client. The job itself lives in the ledger.
 
 `celery -A ltxq.celery:app …` (Flower, inspect) finds `app`, built from the environment.
 """
