@@ -1,5 +1,5 @@
-"""The Celery side of the contract: the app, its queues, how a worker is woken for
-a job, and how its outcome reaches any Celery client. The job itself lives in the ledger.
+"""The Celery side of the contract: the app, its queues, and how a job's outcome reaches any Celery
+client. The job itself, and the message that wakes a worker for it, is the ledger's.
 
 `celery -A ltxq.celery:app …` (Flower, inspect) finds `app`, built from the environment.
 """
@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError, QueueUnavailable
-from ltxq.flower import describe, show_outcome, show_requeued
-from ltxq.job import Job, VideoRequest
-from ltxq.ledger import Ledger, Ticket, queue_name
+from ltxq.errors import JobError, JobNotFound, JobUnreadable, LtxqError
+from ltxq.flower import show_outcome, show_requeued
+from ltxq.job import FINAL_STATES, Job
+from ltxq.ledger import Ledger, Returned, queue_name
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
-
-TASK = "ltxq.generate"
 
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for the Redis of `settings`; connects on first use."""
     url, tls = settings.url.get_secret_value(), settings.redis_tls or None
     app = Celery("ltxq", broker=url, backend=url, set_as_current=False)
-    # One message is a wake-up of a few hundred bytes; a lost one is found by the sweep. So
-    # nothing here waits long or tries hard.
+    # A lost message is found by the sweep. So nothing here waits long or tries hard.
     app.conf.update(
         task_serializer="json",
         result_serializer="json",
@@ -41,7 +37,6 @@ def make_app(settings: Settings) -> Celery:
         task_default_queue=queue_name(settings.default_model),  # Flower counts it
         task_ignore_result=True,  # the ledger's writer stores the result
         task_acks_late=False,
-        task_send_sent_event=settings.events,
         worker_send_task_events=settings.events,
         ltxq_show_prompts=settings.show_prompts,
         worker_prefetch_multiplier=1,
@@ -58,7 +53,6 @@ def make_app(settings: Settings) -> Celery:
             # delivered again: its worker died before it had recorded a plain producer's job.
             "visibility_timeout": 60,
         },
-        task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_max": 0.2},
         broker_use_ssl=tls,
         redis_backend_use_ssl=tls,
         redis_socket_timeout=2.0,
@@ -68,41 +62,22 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def announce(app: Celery, ticket: Ticket, request: VideoRequest | None = None) -> None:
-    """Wake a worker for a queued job.
-
-    Args:
-        request: what it makes, where that is known: Flower shows it.
-
-    Raises:
-        QueueUnavailable: nothing was sent; the sweep will.
+def follow_up(app: Celery, ledger: Ledger, *returned: Returned) -> None:
+    """Tell of jobs that were taken from a worker: Celery of those that are final, Flower of those
+    that are queued again.
     """
-    shown = request and describe(ticket.job_id, request, prompt=app.conf.ltxq_show_prompts)
-    try:
-        app.send_task(
-            TASK,
-            args=[ticket.job_id],
-            argsrepr=shown,
-            task_id=ticket.job_id,
-            queue=ticket.queue,
-            ignore_result=True,
-        )
-    except (OperationalError, OSError) as exc:
-        raise QueueUnavailable(f"The message for {ticket.job_id} was not sent.") from exc
-
-
-def announce_known(app: Celery, ledger: Ledger, tickets: Collection[Ticket]) -> None:
-    """Wake workers for jobs that are queued again; the ledger says what they make.
-
-    Raises:
-        QueueUnavailable: some were not sent; the sweep will.
-    """
-    jobs = ledger.get_many([ticket.job_id for ticket in tickets])
-    for ticket in tickets:
-        job = jobs.get(ticket.job_id)
-        announce(app, ticket, job.request if job else None)
-        if job and job.worker:
-            show_requeued(app, job.id, job.worker)
+    for job_id, state in ((job.job_id, job.state) for job in returned):
+        if state in FINAL_STATES:
+            report_outcome(app, ledger, job_id)
+    if queued := [job.job_id for job in returned if job.state == "queued"]:
+        try:
+            jobs = ledger.get_many(queued)
+        except LtxqError as exc:
+            log.debug("Flower is not told: %s", exc)
+            return
+        for job in jobs.values():
+            if job.worker:
+                show_requeued(app, job.id, job.worker)
 
 
 def report_outcome(app: Celery, ledger: Ledger, job_id: str, *, worker: str = "") -> None:

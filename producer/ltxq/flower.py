@@ -17,6 +17,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from ltxq.job import Job, Progress, VideoRequest
+from ltxq.ledger import TASK, queue_name
 
 log = logging.getLogger("ltxq")
 
@@ -34,8 +35,10 @@ def describe(job_id: str, request: VideoRequest, *, prompt: bool = True) -> str:
     width, height = request.output_size
     parts = [f"{width}x{height}", f"{request.num_frames} frames"]
     if prompt:
+        shown = request.prompt[: 4 * PROMPT_WORDS]
         # A control character, or a mark that turns the text around, could upset what follows it.
-        shown = "".join(c if c.isprintable() else " " for c in request.prompt[: 4 * PROMPT_WORDS])
+        if not shown.isprintable():
+            shown = "".join(c if c.isprintable() else " " for c in shown)
         words = " ".join(shown.split())
         cut = len(words) > PROMPT_WORDS or len(request.prompt) > 4 * PROMPT_WORDS
         parts.append(f"'{words[:PROMPT_WORDS].rstrip()}…'" if cut else f"'{words}'")
@@ -88,6 +91,13 @@ class Showcase:
             self._shown.pop(job_id, None)
 
 
+def show_queued(app: Celery, job: Job) -> None:
+    """Tell of a job that was submitted, and what it makes."""
+    shown = describe(job.id, job.request, prompt=app.conf.ltxq_show_prompts)
+    queue = queue_name(job.request.model or "")
+    _send(app, None, "task-sent", job.id, name=TASK, args=shown, kwargs="{}", queue=queue)
+
+
 def show_outcome(app: Celery, job: Job, worker: str) -> None:
     """Tell of a final state, in the name of the worker that had the job."""
     send = partial(_send, app, worker)
@@ -109,12 +119,13 @@ def show_requeued(app: Celery, job_id: str, worker: str) -> None:
     _send(app, worker, "task-retried", job_id, exception=why, traceback="", result=None)
 
 
-def _send(app: Celery, worker: str, kind: str, job_id: str, **fields: Any) -> None:
-    """Send one event in a worker's name, if it can be sent."""
+def _send(app: Celery, worker: str | None, kind: str, job_id: str, **fields: Any) -> None:
+    """Send one event in the name of a worker, or of this process, if it can be sent."""
     if not app.conf.worker_send_task_events:
         return
     try:
-        with app.events.default_dispatcher(hostname=worker) as dispatcher:
-            dispatcher.send(kind, uuid=job_id, **fields)
+        with app.amqp.producer_pool.acquire(block=True) as producer:
+            dispatcher = app.events.Dispatcher(producer.connection, worker, enabled=False)
+            dispatcher.publish(kind, {"uuid": job_id, **fields}, producer)
     except (KombuError, RedisError, OSError) as exc:
         log.debug("Flower is not told: %s", exc)

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from ltxq.celery import announce, forget_outcome, make_app, report_outcome
+from ltxq.celery import forget_outcome, make_app, report_outcome
 from ltxq.errors import LtxqError, QueueUnavailable
+from ltxq.flower import show_queued
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
-from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 
@@ -90,7 +90,7 @@ class Transport(Protocol):
 
 
 class RedisTransport:
-    """Straight to Redis: the ledger for truth, a Celery message to wake a worker."""
+    """Straight to Redis."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -110,7 +110,7 @@ class RedisTransport:
         resent: bool | None = None,
         owner: str | None = None,
     ) -> Job:
-        job, ticket = self._ledger.submit(
+        job = self._ledger.submit(
             job_id,
             request.settled(self.settings.default_model),
             digest=digest,
@@ -119,13 +119,9 @@ class RedisTransport:
             resent=resent,
             owner=owner,
         )
-        if ticket is None:
+        if job.id != job_id:
             return self._signed(job)
-        try:
-            announce(self._app, ticket, job.request)
-        except QueueUnavailable as exc:  # accepted all the same: the ledger is the truth
-            with about_job(ticket.job_id):
-                log.warning("%s It is queued; a supervisor sends it again.", exc)
+        show_queued(self._app, job)
         return job
 
     def get(self, job_id: str) -> Job:

@@ -458,21 +458,6 @@ def test_redis_down_is_a_clear_error_within_5_seconds(tmp_path: Path) -> None:
             assert [job.request.prompt for job in client.list().jobs] == ["a fox"]
 
 
-def test_a_job_whose_message_was_not_sent_is_queued_all_the_same(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Client(redis_url) as client:
-        transport: Any = client._transport
-        monkeypatch.setattr(transport._app, "send_task", _refuse)
-        job = client.submit("a fox")
-        assert client.get(job.id).state == "queued"
-    assert "a supervisor sends it again" in caplog.text
-
-
-def _refuse(*_: Any, **__: Any) -> None:
-    raise ConnectionResetError
-
-
 def test_an_url_that_is_not_of_redis_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigurationError, match="must start with redis://") as caught:
         Client("postgres://user:s3cret@db/0")

@@ -98,7 +98,7 @@ def test_a_retry_and_a_remix_are_refused_too(
     gateway: Gateway, ledger: Ledger, server: redis.Redis
 ) -> None:
     request = VideoRequest.parse({"prompt": "a fox", "model": "forgotten", "seed": 1})
-    old, _ = ledger.submit(new_job_id(), request, owner="alice")
+    old = ledger.submit(new_job_id(), request, owner="alice")
     error(ask(gateway, f"/v1/videos/{old.id}/remix"), 404, "unknown_model")
     retry = gateway.ask("POST", f"/v1/jobs/{old.id}/retry", key=ALICE.key)
     error(retry, 404, "unknown_model")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from ltxq.job import JobError, VideoRequest, VideoResult, new_job_id
-from ltxq.ledger import CANCELLED, Ticket
+from ltxq.job import Job, JobError, VideoRequest, VideoResult, new_job_id
+from ltxq.ledger import CANCELLED
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker import app
@@ -93,13 +93,11 @@ def runner(
     runner.ledger.close()
 
 
-def submit(runner: Runner, prompt: str = "a fox") -> Ticket:
+def submit(runner: Runner, prompt: str = "a fox") -> Job:
     request = VideoRequest.parse(
         {"prompt": prompt, "model": "tiny", "width": 64, "height": 64, "num_frames": 9}
     )
-    _, ticket = runner.ledger.submit(new_job_id(), request)
-    assert ticket
-    return ticket
+    return runner.ledger.submit(new_job_id(), request)
 
 
 def test_whatever_thread_runs_a_job_one_thread_drives_the_device(

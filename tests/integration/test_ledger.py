@@ -5,6 +5,7 @@ The order of steps nobody thought of is test_ledger_states.py's.
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -25,8 +26,8 @@ from ltxq.errors import (
     QueueFull,
     QueueUnavailable,
 )
-from ltxq.job import JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
-from ltxq.ledger import CANCELLED, PREFIX, Claim, Ledger, Ticket
+from ltxq.job import Job, JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
+from ltxq.ledger import CANCELLED, PREFIX, Claim, Ledger, queue_name
 from ltxq.settings import Settings
 from ltxq_worker.local import RedisServer
 
@@ -52,18 +53,16 @@ def make_ledger(url: str, **settings: Any) -> Ledger:
     return Ledger.from_settings(Settings(url=url, **settings))
 
 
-def submit(ledger: Ledger, **fields: Any) -> Ticket:
+def submit(ledger: Ledger, **fields: Any) -> Job:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    _, ticket = ledger.submit(new_job_id(), request)
-    assert ticket
-    return ticket
+    return ledger.submit(new_job_id(), request)
 
 
-def claim(ledger: Ledger, ticket: Ticket, worker: str = "w") -> Claim:
-    """The ticket's job, which must be the first."""
+def claim(ledger: Ledger, job: Job, worker: str = "w") -> Claim:
+    """Of the job, which must be the first."""
     claimed = ledger.claim("instant", worker)
     assert claimed is not None
-    assert claimed.job_id == ticket.job_id
+    assert claimed.job_id == job.id
     return claimed
 
 
@@ -77,19 +76,32 @@ def result(claimed: Claim) -> VideoResult:
 
 
 def let_time_pass(server: redis.Redis, *, leases: bool = True) -> None:
-    """As if every message had long been on its way, and every lease had ended; a sweep is due."""
+    """A sweep is due, and every lease has ended."""
     for job_id in server.zrange(f"{PREFIX}running", 0, -1) if leases else ():
         server.zadd(f"{PREFIX}running", {job_id: 0})
-    for key in server.scan_iter(f"{PREFIX}job:*"):
-        server.hset(key, "sent", 0)
     seconds, micros = server.time()
     server.set(f"{PREFIX}swept", int(seconds * 1000 + micros / 1000 - 2000))
 
 
-def sweep_later(ledger: Ledger, server: redis.Redis) -> tuple[Ticket, ...]:
+def wakeups(server: redis.Redis) -> list[str]:
+    """Ids of the jobs for which messages are in the queue, the oldest first."""
+    messages = server.lrange(queue_name("instant"), 0, -1)
+    return [json.loads(message)["headers"]["id"] for message in reversed(messages)]
+
+
+def lose_wakeups(server: redis.Redis) -> list[str]:
+    """The same; they are gone now."""
+    lost = wakeups(server)
+    server.delete(queue_name("instant"))
+    return lost
+
+
+def sweep_later(ledger: Ledger, server: redis.Redis) -> list[str]:
     """The wake-ups that the next sweep sends."""
+    before = len(wakeups(server))
     let_time_pass(server, leases=False)
-    return ledger.sweep().tickets
+    ledger.sweep()
+    return wakeups(server)[before:]
 
 
 def test_submitting_the_same_id_again_changes_nothing(ledger: Ledger) -> None:
@@ -133,9 +145,8 @@ def test_a_worker_of_another_model_gets_no_claim(ledger: Ledger) -> None:
 
 def test_writes_of_an_earlier_claim_are_refused(ledger: Ledger) -> None:
     old = claim(ledger, submit(ledger), "w1")
-    returned = ledger.give_back(old, charged=False)
-    assert returned.ticket is not None
-    new = claim(ledger, returned.ticket, "w2")
+    assert ledger.give_back(old, charged=False).state == "queued"
+    new = claim(ledger, ledger.get(old.job_id), "w2")
     assert (old.attempt, new.attempt) == (1, 2)
     assert ledger.renew(old) == "lost"
     assert ledger.report(old, HALF, on_gpu=True) == "lost"
@@ -165,10 +176,10 @@ def test_progress_is_seen_and_gone_at_the_end(ledger: Ledger) -> None:
 
 
 def test_a_queued_job_is_cancelled_at_once(ledger: Ledger) -> None:
-    ticket = submit(ledger)
-    assert ledger.cancel(ticket.job_id) == "cancelled"
+    job = submit(ledger)
+    assert ledger.cancel(job.id) == "cancelled"
     assert ledger.claim("instant", "w") is None
-    assert ledger.get(ticket.job_id).state == "cancelled"
+    assert ledger.get(job.id).state == "cancelled"
 
 
 def test_a_running_job_learns_that_it_is_cancelled(ledger: Ledger) -> None:
@@ -210,21 +221,18 @@ def test_only_the_job_on_the_gpu_is_charged_for_a_lost_worker(redis_url: str) ->
 
 def test_a_job_fails_after_max_lost_workers_and_not_before(redis_url: str) -> None:
     ledger = make_ledger(redis_url, max_lost=3)
-    ticket: Ticket | None = submit(ledger)
-    states = []
-    while ticket:
-        returned = ledger.give_back(claim(ledger, ticket), charged=True)
-        states.append(returned.state)
-        ticket = returned.ticket
-    assert states == ["queued", "queued", "failed"]
+    job, states = submit(ledger), ["queued"]
+    while states[-1] == "queued":
+        states.append(ledger.give_back(claim(ledger, job), charged=True).state)
+    assert states == ["queued", "queued", "queued", "failed"]
     ledger.close()
 
 
 def test_a_job_given_back_is_the_first_of_its_priority(ledger: Ledger) -> None:
-    tickets = {p: [submit(ledger, priority=p) for _ in range(2)] for p in ("low", "normal", "high")}
+    jobs = {p: [submit(ledger, priority=p) for _ in range(2)] for p in ("low", "normal", "high")}
     for priority in ("high", "normal", "low"):
-        first, second = tickets[priority]
-        assert ledger.give_back(claim(ledger, first), charged=False).ticket == first
+        first, second = jobs[priority]
+        ledger.give_back(claim(ledger, first), charged=False)
         claim(ledger, first)
         claim(ledger, second)
 
@@ -232,7 +240,7 @@ def test_a_job_given_back_is_the_first_of_its_priority(ledger: Ledger) -> None:
 def test_an_owner_with_many_jobs_delays_nobodys_first(ledger: Ledger) -> None:
     def send(owner: str, **fields: Any) -> str:
         request = VideoRequest.parse({"prompt": "x", "model": "instant", **fields})
-        return ledger.submit(new_job_id(), request, owner=owner)[0].id
+        return ledger.submit(new_job_id(), request, owner=owner).id
 
     def next_one() -> str:
         claimed = ledger.claim("instant", "w")
@@ -257,7 +265,7 @@ def test_an_owners_weight_is_its_share(redis_url: str) -> None:
     ledger = make_ledger(redis_url, weights="heavy=3")
     request = VideoRequest(prompt="x", model="instant")
     heavy, _ = (
-        {ledger.submit(new_job_id(), request, owner=owner)[0].id for _ in range(20)}
+        {ledger.submit(new_job_id(), request, owner=owner).id for _ in range(20)}
         for owner in ("heavy", "light")
     )
     claims = [ledger.claim("instant", "w") for _ in range(12)]
@@ -285,10 +293,11 @@ def test_a_repeated_give_back_answers_as_the_first(ledger: Ledger) -> None:
 
 def test_the_sweep_queues_a_job_whose_lease_ended(ledger: Ledger, server: redis.Redis) -> None:
     claimed = claim(ledger, submit(ledger))
+    lose_wakeups(server)
     let_time_pass(server)
     swept = ledger.sweep()
     assert [r.job_id for r in swept.lease_ended] == [claimed.job_id]
-    assert [t.job_id for t in swept.tickets] == [claimed.job_id]
+    assert wakeups(server) == [claimed.job_id]
     assert ledger.renew(claimed) == "lost"
 
 
@@ -310,41 +319,42 @@ def test_leases_are_extended_when_nobody_swept_for_a_while(
 
 
 def test_a_sweep_right_after_anothers_does_nothing(ledger: Ledger, server: redis.Redis) -> None:
-    claim(ledger, submit(ledger))
+    job = submit(ledger)
+    claim(ledger, job)
     let_time_pass(server)
-    (swept,) = ledger.sweep(interval=2.0).tickets
-    claim(ledger, swept)
-    server.zadd(f"{PREFIX}running", {swept.job_id: 0})
+    assert ledger.sweep(interval=2.0).lease_ended
+    claim(ledger, job)
+    server.zadd(f"{PREFIX}running", {job.id: 0})
     assert ledger.sweep(interval=2.0).lease_ended == ()
     assert ledger.sweep(interval=0.001).lease_ended
 
 
 def test_a_job_without_a_wakeup_is_given_one(ledger: Ledger, server: redis.Redis) -> None:
-    ticket = submit(ledger)  # and no message
-    assert sweep_later(ledger, server) == ()  # it may be on its way
-    assert sweep_later(ledger, server) == (ticket,)
-    server.lpush(ticket.queue, "its message")
+    job = submit(ledger)
+    assert lose_wakeups(server) == [job.id]
+    assert sweep_later(ledger, server) == []  # a worker may just have it
+    assert sweep_later(ledger, server) == [job.id]
     for _ in range(3):
-        assert sweep_later(ledger, server) == ()
+        assert sweep_later(ledger, server) == []
 
 
 def test_as_many_wakeups_are_sent_as_are_missing(ledger: Ledger, server: redis.Redis) -> None:
-    tickets = [submit(ledger, priority=p) for p in ("low", "normal", "high")]
-    server.lpush(tickets[0].queue, "a message")
+    jobs = [submit(ledger, priority=p) for p in ("low", "normal", "high")]
+    server.ltrim(queue_name("instant"), 0, 0)
     sweep_later(ledger, server)
     again = sweep_later(ledger, server)
     assert len(again) == 2
-    assert {ticket.job_id for ticket in again} < {ticket.job_id for ticket in tickets}
-    assert sweep_later(ledger, server) == ()  # they may be on their way
-    assert len(sweep_later(ledger, server)) == 2
+    assert set(again) < {job.id for job in jobs}
+    lose_wakeups(server)
+    assert sweep_later(ledger, server) == []  # workers may just have them
+    assert len(sweep_later(ledger, server)) == 3
 
 
 def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: redis.Redis) -> None:
     ledger = make_ledger(redis_url)
     request = VideoRequest(prompt="a fox", model="instant")
-    _, ticket = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
-    assert ticket
-    claimed = claim(ledger, ticket)
+    job = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    claimed = claim(ledger, job)
     ledger.finish(claimed, result(claimed))
     server.zadd(f"{PREFIX}expiry", {claimed.job_id: 0})
     assert ledger.take_garbage() == ((claimed.objects,), False)
@@ -353,7 +363,7 @@ def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: r
         ledger.get(claimed.job_id)
     ledger.garbage_deleted([claimed.objects])
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
-    of_queue = {f"{kind}:{ticket.queue}" for kind in ("pace", "totals", "vtime", "tags")}
+    of_queue = {f"{kind}:{queue_name('instant')}" for kind in ("pace", "totals", "vtime", "tags")}
     assert left <= {"counter", "queues", "swept", "claimed", *of_queue}
     ledger.close()
 
@@ -375,10 +385,9 @@ def test_a_claim_that_was_lost_is_garbage_when_the_job_ends_and_the_results_is_n
     ledger: Ledger,
 ) -> None:
     lost = claim(ledger, submit(ledger), "w1")
-    ticket = ledger.give_back(lost, charged=False).ticket
-    assert ticket
+    ledger.give_back(lost, charged=False)
     assert ledger.take_garbage() == ((), False)  # it may still be uploading
-    last = claim(ledger, ticket, "w2")
+    last = claim(ledger, ledger.get(lost.job_id), "w2")
     ledger.finish(last, result(last))
     assert ledger.take_garbage() == ((lost.objects,), False)
 
@@ -387,9 +396,8 @@ def test_a_claim_of_a_record_that_began_again_is_refused(ledger: Ledger) -> None
     request = VideoRequest(prompt="a fox", model="instant")
     claims = []
     for _ in range(2):
-        _, ticket = ledger.submit("order-17", request)
-        assert ticket
-        claims.append(claim(ledger, ticket))
+        job = ledger.submit("order-17", request)
+        claims.append(claim(ledger, job))
         if len(claims) == 1:
             ledger.finish(claims[0], CANCELLED)
             ledger.delete("order-17")
@@ -406,12 +414,12 @@ def test_a_claim_of_a_record_that_began_again_is_refused(ledger: Ledger) -> None
 def test_a_job_that_is_not_finished_does_not_expire(
     ledger: Ledger, server: redis.Redis, running: bool
 ) -> None:
-    ticket = submit(ledger)
+    job = submit(ledger)
     if running:
-        claim(ledger, ticket)
-    server.zadd(f"{PREFIX}expiry", {ticket.job_id: 0})
+        claim(ledger, job)
+    server.zadd(f"{PREFIX}expiry", {job.id: 0})
     assert ledger.take_garbage() == ((), False)
-    assert ledger.get(ticket.job_id).state == ("running" if running else "queued")
+    assert ledger.get(job.id).state == ("running" if running else "queued")
 
 
 def test_the_sweep_names_results_celery_was_not_told_of(
@@ -431,18 +439,18 @@ def test_the_sweep_names_results_celery_was_not_told_of(
 def test_a_final_state_makes_its_webhook_due_at_once(ledger: Ledger) -> None:
     plain, told = submit(ledger), submit(ledger, webhook_url="https://example.com/done")
     assert ledger.take_webhook(lease=60) is None
-    ledger.cancel(plain.job_id)
+    ledger.cancel(plain.id)
     assert ledger.take_webhook(lease=60) is None
-    ledger.cancel(told.job_id)
+    ledger.cancel(told.id)
     assert ledger.webhooks_waiting() == 1
-    assert ledger.get(told.job_id).webhook == WebhookState(state="pending")
+    assert ledger.get(told.id).webhook == WebhookState(state="pending")
     delivery = ledger.take_webhook(lease=60)
     assert delivery is not None
-    assert (delivery.job_id, delivery.attempt) == (told.job_id, 1)
+    assert (delivery.job_id, delivery.attempt) == (told.id, 1)
     assert ledger.take_webhook(lease=60) is None
     ledger.webhook_delivered(delivery)
     ledger.webhook_delivered(delivery)
-    webhook = ledger.get(told.job_id).webhook
+    webhook = ledger.get(told.id).webhook
     assert webhook is not None
     assert webhook.state == "delivered"
     assert webhook.delivered_at is not None
@@ -450,7 +458,7 @@ def test_a_final_state_makes_its_webhook_due_at_once(ledger: Ledger) -> None:
 
 
 def test_a_failed_webhook_is_due_again_or_given_up(ledger: Ledger) -> None:
-    job_id = submit(ledger, webhook_url="https://example.com/done").job_id
+    job_id = submit(ledger, webhook_url="https://example.com/done").id
     ledger.cancel(job_id)
     for attempt, again_in in ((1, 0), (2, None)):
         delivery = ledger.take_webhook(lease=60)
@@ -467,9 +475,8 @@ def test_a_failed_webhook_is_due_again_or_given_up(ledger: Ledger) -> None:
 
 def test_an_idempotency_key_gives_the_same_job_back(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
-    first, ticket = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
-    assert ticket
-    assert ledger.submit(new_job_id(), request, idempotency_key="k", digest="d") == (first, None)
+    first = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    assert ledger.submit(new_job_id(), request, idempotency_key="k", digest="d") == first
     with pytest.raises(IdempotencyConflict):
         ledger.submit(new_job_id(), request, idempotency_key="k", digest="e")
     assert len(ledger.list().jobs) == 1
@@ -486,14 +493,14 @@ def test_a_full_queue_takes_nothing_and_stores_nothing(redis_url: str, server: r
 
 
 def test_deleting_is_for_finished_jobs(ledger: Ledger) -> None:
-    ticket = submit(ledger)
+    job = submit(ledger)
     with pytest.raises(JobNotFinished):
-        ledger.delete(ticket.job_id)
-    ledger.cancel(ticket.job_id)
-    ledger.delete(ticket.job_id)
+        ledger.delete(job.id)
+    ledger.cancel(job.id)
+    ledger.delete(job.id)
     for ask in (ledger.get, ledger.cancel, ledger.delete):
         with pytest.raises(JobNotFound):
-            ask(ticket.job_id)
+            ask(job.id)
 
 
 def test_a_position_counts_every_job_that_is_taken_before(ledger: Ledger) -> None:
@@ -502,21 +509,21 @@ def test_a_position_counts_every_job_that_is_taken_before(ledger: Ledger) -> Non
     )
     submit(ledger, model="another")
 
-    def position(ticket: Ticket) -> int | None:
-        return ledger.get(ticket.job_id).queue_position
+    def position(job: Job) -> int | None:
+        return ledger.get(job.id).queue_position
 
-    assert [position(ticket) for ticket in (high, first, second, low)] == [0, 1, 2, 3]
+    assert [position(job) for job in (high, first, second, low)] == [0, 1, 2, 3]
     claimed = claim(ledger, high)
-    assert [position(ticket) for ticket in (high, first, second, low)] == [None, 0, 1, 2]
+    assert [position(job) for job in (high, first, second, low)] == [None, 0, 1, 2]
     ledger.give_back(claimed, charged=False)
-    assert [position(ticket) for ticket in (high, first)] == [0, 1]
+    assert [position(job) for job in (high, first)] == [0, 1]
 
 
 def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     waiting = [submit(ledger) for _ in range(5)]
-    assert ledger.get(waiting[4].job_id).eta_seconds is None
+    assert ledger.get(waiting[4].id).eta_seconds is None
     claimed = claim(ledger, waiting[0])
     long_ago(server, claimed, 4)
     ledger.report(claimed, HALF, on_gpu=True)
@@ -524,12 +531,12 @@ def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     ledger.report(claimed, HALF, on_gpu=False)
     long_ago(server, claimed, 6)
     ledger.finish(claimed, result(claimed))
-    assert ledger.get(waiting[4].job_id).eta_seconds is None  # nobody is there to make it
+    assert ledger.get(waiting[4].id).eta_seconds is None  # nobody is there to make it
     ledger.present("instant", "host", {"w1": "ready"})
-    assert ledger.get(waiting[1].job_id).eta_seconds == pytest.approx(6, abs=0.5)
-    assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
+    assert ledger.get(waiting[1].id).eta_seconds == pytest.approx(6, abs=0.5)
+    assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
     ledger.present("instant", "host", {"w2": "ready"})
-    assert ledger.get(waiting[4].job_id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
+    assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
     running = claim(ledger, waiting[1])
     assert ledger.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
     long_ago(server, running, 60)  # longer than the others took
@@ -550,11 +557,11 @@ def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.
         server.delete(f"{PREFIX}pace:ltxq.3.instant")
         spoilt(f"{PREFIX}pace:ltxq.3.instant")
         ledger.present("instant", "host", {"w": "ready"})
-        ticket = submit(ledger)
-        assert ledger.get(ticket.job_id).eta_seconds is None
-        claimed = claim(ledger, ticket)
+        job = submit(ledger)
+        assert ledger.get(job.id).eta_seconds is None
+        claimed = claim(ledger, job)
         assert ledger.finish(claimed, result(claimed))
-        assert ledger.get(ticket.job_id).state == "succeeded"
+        assert ledger.get(job.id).state == "succeeded"
 
 
 def test_a_model_is_served_while_its_workers_are_heard_of(
@@ -574,32 +581,33 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
 
 def test_an_owners_index_follows_the_job(ledger: Ledger, server: redis.Redis) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
-    tickets = [ledger.submit(new_job_id(), request, owner=o)[1] for o in ("alice", "alice", "bob")]
-    first, second, other = (ticket for ticket in tickets if ticket)
+    first, second, other = (
+        ledger.submit(new_job_id(), request, owner=owner) for owner in ("alice", "alice", "bob")
+    )
     claimed = claim(ledger, first)
-    server.set(f"{PREFIX}job:{second.job_id}", "spoilt")
+    server.set(f"{PREFIX}job:{second.id}", "spoilt")
 
     def owned(owner: str, state: JobState | None = None) -> list[str]:
         return [job.id for job in ledger.list(owner=owner, state=state).jobs]
 
-    assert owned("alice") == [first.job_id]
-    assert owned("alice", "running") == [first.job_id]
-    assert owned("bob") == [other.job_id]
+    assert owned("alice") == [first.id]
+    assert owned("alice", "running") == [first.id]
+    assert owned("bob") == [other.id]
     ledger.finish(claimed, result(claimed))
-    assert owned("alice", "succeeded") == [first.job_id]
-    ledger.delete(first.job_id)
-    ledger.delete(second.job_id)
-    ledger.cancel(other.job_id)
-    ledger.delete(other.job_id)
+    assert owned("alice", "succeeded") == [first.id]
+    ledger.delete(first.id)
+    ledger.delete(second.id)
+    ledger.cancel(other.id)
+    ledger.delete(other.id)
     assert not list(server.scan_iter(f"{PREFIX}owned:*"))
 
 
 def test_a_list_is_newest_first_by_state_and_paged(ledger: Ledger) -> None:
-    tickets = [submit(ledger) for _ in range(7)]
-    for ticket in tickets[:4]:
-        claimed = claim(ledger, ticket)
+    jobs = [submit(ledger) for _ in range(7)]
+    for job in jobs[:4]:
+        claimed = claim(ledger, job)
         ledger.finish(claimed, result(claimed))
-    newest = [t.job_id for t in reversed(tickets)]
+    newest = [t.id for t in reversed(jobs)]
     seen: list[str] = []
     after = None
     while True:

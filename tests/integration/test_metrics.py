@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fleet import PATIENCE, SMALL, Fleet, eventually, wait_until_running, worker_environment
 from ltxq import Client
 from ltxq.errors import ConfigurationError, JobError
-from ltxq.job import VideoRequest, new_job_id
-from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, Ticket
+from ltxq.job import Job, VideoRequest, new_job_id
+from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, queue_name
 from ltxq.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
 from ltxq_worker.gate import Gate
@@ -43,14 +43,12 @@ def told(ledger: Ledger) -> Scrape:
     return Scrape.read(generate_latest(registry).decode())
 
 
-def submit(ledger: Ledger, **fields: Any) -> Ticket:
+def submit(ledger: Ledger, **fields: Any) -> Job:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    _, ticket = ledger.submit(new_job_id(), request)
-    assert ticket
-    return ticket
+    return ledger.submit(new_job_id(), request)
 
 
-def claim(ledger: Ledger, ticket: Ticket) -> Claim:
+def claim(ledger: Ledger, job: Job) -> Claim:
     claimed = ledger.claim("instant", "w")
     assert claimed
     return claimed
@@ -61,7 +59,7 @@ def test_depth_and_age_are_told_by_priority(ledger: Ledger, redis_url: str) -> N
     old = submit(ledger, priority="high")
     submit(ledger, priority="high")
     with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=5) as server:
-        name = f"{PREFIX}job:{old.job_id}"
+        name = f"{PREFIX}job:{old.id}"
         server.hset(name, "submitted", int(server.hget(name, "submitted")) - 90_000)
     now = told(ledger)
     depth = {p: now.value("ltxq_queue_depth", priority=p) for p in ("high", "normal", "low")}
@@ -78,10 +76,8 @@ def test_depth_and_age_are_told_by_priority(ledger: Ledger, redis_url: str) -> N
 
 def test_every_event_is_counted_once_however_often_it_is_repeated(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant", webhook_url="https://x.example/")
-    ticket = None
     for _ in range(2):
-        _, ticket = ledger.submit("video_1", request)
-    assert ticket
+        ledger.submit("video_1", request)
     claimed = None
     for _ in range(2):
         claimed = ledger.claim("instant", "w", nonce="same")
@@ -95,7 +91,7 @@ def test_every_event_is_counted_once_however_often_it_is_repeated(ledger: Ledger
     assert delivery
     for _ in range(2):
         ledger.webhook_delivered(delivery)
-    ledger.cancel(submit(ledger).job_id)
+    ledger.cancel(submit(ledger).id)
     now = told(ledger)
     assert now.value("ltxq_jobs_submitted_total") == 2
     assert now.value("ltxq_jobs_claimed_total") == 1
@@ -155,10 +151,10 @@ def test_without_redis_the_metrics_say_that_and_nothing_stale(tmp_path: Path) ->
 def test_counts_written_over_by_hand_cost_no_job_and_no_other_figure(
     ledger: Ledger, redis_url: str
 ) -> None:
-    ticket = submit(ledger)
+    job = submit(ledger)
     with redis.Redis.from_url(redis_url, socket_timeout=5) as server:
-        server.set(f"{PREFIX}totals:{ticket.queue}", "garbage")
-    assert ledger.finish(claim(ledger, ticket), FAILED)
+        server.set(f"{PREFIX}totals:{queue_name('instant')}", "garbage")
+    assert ledger.finish(claim(ledger, job), FAILED)
     assert told(ledger).value("ltxq_queue_depth") == 0
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ltxq.job import VideoRequest, VideoResult, new_job_id
-from ltxq.ledger import Ledger, Ticket
+from ltxq.job import Job, VideoRequest, VideoResult, new_job_id
+from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.attempt import Attempt
@@ -32,18 +32,15 @@ def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
         worker="w",
         spool=tmp_path,
         report_outcome=lambda job_id: None,
-        announce=lambda ticket: None,
     )
     ledger.close()
 
 
-def submit(runner: Runner, **fields: Any) -> Ticket:
+def submit(runner: Runner, **fields: Any) -> Job:
     request = VideoRequest.parse(
         {"prompt": "a fox", "model": "instant", "width": 256, "height": 256, **fields}
     )
-    _, ticket = runner.ledger.submit(new_job_id(), request)
-    assert ticket
-    return ticket
+    return runner.ledger.submit(new_job_id(), request)
 
 
 def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
@@ -74,27 +71,27 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     runner.report_outcome = lambda job_id: told.append((job_id, runner.ledger.get(job_id).state))
     good, late = submit(runner), submit(runner)
     runner.run("first")
-    runner.ledger.cancel(late.job_id)
+    runner.ledger.cancel(late.id)
     runner.run("second")  # is not to be had: whoever cancelled it has told
-    assert told == [(good.job_id, "succeeded")]
+    assert told == [(good.id, "succeeded")]
 
 
 def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
     runner: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ticket, ledger = submit(runner), runner.ledger
+    job, ledger = submit(runner), runner.ledger
     runner.ledger = Ledger.from_settings(Settings(url="redis://127.0.0.1:1/0"))
     assert runner.run("delivery") is None
     assert "No job is claimed" in caplog.text
     runner.ledger.close()
     runner.ledger = ledger
-    assert ledger.get(ticket.job_id).state == "queued"
+    assert ledger.get(job.id).state == "queued"
 
 
 def test_what_a_lost_claim_uploaded_is_removed(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ticket = submit(runner)
+    job = submit(runner)
     put = Storage.put
 
     def lose_the_claim_at_the_last(self: Storage, key: str, path: Path, kind: str) -> None:
@@ -104,8 +101,8 @@ def test_what_a_lost_claim_uploaded_is_removed(
 
     monkeypatch.setattr(Storage, "put", lose_the_claim_at_the_last)
     assert runner.run("delivery") is None
-    assert list(runner.storage.list(f"{ticket.job_id}/")) == []
-    assert runner.ledger.get(ticket.job_id).state == "queued"
+    assert list(runner.storage.list(f"{job.id}/")) == []
+    assert runner.ledger.get(job.id).state == "queued"
 
 
 def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
@@ -115,9 +112,9 @@ def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
         raise RuntimeError("password=s3cret")
 
     monkeypatch.setattr(InstantPipeline, "generate", broken)
-    ticket = submit(runner)
+    job = submit(runner)
     runner.run("delivery")
-    error = runner.ledger.get(ticket.job_id).error
+    error = runner.ledger.get(job.id).error
     assert error is not None
     assert (error.code, error.retryable) == ("internal", True)
     assert "RuntimeError" in error.message

@@ -119,7 +119,7 @@ def test_a_failed_and_a_cancelled_job_are_told_of(
 ) -> None:
     broken = claim(ledger, submit(ledger, webhook_url=receiver.url))
     ledger.finish(broken, FAILED)
-    ledger.cancel(submit(ledger, webhook_url=receiver.url).job_id)
+    ledger.cancel(submit(ledger, webhook_url=receiver.url).id)
     while webhooks.send_one():
         pass
     errors = {call.event["type"]: call.event["data"]["error"] for call in receiver.calls}

@@ -34,8 +34,8 @@ from fleet import (
     worker_environment,
 )
 from ltxq import Client
-from ltxq.celery import announce, make_app
-from ltxq.ledger import PREFIX, Ticket, queue_name
+from ltxq.celery import make_app
+from ltxq.ledger import PREFIX, TASK, queue_name
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import RedisServer, S3Server
@@ -212,14 +212,13 @@ def test_celerys_revoke_cancels_in_the_ledger(slow: Fleet, client: Client, plain
 
 def test_a_message_delivered_twice_makes_one_clip(fleet: Fleet, client: Client) -> None:
     job = client.submit("a fox", **SMALL)
-    app = make_app(Settings(url=url_of(client)))
-    for _ in range(3):
-        announce(app, Ticket(job_id=job.id, queue=queue_name("instant")))
+    with make_app(Settings(url=url_of(client))) as app:
+        for _ in range(3):
+            app.send_task(TASK, args=[job.id], task_id=job.id, queue=queue_name("instant"))
     assert client.wait(job.id, PATIENCE).state == "succeeded"
     last = client.submit("a bear", **SMALL)  # the doubles came before it
     assert client.wait(last.id, PATIENCE).state == "succeeded"
     assert client.get(job.id).attempts == 1
-    app.close()
 
 
 def test_more_urgent_jobs_run_first(slow: Fleet, client: Client) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 from celery import Celery
 
-from ltxq.celery import TASK, announce, report_refusal
+from ltxq.celery import report_refusal
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable
+from ltxq.flower import show_queued
 from ltxq.job import MAX_WAIT_SECONDS, VideoRequest, is_job_id
-from ltxq.ledger import Ledger
+from ltxq.ledger import TASK, Ledger
 from ltxq.logs import about_job
 
 log = logging.getLogger("ltxq.worker")
@@ -52,9 +53,7 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
                     hint="Leave it to Celery.",
                 )
             request = _read_request(args, kwargs, message.headers)
-            job, ticket = ledger.submit(task_id, request.settled(model))
-            if ticket:
-                announce(app, ticket, job.request)
+            show_queued(app, ledger.submit(task_id, request.settled(model)))
         except QueueUnavailable as exc:
             raise ConnectionError(f"A job sent through Celery is not recorded: {exc}") from exc
         except LtxqError as exc:

@@ -22,10 +22,10 @@ from celery import Celery, signals
 from celery.exceptions import Ignore
 from celery.platforms import SecurityWarning
 
-from ltxq.celery import TASK, announce_known, make_app, report_outcome
+from ltxq.celery import follow_up, make_app, report_outcome
 from ltxq.errors import LtxqError, OutOfMemory
 from ltxq.flower import Showcase, show_outcome
-from ltxq.ledger import Ledger, queue_name
+from ltxq.ledger import TASK, Ledger, queue_name
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -120,7 +120,7 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
         report_outcome(app, ledger, job_id)
 
     runner.report_outcome = report
-    runner.announce = lambda ticket: announce_known(app, ledger, (ticket,))
+    runner.given_back = lambda returned: follow_up(app, ledger, returned)
     app.steps["consumer"].add(reconnect_step(ledger))
     app.steps["consumer"].add(gate_step(gate))
     app.steps["consumer"].add(
@@ -270,8 +270,7 @@ def _drain(runner: Runner, app: Celery) -> None:
 
 def _give_back_and_exit(runner: Runner, app: Celery, code: int) -> None:
     try:
-        tickets = [returned.ticket for returned in runner.give_back() if returned.ticket]
-        announce_known(app, runner.ledger, tickets)
+        follow_up(app, runner.ledger, *runner.give_back())
     except LtxqError as exc:
         log.warning("Not all jobs were given back; their leases end instead: %s", exc)
     shutil.rmtree(runner.spool, ignore_errors=True)

@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from ltxq.errors import JobError, LtxqError, StorageUnavailable
 from ltxq.job import Progress, Stage, VideoResult
-from ltxq.ledger import CANCELLED, Claim, Ledger, Returned, Ticket
+from ltxq.ledger import CANCELLED, Claim, Ledger, Returned
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -50,7 +50,7 @@ class Runner:
     spool: Path  # this worker's own folder for clips on their way to storage
     # Set by who joins it to Celery:
     report_outcome: Callable[[str], None] = lambda _job_id: None  # a job has its final state
-    announce: Callable[[Ticket], None] = lambda _ticket: None  # a job is queued again
+    given_back: Callable[[Returned], None] = lambda _returned: None
     begins: Callable[[Claim], None] = lambda _claim: None  # told to those who watch
     show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None
     ends: Callable[[Claim], None] = lambda _claim: None
@@ -238,11 +238,7 @@ class Runner:
         )
         self.gate.pause(FULL_DISK_SECONDS)
         try:
-            returned = self.ledger.give_back(claim, charged=True, why=exc.as_job_error())
-            if returned.ticket:
-                self.announce(returned.ticket)
-            elif returned.state != "lost":
-                self.report_outcome(claim.job_id)
+            self.given_back(self.ledger.give_back(claim, charged=True, why=exc.as_job_error()))
         except LtxqError as unavailable:
             log.warning("%s: %s The sweep does it.", claim.job_id, unavailable)
 

@@ -21,10 +21,10 @@ from typing import IO, Any
 
 from celery import Celery
 
-from ltxq.celery import announce_known, make_app, report_outcome
-from ltxq.errors import LtxqError, NameTaken, QueueUnavailable
+from ltxq.celery import follow_up, make_app, report_outcome
+from ltxq.errors import LtxqError, NameTaken
 from ltxq.housekeeping import CLEAN_SECONDS, clean
-from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, Returned, WorkerState
+from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, WorkerState
 from ltxq.logs import about_job
 from ltxq.metrics import MetricsServer
 from ltxq.settings import Settings
@@ -195,21 +195,13 @@ class Supervisor:
         except LtxqError as exc:
             log.warning("The jobs of %s are not given back yet: %s", post.place.name, exc)
             return False
-        self._follow_up(*returned)
-        post.holds_jobs = post.hung = False
-        return True
-
-    def _follow_up(self, *returned: Returned) -> None:
-        """Wake workers for jobs queued again, and tell Celery of those that are final."""
         for job in returned:
             with about_job(job.job_id):
-                log.warning("%s is %s", job.job_id, "queued again" if job.ticket else job.state)
-            if job.ticket is None:
-                report_outcome(self._app, self._ledger, job.job_id)
-        try:
-            announce_known(self._app, self._ledger, [job.ticket for job in returned if job.ticket])
-        except QueueUnavailable as exc:
-            log.warning("%s The sweep does it.", exc)
+                again = job.state == "queued"
+                log.warning("%s is %s", job.job_id, "queued again" if again else job.state)
+        follow_up(self._app, self._ledger, *returned)
+        post.holds_jobs = post.hung = False
+        return True
 
     def _keep_sweeping(self) -> None:
         away = False
@@ -290,9 +282,7 @@ class Supervisor:
         for returned in swept.lease_ended:
             with about_job(returned.job_id):
                 log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
-            if returned.ticket is None:
-                report_outcome(self._app, self._ledger, returned.job_id)
-        announce_known(self._app, self._ledger, swept.tickets)
+        follow_up(self._app, self._ledger, *swept.lease_ended)
         for job_id in swept.unreported:
             report_outcome(self._app, self._ledger, job_id)
         if swept.spoilt:

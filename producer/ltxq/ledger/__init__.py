@@ -4,7 +4,7 @@ reader.py       what can be asked about jobs
 fleet.py        what is known of workers and queues
 ledger.py       what can be done with a job, and what each step promises
 script/         the same steps in Lua, each atomic in Redis, and the map of its keys
-records.py      what the steps hand out: tickets, claims, jobs
+records.py      what the steps hand out: claims, jobs
 connection.py   Redis with patience, and its errors as ltxq's
 """
 
@@ -14,13 +14,13 @@ from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
     BANDS,
+    TASK,
     Claim,
     Delivery,
     Held,
     Returned,
     Standing,
     Swept,
-    Ticket,
     queue_name,
 )
 
@@ -29,6 +29,7 @@ __all__ = [
     "CANCELLED",
     "PATIENCE",
     "PREFIX",
+    "TASK",
     "TIMED_OUT",
     "WORKER_LOST",
     "Claim",
@@ -41,7 +42,6 @@ __all__ = [
     "Standing",
     "Subscription",
     "Swept",
-    "Ticket",
     "Worker",
     "WorkerState",
     "not_found",

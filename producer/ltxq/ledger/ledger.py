@@ -1,5 +1,6 @@
 """The job records in Redis: the truth about every job. Each step is atomic (script/), on
-Redis's clock, and safe to repeat. Sending messages and storing Celery's results is left to others.
+Redis's clock, and safe to repeat. A step that queues a job sends the message that wakes a worker;
+storing Celery's results is left to others.
 """
 
 from __future__ import annotations
@@ -39,12 +40,10 @@ from ltxq.ledger.records import (
     Returned,
     Standing,
     Swept,
-    Ticket,
     cost_of,
     queue_name,
     read_place,
     read_returned,
-    read_ticket,
     read_time,
     read_timeout,
     unreadable,
@@ -128,8 +127,8 @@ class Ledger(FleetRecords):
         idempotency_key: str | None = None,
         digest: str = "",
         resent: bool | None = None,
-    ) -> tuple[Job, Ticket | None]:
-        """Record a queued job. Repeating it with the same id changes nothing.
+    ) -> Job:
+        """Queue a job and wake a worker for it. Repeating it with the same id changes nothing.
 
         Args:
             request: with `model` and `seed` resolved.
@@ -140,9 +139,8 @@ class Ledger(FleetRecords):
                 minutes.
 
         Returns:
-            The job and the ticket to send; no ticket where its `not_before` is yet to come, or
-            where the request was submitted before (by its idempotency key, or `resent`): then it
-            is the job of that time.
+            The job. Where the request was submitted before (by its idempotency key, or
+            `resent`) it is that of then, with another id.
 
         Raises:
             IdempotencyConflict, QueueFull.
@@ -160,8 +158,7 @@ class Ledger(FleetRecords):
             "" if request.start_within is None else int(request.start_within * 1000),
         )  # fmt: skip
         match answer:
-            case ["accepted", waits, submitted, place]:
-                ticket = Ticket(job_id=job_id, queue=queue_name(request.model))
+            case ["accepted", submitted, place]:
                 job = Job(
                     id=job_id,
                     state="queued",
@@ -171,9 +168,9 @@ class Ledger(FleetRecords):
                     idempotency_key=None if idempotency_key == job_id else idempotency_key,
                     submitted_at=read_time(submitted),
                 )
-                return read_place(job, place, int(submitted)), ticket if waits else None
+                return read_place(job, place, int(submitted))
             case ["repeated", other]:
-                return self.get(other), None
+                return self.get(other)
             case ["conflict", other]:
                 raise IdempotencyConflict(
                     f"The idempotency key was used for another request ({other}).",
@@ -370,8 +367,8 @@ class Ledger(FleetRecords):
         )
 
     def sweep(self, *, interval: float = 2.0) -> Swept:
-        """Find what nobody else will notice: leases that ended, messages that were lost,
-        results Celery was not told of.
+        """Find what nobody else will notice: leases that ended, results Celery was not told of;
+        and wake workers for jobs whose time has come, or whose message was lost.
 
         Args:
             interval: seconds between the sweeps of each supervisor. One that anybody ran within
@@ -385,14 +382,11 @@ class Ledger(FleetRecords):
         )  # fmt: skip
         if answer[0] != "swept":
             return Swept()
-        _, given, again, unreported, spoilt = answer
-        returned = tuple(read_returned(row) for row in given)
+        _, given, unreported, spoilt = answer
         return Swept(
-            tickets=tuple(r.ticket for r in returned if r.ticket)
-            + tuple(read_ticket(row) for row in again),
             unreported=tuple(unreported),
             spoilt=bool(spoilt),
-            lease_ended=returned,
+            lease_ended=tuple(read_returned(row) for row in given),
         )
 
     def rebuild(self) -> None:

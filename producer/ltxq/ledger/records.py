@@ -1,4 +1,4 @@
-"""What the ledger hands out: tickets, claims, jobs; and how they are read from its answers."""
+"""What the ledger hands out: claims, jobs; and how they are read from its answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ltxq.errors import JobUnreadable
-from ltxq.job import CONTRACT, Job, Priority, VideoRequest
+from ltxq.job import CONTRACT, Job, JobState, Priority, VideoRequest
 
 BANDS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 """In the order in which they are claimed."""
@@ -22,21 +22,14 @@ TELLING = 0.1  # share of a job after which its own progress says when it ends
 Standing = Literal["held", "cancel", "lost"]
 """What a worker learns of its claim: still its own; asked to stop; no longer its own."""
 
-
+TASK = "ltxq.generate"
+"""The name of the Celery task, in every message."""
 QUEUE_PREFIX = f"ltxq.{CONTRACT}."
 
 
 def queue_name(model: str) -> str:
     """The Celery queue of one contract version and model: 'ltxq.2.<model>'."""
     return QUEUE_PREFIX + model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """A message to send: it wakes a worker, which claims the job that is first then."""
-
-    job_id: str  # of a queued job; Celery and Flower know the message by it
-    queue: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,35 +72,25 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """What became of a job taken from a worker: queued again (with a ticket), or final."""
+    """What became of a job taken from a worker: queued again, final, or lost to another claim."""
 
     job_id: str
-    state: str
-    ticket: Ticket | None
+    state: JobState | Literal["lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What a sweep found: messages to send, final states to tell Celery."""
+    """What a sweep found."""
 
-    tickets: tuple[Ticket, ...] = ()
-    unreported: tuple[str, ...] = ()
+    unreported: tuple[str, ...] = ()  # finished jobs that Celery was not told of
     lease_ended: tuple[Returned, ...] = ()
     spoilt: bool = False  # an index was written over: to be built anew from the records
 
 
-def read_ticket(row: list[Any]) -> Ticket:
-    """[id, queue]"""
-    job_id, queue = row
-    return Ticket(job_id=job_id, queue=queue)
-
-
 def read_returned(row: list[Any]) -> Returned:
-    """[id, state], and the queue after them if it is queued again."""
-    job_id, state, *queue = row
-    return Returned(
-        job_id=job_id, state=state, ticket=read_ticket([job_id, *queue]) if queue else None
-    )
+    """[id, state]"""
+    job_id, state = row
+    return Returned(job_id=job_id, state=state)
 
 
 def cost_of(request: VideoRequest) -> float:

@@ -4,8 +4,8 @@
 -- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
 function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
                           not_before, start_within)
-  local known = get(id, 'queue', 'submitted', 'not_before')
-  if known[1] then return {'accepted', known[3] and 0 or 1, known[2], place(id)} end
+  local known = redis.call('HGET', key('job', id), 'submitted')
+  if known then return {'accepted', known, place(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
     -- A client that was given no key sends the job's id, which needs no index.
@@ -55,10 +55,10 @@ function operation.submit(id, contract, request, digest, queue, band, cost, owne
   if not_before ~= '' and tonumber(not_before) > now then
     set(id, 'not_before', not_before)
     redis.call('ZADD', key('later', queue), not_before, id)
-    return {'accepted', 0, now, place(id)}
+  else
+    join_queue(id, seq, queue, band, cost, owner)
   end
-  join_queue(id, seq, queue, band, cost, owner)
-  return {'accepted', 1, now, place(id)}
+  return {'accepted', now, place(id)}
 end
 
 -- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.

@@ -71,6 +71,7 @@ local CLAIMS = 60 * 17       -- characters of earlier claims' nonces that a reco
 local GARBAGE = 100000       -- claims whose objects are still to be deleted; the orphans' look finds the rest
 local OTHER = 'ltxq.other'   -- what was counted of queues that were forgotten
 local OUTAGE = 6000          -- ms without a sweep, which each supervisor tries every 2 s: Redis was away
+local TASK = 'ltxq.generate' -- as workers register it with Celery
 local QUEUES = 256           -- with jobs or workers; a stranger may ask for any name
 local OWNERS = 1000         -- that one step looks at where it cannot know which
 local PAGE = 64              -- queues, or receivers of webhooks, one sweep looks at

@@ -40,6 +40,21 @@ local function virtual_time(queue)
   return time and time > 0 and time < 2 ^ 53 and time or 0  -- 'nan' is a number to Lua
 end
 
+-- A message of Celery's (its protocol 2, in kombu's envelope): it wakes a worker, which claims the job that
+-- is first then. Celery and Flower know it by the id of the job that it was sent for.
+local function wake(id, queue)
+  redis.call('LPUSH', queue, cjson.encode({
+    body = cjson.encode({{id}, {}, {}}),
+    ['content-type'] = 'application/json',
+    ['content-encoding'] = 'utf-8',
+    headers = {task = TASK, id = id},
+    properties = {
+      delivery_tag = id .. '.' .. now,
+      delivery_info = {exchange = '', routing_key = queue},
+    },
+  }))
+end
+
 -- A job joins those that wait, fair between owners by start-time fair queueing: its tag is the end of its
 -- owner's last job in virtual time, or the queue's virtual time, if that is later. So an owner who was
 -- away is next, and one with a thousand jobs delays nobody's first. `cost` is work by weight.
@@ -49,6 +64,7 @@ local function join_queue(id, seq, queue, band, cost, owner)
   redis.call('ZADD', tags, tag + cost, owner)
   redis.call('ZADD', key('waiting', queue, band), tag, as_waiting(id, seq))
   set(id, 'tag', string.format('%.17g', tag))
+  wake(id, queue)
 end
 
 -- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
@@ -76,8 +92,9 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled, r
   local queue, band, tag, seq = unpack(get(id, 'queue', 'band', 'tag', 'seq'))
   redis.call('ZADD', key('waiting', queue, checked_band(band)), tag, as_waiting(id, seq))
   redis.call('SADD', key('queues'), queue)  -- a queue without jobs may have been forgotten
+  wake(id, queue)
   changed(id)
-  return {id, 'queued', queue}
+  return {id, 'queued'}
 end
 
 -- An owner without jobs is forgotten.

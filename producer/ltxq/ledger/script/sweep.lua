@@ -9,26 +9,25 @@ local function extend_leases(lease)
   end
 end
 
--- Ids of as many waiting jobs as have no wake-up: the list has fewer messages than jobs wait, and had
--- when it was last looked at, so that they are not on their way. Which job a wake-up names is all one.
-local function without_wakeup(queue, most)
-  local waiting, ids = 0, {}
+-- As many wake-ups as waiting jobs have none: the list has fewer messages than jobs wait, and had when it
+-- was last looked at, so that they are not on their way. Which job a wake-up names is all one.
+local function wake_again(queue, most)
+  local waiting, sent = 0, 0
   for band = 0, 2 do waiting = waiting + redis.call('ZCARD', key('waiting', queue, band)) end
   local missing = waiting - redis.call('LLEN', queue)
   local before = tonumber(redis.call('GETSET', key('missing', queue), missing) or 0) or 0
   local again = math.min(missing, before, most)
   for band = 0, 2 do
-    if #ids >= again then break end
-    local last = again - #ids - 1
-    for _, waiting in ipairs(redis.call('ZRANGE', key('waiting', queue, band), 0, last)) do
-      ids[#ids + 1] = id_of(waiting)
+    if sent >= again then break end
+    for _, waiting in ipairs(redis.call('ZRANGE', key('waiting', queue, band), 0, again - sent - 1)) do
+      wake(id_of(waiting), queue)
+      sent = sent + 1
     end
   end
-  if #ids > 0 then
-    redis.call('SET', key('missing', queue), missing - #ids)
-    redis.pcall('HINCRBY', key('totals', queue), 'sent_again', #ids)
+  if sent > 0 then
+    redis.call('SET', key('missing', queue), missing - sent)
+    redis.pcall('HINCRBY', key('totals', queue), 'sent_again', sent)
   end
-  return ids
 end
 
 local function forget_workers(most)
@@ -44,11 +43,10 @@ end
 local function release(id, queue)
   redis.call('ZREM', key('later', queue), id)
   local state, band, cost, owner, seq = unpack(get(id, 'state', 'band', 'cost', 'owner', 'seq'))
-  if state ~= 'queued' then return nil end
+  if state ~= 'queued' then return end
   join_queue(id, seq, queue, checked_band(band), cost, owner or '')
   redis.call('HDEL', key('job', id), 'not_before')
   changed(id)
-  return {id, queue}
 end
 
 -- A queue without jobs or workers is forgotten, for a stranger may ask for any name; what was counted
@@ -110,18 +108,17 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     given[#given + 1] = guarded(retention, end_late, id)
   end
 
-  local again = {}
   for _, queue in ipairs(queues) do
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
-      again[#again + 1] = guarded(retention, release, id, queue)
+      guarded(retention, release, id, queue)
     end
-    for _, id in ipairs(without_wakeup(queue, most)) do again[#again + 1] = {id, queue} end
+    wake_again(queue, most)
     forget_queue(queue)
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
   local spoilt = redis.call('EXISTS', key('spoilt'))
-  return {'swept', given, again, unreported, spoilt}
+  return {'swept', given, unreported, spoilt}
 end
 
 -- A record past its retention is removed.

@@ -110,9 +110,8 @@ function operation.finish(id, nonce, state, field, value, retention)
 end
 
 function operation.give_back(id, nonce, charged, max_lost, retention, failure, cancelled)
-  local state, holder, queue = unpack(get(id, 'state', 'nonce', 'queue'))
+  local state, holder = unpack(get(id, 'state', 'nonce'))
   if not state or holder ~= nonce then return {id, 'lost'} end
-  if state == 'queued' then return {id, 'queued', queue} end
   if state ~= 'running' then return {id, state} end
   return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
 end
