@@ -73,7 +73,7 @@ def test_a_cancelling_is_heard_before_the_next_report(
     monkeypatch.setattr("ltxq_worker.attempt.REPORT_SECONDS", 600.0)  # no report is sent
     nothing: Any = None
     runner = Runner(
-        ledger=ledger, storage=nothing, pipeline=nothing, gate=nothing, settings=nothing,
+        ledger=ledger, storage=nothing, pipeline=nothing, settings=Settings(),
         worker="w", spool=tmp_path, report_outcome=nothing,
     )  # fmt: skip
     ended = threading.Event()
@@ -81,7 +81,7 @@ def test_a_cancelling_is_heard_before_the_next_report(
     listener.start()
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=3000) as attempt:
-        runner._attempts["delivery"] = attempt
+        runner._attempts.add(attempt)
         with pytest.raises(Cancelled):
             eventually(lambda: ledger.cancel(claimed.job_id) and attempt.check(), within=20)
     ended.set()
@@ -110,9 +110,9 @@ def test_the_timeout_ends_with_the_encoded_clip(ledger: Ledger) -> None:
 def test_a_job_off_the_gpu_is_known_to_be(ledger: Ledger) -> None:
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=30) as attempt:
-        attempt.released_gpu()
+        attempt.free_gpu()
         eventually(lambda: not ledger.held("w")[0].on_gpu)
-        attempt.released_gpu()
+        attempt.free_gpu()
     assert attempt.timings["gpu"] > 0
 
 

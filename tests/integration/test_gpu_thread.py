@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ltxq.job import Job, JobError, VideoRequest, VideoResult, new_job_id
-from ltxq.ledger import CANCELLED
+from ltxq.ledger import CANCELLED, Claim
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker import app
@@ -100,13 +100,19 @@ def submit(runner: Runner, prompt: str = "a fox") -> Job:
     return runner.ledger.submit(new_job_id(), request)
 
 
+def claim(runner: Runner) -> Claim:
+    claimed = runner.claim()
+    assert claimed
+    return claimed
+
+
 def test_whatever_thread_runs_a_job_one_thread_drives_the_device(
     runner: Runner, seen: Seen
 ) -> None:
     with ThreadPoolExecutor(3, thread_name_prefix="pool") as pool:
         for number in range(4):
             submit(runner, f"fox {number}")
-        outcomes = list(pool.map(runner.run, "abcd"))
+        outcomes = list(pool.map(runner.run, [claim(runner) for _ in range(4)]))
     assert all(isinstance(outcome, VideoResult) for outcome in outcomes)
     assert seen.pop("report") >= {"gpu_0", "pool_0"}  # encoding and uploading are the pool's
     assert seen.keys() == {
@@ -129,11 +135,10 @@ def test_a_job_that_is_cancelled_in_a_step_ends_there_and_the_next_one_runs(
 
     monkeypatch.setattr(Attempt, "report", cancel_in_the_third)
     submit(runner, "stop")
-    assert runner.run("first") == CANCELLED
+    assert runner.run(claim(runner)) == CANCELLED
     assert steps == [0, 1, 2, 3]
-    assert runner.gate.is_open
     submit(runner)
-    assert isinstance(runner.run("second"), VideoResult)
+    assert isinstance(runner.run(claim(runner)), VideoResult)
 
 
 @pytest.mark.parametrize("where", ["generate", "frames"])
@@ -148,12 +153,11 @@ def test_a_broken_device_ends_the_process_while_the_job_still_has_the_gpu(
         monkeypatch.setattr(Decoding, "frames", break_it)
     else:
         monkeypatch.setattr(LtxPipeline, "generate", lambda *_: next(break_it()))
-    ended: list[bool] = []
-    runner.end_process = lambda: ended.append(runner.gate.is_open)
-    runner.gate.take("delivery")
+    happened: list[str] = []
+    runner.end_process = lambda: happened.append("the end")
     submit(runner)
-    outcome = runner.run("delivery")
-    assert ended == [False]
+    outcome = runner.run(claim(runner), gpu_free=lambda: happened.append("GPU free"))
+    assert happened == ["the end", "GPU free"]
     assert isinstance(outcome, JobError)  # had the process not ended
 
 

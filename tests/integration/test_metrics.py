@@ -20,7 +20,6 @@ from ltxq.job import Job, VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, queue_name
 from ltxq.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
-from ltxq_worker.gate import Gate
 from ltxq_worker.local import RedisServer, S3Server, free_port
 from ltxq_worker.meter import MOST_TIMINGS, Meter
 from scrape import Scrape
@@ -288,7 +287,7 @@ def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.Mo
 
 
 def test_what_could_not_be_told_is_told_next_time() -> None:
-    meter, gate, ended = Meter(), Gate(threads=2), threading.Event()
+    meter, ended = Meter(), threading.Event()
     reports: list[dict[str, Any]] = []
 
     def tell(figures: dict[str, Any]) -> bool:
@@ -298,13 +297,13 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
 
     meter.count("storage_failures")
     meter.finished({"denoise": 1.0})
-    gate.take("a")
+    meter.begins()
     time.sleep(0.01)
-    gate.release("a")
+    meter.frees_gpu()
     ended.set()
-    meter.keep_reporting(gate, tell, ended)
+    meter.keep_reporting(tell, ended)
     meter.count("storage_failures")
-    meter.keep_reporting(gate, tell, ended)
+    meter.keep_reporting(tell, ended)
     refused, told_then = reports
     assert refused["counts"] == {"storage_failures": 1}
     assert told_then["counts"] == {"storage_failures": 2}
@@ -314,20 +313,20 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
 
 def test_busy_time_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltxq_worker.meter.TICK_SECONDS", 0.001)
-    meter, gate, ended = Meter(), Gate(threads=2), threading.Event()
-    gate.take("a")
+    meter, ended = Meter(), threading.Event()
+    meter.begins()
     reports: list[float] = []
 
     def tell(figures: dict[str, Any]) -> bool:
         reports.append(figures["gpu_busy"])
         if len(reports) == 5:
-            gate.release("a")
+            meter.frees_gpu()
         if len(reports) == 20:
             ended.set()
         return True
 
     began = time.monotonic()
-    meter.keep_reporting(gate, tell, ended)
+    meter.keep_reporting(tell, ended)
     assert 0 < sum(reports) < time.monotonic() - began
     assert sum(reports[6:]) == 0
 
@@ -339,5 +338,5 @@ def test_a_report_stays_small_however_many_jobs_ended() -> None:
     ended = threading.Event()
     ended.set()
     reports: list[dict[str, Any]] = []
-    meter.keep_reporting(Gate(threads=1), lambda f: bool(reports.append(f)) or True, ended)
+    meter.keep_reporting(lambda f: bool(reports.append(f)) or True, ended)
     assert len(reports[0]["timings"]) == MOST_TIMINGS

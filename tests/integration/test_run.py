@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet import eventually
+from ltxq.errors import JobError
 from ltxq.job import Job, VideoRequest, VideoResult, new_job_id
 from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.attempt import Attempt
-from ltxq_worker.gate import Gate
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.run import Runner
 from servers import S3
@@ -27,7 +31,6 @@ def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
         ledger=ledger,
         storage=Storage.from_settings(settings),
         pipeline=InstantPipeline(),
-        gate=Gate(threads=2),
         settings=settings,
         worker="w",
         spool=tmp_path,
@@ -43,24 +46,30 @@ def submit(runner: Runner, **fields: Any) -> Job:
     return runner.ledger.submit(new_job_id(), request)
 
 
+def run_first(runner: Runner) -> VideoResult | JobError | None:
+    claim = runner.claim()
+    assert claim
+    return runner.run(claim)
+
+
 def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    report, release_gpu = Attempt.report, Gate.release_gpu
+    report, free_gpu = Attempt.report, Attempt.free_gpu
 
     def reported(self: Attempt, stage: Any, step: int, steps: int) -> None:
         events.append(f"{stage} {step}/{steps}")
         report(self, stage, step, steps)
 
-    def released(self: Gate, delivery: str) -> None:
+    def freed(self: Attempt) -> None:
         events.append("gpu free")
-        release_gpu(self, delivery)
+        free_gpu(self)
 
     monkeypatch.setattr(Attempt, "report", reported)
-    monkeypatch.setattr(Gate, "release_gpu", released)
+    monkeypatch.setattr(Attempt, "free_gpu", freed)
     submit(runner)
-    assert isinstance(runner.run("delivery"), VideoResult)
+    assert isinstance(run_first(runner), VideoResult)
     decoded = max(i for i, event in enumerate(events) if event.startswith("decode"))
     assert decoded < events.index("gpu free")
     assert events.index("gpu free") < events.index("encode 33/33") < events.index("upload 4/4")
@@ -70,9 +79,9 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     told: list[tuple[str, str]] = []
     runner.report_outcome = lambda job_id: told.append((job_id, runner.ledger.get(job_id).state))
     good, late = submit(runner), submit(runner)
-    runner.run("first")
+    run_first(runner)
     runner.ledger.cancel(late.id)
-    runner.run("second")  # is not to be had: whoever cancelled it has told
+    assert runner.claim() is None  # whoever cancelled it has told
     assert told == [(good.id, "succeeded")]
 
 
@@ -81,7 +90,7 @@ def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
 ) -> None:
     job, ledger = submit(runner), runner.ledger
     runner.ledger = Ledger.from_settings(Settings(url="redis://127.0.0.1:1/0"))
-    assert runner.run("delivery") is None
+    assert runner.claim() is None
     assert "No job is claimed" in caplog.text
     runner.ledger.close()
     runner.ledger = ledger
@@ -100,7 +109,7 @@ def test_what_a_lost_claim_uploaded_is_removed(
             runner.ledger.give_back_all("w")
 
     monkeypatch.setattr(Storage, "put", lose_the_claim_at_the_last)
-    assert runner.run("delivery") is None
+    assert run_first(runner) is None
     assert list(runner.storage.list(f"{job.id}/")) == []
     assert runner.ledger.get(job.id).state == "queued"
 
@@ -113,10 +122,86 @@ def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
 
     monkeypatch.setattr(InstantPipeline, "generate", broken)
     job = submit(runner)
-    runner.run("delivery")
+    run_first(runner)
     error = runner.ledger.get(job.id).error
     assert error is not None
     assert (error.code, error.retryable) == ("internal", True)
     assert "RuntimeError" in error.message
     assert "s3cret" not in error.model_dump_json()
     assert list(runner.spool.iterdir()) == []
+
+
+class Turns:
+    """Takes turns as Celery does, in a thread: one after the other."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.upload = threading.Event()
+        self.pool = ThreadPoolExecutor(1)
+
+    def take(self) -> Future[None]:
+        return self.pool.submit(self.runner.take_turn)
+
+    def states(self) -> list[str]:
+        """Of all jobs, the first one first."""
+        return [job.state for job in self.runner.ledger.list(order="asc").jobs]
+
+
+@pytest.fixture
+def turns(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
+    """A runner of two places in the spool, whose uploads wait."""
+    settings = runner.settings.model_copy(update={"spool_jobs": 2})
+    made = Turns(dataclasses.replace(runner, settings=settings))
+    put = Storage.put
+
+    def wait_and_put(self: Storage, key: str, path: Path, kind: str) -> None:
+        assert made.upload.wait(60)
+        put(self, key, path, kind)
+
+    monkeypatch.setattr(Storage, "put", wait_and_put)
+    yield made
+    made.upload.set()
+    made.runner.join()
+
+
+def test_a_turn_ends_when_the_gpu_is_free_while_the_spool_has_a_place(turns: Turns) -> None:
+    for _ in range(4):
+        submit(turns.runner)
+    turns.take().result(60)
+    turns.take().result(60)
+    assert turns.states() == ["running", "running", "queued", "queued"]
+    third = turns.take()
+    eventually(turns.runner._spool_is_full, within=60)
+    assert not third.done()
+    assert turns.states() == ["running", "running", "running", "queued"]
+    turns.upload.set()
+    third.result(60)
+    turns.runner.join()
+    assert turns.states() == ["succeeded", "succeeded", "succeeded", "queued"]
+
+
+def test_a_turn_without_a_job_ends_at_once(turns: Turns) -> None:
+    for _ in range(5):  # more than there are places
+        turns.take().result(60)
+
+
+def test_a_turn_ends_whatever_happens_to_its_job(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_it(*_: Any) -> Any:
+        raise RuntimeError("a mistake in ltxq")
+
+    monkeypatch.setattr(Runner, "_finish", break_it)
+    for _ in range(5):
+        submit(turns.runner)
+        turns.take().result(60)
+        turns.upload.set()
+    turns.runner.join()
+    assert "a mistake in ltxq" in caplog.text
+
+
+def test_no_job_is_claimed_once_it_is_closed_though_a_message_was_taken(turns: Turns) -> None:
+    submit(turns.runner)
+    turns.runner.close()
+    turns.take().result(60)
+    assert turns.states() == ["queued"]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
-from celery.exceptions import Ignore
 from celery.platforms import SecurityWarning
 
 from ltxq.celery import follow_up, make_app, report_outcome
@@ -31,8 +30,7 @@ from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.admission import admit, is_wakeup
 from ltxq_worker.control import control_step
-from ltxq_worker.gate import Gate, gate_step
-from ltxq_worker.inbox import bound_decompression, inbox_step, pool_of
+from ltxq_worker.inbox import Pool, bound_decompression, inbox_step
 from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
 from ltxq_worker.pipeline.optimize import parse_shapes
 from ltxq_worker.pipeline.thread import GpuThread
@@ -107,9 +105,9 @@ def load_pipeline(model: str, settings: Settings, device: str, supervisor: Super
 
 
 def build_app(runner: Runner, settings: Settings) -> Celery:
-    """The Celery app of a worker: the task, the gate, and what guards its doors."""
+    """The Celery app of a worker: the task, and what guards its doors."""
     app = make_app(settings)
-    gate, ledger = runner.gate, runner.ledger
+    ledger = runner.ledger
     showcase = Showcase(app, runner.worker)
     runner.begins = lambda claim: showcase.begins(claim.job_id)
     runner.show = lambda claim, progress: showcase.progress(claim.job_id, progress)
@@ -122,23 +120,20 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     runner.report_outcome = report
     runner.given_back = lambda returned: follow_up(app, ledger, returned)
     app.steps["consumer"].add(reconnect_step(ledger))
-    app.steps["consumer"].add(gate_step(gate))
     app.steps["consumer"].add(
-        inbox_step(gate, lambda message: admit(app, ledger, runner.pipeline.model, message))
+        inbox_step(lambda message: admit(app, ledger, runner.pipeline.model, message))
     )
+    app.conf.worker_disable_prefetch = True  # a message is taken when the GPU is free
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command
     app.steps["consumer"].add(control_step(app, ledger))
 
     # Celery's events would tell of the job that a message names; the claimed one may be another.
-    @app.task(name=TASK, bind=True, ignore_result=True, send_events=False)
-    def generate(task: Any, /, *args: Any, **kwargs: Any) -> None:
-        serve(args, kwargs, task.request.properties["delivery_tag"])
-        raise Ignore  # the outcome is stored; Celery must not store another
-
-    def serve(args: Any, kwargs: dict[str, Any], delivery: str) -> None:
-        if is_wakeup(args, kwargs) and delivery in gate:
-            runner.run(delivery)
-            show_why_not(app, ledger, args[0], runner.worker)
+    @app.task(name=TASK, ignore_result=True, send_events=False)
+    def generate(*args: Any, **kwargs: Any) -> None:
+        if is_wakeup(args, kwargs):
+            named = args[0]
+            if runner.take_turn() != named:
+                show_why_not(app, ledger, named, runner.worker)
 
     return app
 
@@ -176,7 +171,7 @@ def main() -> None:
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
     reports = threading.Thread(
         target=runner.meter.keep_reporting,
-        args=(runner.gate, lambda figures: supervisor.try_to_tell(figures=figures), ended),
+        args=(lambda figures: supervisor.try_to_tell(figures=figures), ended),
         name="figures",
         daemon=True,
     )
@@ -191,14 +186,15 @@ def main() -> None:
     worker = app.Worker(
         hostname=options.name,
         queues=[queue_name(options.model)],
-        pool=pool_of(runner.gate),
-        concurrency=1 + runner.settings.spool_jobs,
+        pool=Pool,
+        concurrency=1,
         quiet=True,
         task_events=True,
         without_gossip=True,
         without_mingle=True,
     )
     worker.start()
+    runner.join()
     ended.set()
     reports.join()
     sys.exit(worker.exitcode)
@@ -228,7 +224,6 @@ def _prepare(
     options.spool.mkdir(parents=True)
     storage = Storage.from_settings(settings)
     storage.check()
-    gate = Gate(1 + settings.spool_jobs)
     ledger = Ledger.from_settings(settings)
     gpu = GpuThread()
     runner = Runner(
@@ -238,7 +233,6 @@ def _prepare(
             lambda: load_pipeline(options.model, settings, options.device, supervisor)
         ),
         gpu=gpu,
-        gate=gate,
         settings=settings,
         worker=options.name,
         spool=options.spool,
@@ -262,7 +256,7 @@ def _drain(runner: Runner, app: Celery) -> None:
         # In a thread: the one that is interrupted may hold a lock that this needs.
         threading.Thread(target=_give_back_and_exit, args=(runner, app, 0)).start()
 
-    runner.gate.close()
+    runner.close()
     state.should_stop = 0
     signal.signal(signal.SIGTERM, give_back)
     log.info("draining: running jobs finish, no more are taken")

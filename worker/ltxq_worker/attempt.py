@@ -61,19 +61,25 @@ class Attempt:
         *,
         lease: float,
         meter: Meter | None = None,
+        begins: Callable[[Claim], None] = lambda _claim: None,
         show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None,
+        gpu_free: Callable[[], None] = lambda: None,
     ) -> None:
-        """`show`: told of the progress about as often as the ledger is, from another thread."""
+        """`begins` and then `show`, with the progress about as often as the ledger is told, are
+        called from another thread; `gpu_free` as soon as the job does not need the GPU any more.
+        """
         self.claim = claim
         self.timings: dict[str, float] = {"queued": round(claim.waited, 3)}  # seconds by stage
         self._ledger = ledger
         self._lease = lease
         self._meter = meter or Meter()
+        self._begins = begins
         self._show = show
         self._began = self._stage_began = time.monotonic()
         self._deadline: float | None = self._began + claim.request.timeout
         self._progress = Progress(stage="encode_text", step=0, steps=1, fraction=0)
-        self._on_gpu = True
+        self._gpu_free = gpu_free
+        self.on_gpu = True
         self._standing: Standing = "held"
         self._news = threading.Event()
         self._ended = threading.Event()
@@ -85,6 +91,7 @@ class Attempt:
         ]
 
     def __enter__(self) -> Self:
+        self._meter.begins()
         for thread in self._threads:
             thread.start()
         return self
@@ -94,6 +101,7 @@ class Attempt:
         self._news.set()
         for thread in self._threads:
             thread.join()
+        self._meter.ends()
 
     def report(self, stage: Stage, step: int, steps: int) -> None:
         """Note that `step` of `steps` of `stage` are done, and stop if the job must.
@@ -128,11 +136,14 @@ class Attempt:
         """Stop at the next step."""
         self._learn("cancel")
 
-    def released_gpu(self) -> None:
+    def free_gpu(self) -> None:
         """The job no longer holds the GPU: if the worker dies now, it is not the job's fault."""
-        if self._on_gpu:
-            self.timings["gpu"] = round(self.seconds(), 4)  # from the claim: what the job costs
-        self._on_gpu = False
+        if not self.on_gpu:
+            return
+        self.on_gpu = False
+        self.timings["gpu"] = round(self.seconds(), 4)  # from the claim: what the job costs
+        self._meter.frees_gpu()
+        self._gpu_free()
         self._news.set()
 
     def encoded(self, on_device: dict[Stage, float]) -> None:
@@ -170,6 +181,7 @@ class Attempt:
                 log.warning("%s: the lease is not renewed: %s", self.claim.job_id, exc)
 
     def _send_reports(self) -> None:
+        self._begins(self.claim)
         away = False
         while not self._ended.wait(REPORT_SECONDS):
             self._news.wait(LISTEN_SECONDS)
@@ -177,7 +189,7 @@ class Attempt:
             if self._ended.is_set():
                 return
             try:
-                self._learn(self._ledger.report(self.claim, self._progress, on_gpu=self._on_gpu))
+                self._learn(self._ledger.report(self.claim, self._progress, on_gpu=self.on_gpu))
                 self._show(self.claim, self._progress)
                 away = False
             except LtxqError as exc:

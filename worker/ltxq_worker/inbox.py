@@ -1,5 +1,5 @@
 """What lies between the queue and Celery. A message that is not of Celery's form is dropped and
-logged, so that nobody who can write to the queue ends a worker or shuts its gate. A job of a plain
+logged, so that nobody who can write to the queue ends a worker or takes its slot. A job of a plain
 Celery producer is recorded before its message is acknowledged. What a task says is app.py's.
 """
 
@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -20,7 +21,6 @@ from celery.worker import state
 from kombu import compression
 
 from ltxq_worker.control import away_errors
-from ltxq_worker.gate import Gate
 
 log = logging.getLogger("ltxq.worker")
 
@@ -58,7 +58,7 @@ def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
     return unpack
 
 
-def inbox_step(gate: Gate, admit: Admit) -> type[bootsteps.StartStopStep]:
+def inbox_step(admit: Admit) -> type[bootsteps.StartStopStep]:
     """The bootstep that guards a consumer, again at every reconnection.
 
     Args:
@@ -81,7 +81,7 @@ def inbox_step(gate: Gate, admit: Admit) -> type[bootsteps.StartStopStep]:
                 message, type(exc).__name__
             )
             take = type(parent).create_task_handler(parent)
-            parent.create_task_handler = lambda: _taking(take, gate, admit, away)
+            parent.create_task_handler = lambda: _taking(take, admit, away)
 
     return InboxStep
 
@@ -130,7 +130,7 @@ def _admit_late(message: Any, admit: Admit, away: tuple[type[Exception], ...]) -
 
 
 def _taking(
-    take: Callable[[Any], Any], gate: Gate, admit: Admit, away: tuple[type[Exception], ...]
+    take: Callable[[Any], Any], admit: Admit, away: tuple[type[Exception], ...]
 ) -> Callable[[Any], Any]:
     """`take`, for messages that announce a job of the ledger; others are admitted or dropped."""
 
@@ -150,7 +150,6 @@ def _taking(
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
             reason = type(exc).__name__
-        gate.release(message.delivery_tag)  # first: rejecting it may fail where Redis is away
         for request in list(state.requests.values()):  # Celery's books, where it would stay
             if request.message is message:
                 state.task_ready(request)
@@ -160,26 +159,30 @@ def _taking(
     return guarded
 
 
-def pool_of(gate: Gate) -> type[TaskPool]:
-    """Celery's pool of threads. Whatever a message does to Celery in one of them, before its task
-    runs or after, `gate` hears that it is done with.
+class Pool(TaskPool):
+    """Celery's pool of threads, of which there is one: with `worker_disable_prefetch` a message is
+    taken when it is free.
     """
 
-    class Pool(TaskPool):
-        def on_apply(self, *args: Any, **options: Any) -> Any:
-            request = options["accept_callback"].__self__
-            gate.take(request.message.delivery_tag)  # here, and so nothing is taken that never ends
-            result = super().on_apply(*args, **options)
-            result.f.add_done_callback(lambda future: done(request, future))
-            return result
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Celery calls this before there is anything to do."""
+        self._loop = loop
 
-    def done(request: Any, future: Future[Any]) -> None:
-        gate.release(request.message.delivery_tag)
-        if not future.cancelled() and (error := future.exception()):
-            state.task_ready(request)
-            _drop(request.message, type(error).__name__)
+    def on_apply(self, *args: Any, **options: Any) -> Any:
+        """Run a task, and see that its slot is free afterwards, whatever its message does to Celery
+        before the task begins or when it has ended.
+        """
+        result = super().on_apply(*args, **options)
+        result.f.add_done_callback(partial(self._done, options["accept_callback"].__self__))
+        return result
 
-    return Pool
+    def _done(self, request: Any, future: Future[Any]) -> None:
+        try:
+            if not future.cancelled() and (error := future.exception()):
+                state.task_ready(request)
+                _drop(request.message, type(error).__name__)
+        finally:
+            self._loop.call_soon(lambda: None)  # it sleeps, and may take a message now
 
 
 def _drop(message: Any, reason: str) -> None:

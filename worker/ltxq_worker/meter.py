@@ -8,22 +8,41 @@ be cleared at the right moments and could not carry gauges of a process that was
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from ltxq_worker.gate import Gate
 
 TICK_SECONDS = 1.0  # between two reports; what a killed process measured since the last is lost
 MOST_TIMINGS = 200  # in one report; each is one finished job's, and a report is one packet
 
 
 class Meter:
-    """Counts, from any thread, what happened since the last report."""
+    """Counts, from any thread, the jobs in hand and what happened since the last report."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._timings: list[dict[str, float]] = []
+        self._in_hand = self._on_gpu = 0  # jobs
+        self._busy = self._since = 0.0  # seconds the GPU was held; since when it is
+
+    def begins(self) -> None:
+        """A job is claimed, and has the GPU."""
+        with self._lock:
+            self._in_hand += 1
+            self._on_gpu += 1
+            self._since = time.monotonic()
+
+    def frees_gpu(self) -> None:
+        """A job does not need it any more."""
+        with self._lock:
+            self._on_gpu -= 1
+            self._busy += time.monotonic() - self._since
+
+    def ends(self) -> None:
+        """A job is done with."""
+        with self._lock:
+            self._in_hand -= 1
 
     def count(self, what: str) -> None:
         """One more of `what`: storage_failures, lease_failures."""
@@ -37,7 +56,7 @@ class Meter:
                 self._timings.append(dict(timings))
 
     def keep_reporting(
-        self, gate: Gate, tell: Callable[[dict[str, Any]], bool], ended: threading.Event
+        self, tell: Callable[[dict[str, Any]], bool], ended: threading.Event
     ) -> None:
         """Until `ended`: what is in hand, and what happened since the supervisor was told last.
 
@@ -47,8 +66,13 @@ class Meter:
         told_busy = 0.0
         while True:
             last = ended.wait(TICK_SECONDS)
-            busy, on_gpu, spooled = gate.standing()
             with self._lock:
+                held = time.monotonic() - self._since if self._on_gpu else 0.0
+                busy, on_gpu, spooled = (
+                    self._busy + held,
+                    self._on_gpu,
+                    self._in_hand - self._on_gpu,
+                )
                 counts, self._counts = self._counts, {}
                 timings, self._timings = self._timings, []
             figures = {

@@ -1,5 +1,5 @@
-"""One job from claim to final state: generate, encode, upload, finish. The GPU is given free as
-soon as the frames are decoded; the rest goes on beside the next job.
+"""One job from claim to final state: generate, encode, upload, finish. A turn, which is what a
+Celery task is, ends as soon as the frames are decoded; the rest goes on beside the next job.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
 from ltxq_worker.encode import DiskFull, Encoded, Encoding, full_disk_named, write_sidecar
-from ltxq_worker.gate import Gate
 from ltxq_worker.meter import Meter
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
@@ -36,15 +37,13 @@ FULL_DISK_SECONDS = 30.0  # without new jobs after the spool's disk was full
 
 @dataclass(kw_only=True)
 class Runner:
-    """What a worker process needs to run jobs. `run` may be called from several threads: they
-    encode, upload and wait. What needs the GPU is done on a thread of its own, and the gate lets
-    one job at a time need it.
+    """What a worker process needs to run jobs, one turn after the other. Each job has a thread,
+    which encodes, uploads and waits; what needs the GPU is done on a thread of its own.
     """
 
     ledger: Ledger
     storage: Storage
     pipeline: Pipeline
-    gate: Gate
     settings: Settings
     worker: str  # this worker's stable name
     spool: Path  # this worker's own folder for clips on their way to storage
@@ -59,38 +58,86 @@ class Runner:
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
 
     def __post_init__(self) -> None:
-        self._attempts: dict[str, Attempt] = {}  # by delivery
+        self._attempts: set[Attempt] = set()
+        self._threads = ThreadPoolExecutor(1 + self.settings.spool_jobs, thread_name_prefix="job")
+        self._spool_places = threading.Semaphore(self.settings.spool_jobs)
         self._said_full = False  # that no more jobs are taken, for storage does not answer
+        self._rests_until = 0.0  # on the monotonic clock
+        self._closed = threading.Event()
 
-    def run(self, delivery: str) -> VideoResult | JobError | None:
-        """Claim the job that is first and bring it to a final state.
+    def take_turn(self) -> str | None:
+        """Claim the job that is first and run it, until the next one may have the GPU: this one
+        does not need it any more, and has one of the spool's places.
 
         Returns:
-            The outcome that stands; None if no job waits or it was lost on the way.
+            The job's id, if there was one.
         """
+        if self._closed.wait(max(0.0, self._rests_until - time.monotonic())):
+            return None
+        claim = self.claim()
+        if claim is None:
+            return None
+        gpu_free = threading.Event()
+
+        def ended(job: Future[Any]) -> None:
+            self._spool_places.release()
+            gpu_free.set()
+            if error := job.exception():
+                log.error("A job's thread ended with an error it does not know", exc_info=error)
+
+        self._threads.submit(self.run, claim, gpu_free.set).add_done_callback(ended)
+        gpu_free.wait()
+        self._spool_places.acquire()
+        return claim.job_id
+
+    def close(self) -> None:
+        """Claim no more, for good."""
+        self._closed.set()
+
+    def join(self) -> None:
+        """Wait for the jobs that are still encoded or uploaded."""
+        self._threads.shutdown()
+
+    def claim(self) -> Claim | None:
+        """The job that is first, if one waits."""
         try:
-            claim = self.ledger.claim(self.pipeline.model, self.worker)
+            return self.ledger.claim(self.pipeline.model, self.worker)
         except LtxqError as exc:
             log.warning("No job is claimed; a supervisor wakes a worker again: %s", exc)
             return None
-        if claim is None:
-            log.debug("no job waits")
-            return None
+
+    def run(
+        self, claim: Claim, gpu_free: Callable[[], None] = lambda: None
+    ) -> VideoResult | JobError | None:
+        """Bring a job to a final state.
+
+        Args:
+            gpu_free: told when the job does not need the GPU any more.
+
+        Returns:
+            The outcome that stands; None if the claim was lost on the way.
+        """
         with about_job(claim.job_id):
             log.info("%s claimed (attempt %d)", claim.job_id, claim.attempt)
-            self.begins(claim)
             try:
-                return self._run(claim, delivery)
+                return self._run(claim, gpu_free)
             finally:
                 self.ends(claim)
 
-    def _run(self, claim: Claim, delivery: str) -> VideoResult | JobError | None:
+    def _run(self, claim: Claim, gpu_free: Callable[[], None]) -> VideoResult | JobError | None:
+        attempt = Attempt(
+            self.ledger,
+            claim,
+            lease=self.settings.lease,
+            meter=self.meter,
+            begins=self.begins,
+            show=self.show,
+            gpu_free=gpu_free,
+        )
+        self._attempts.add(attempt)
         try:
-            with Attempt(
-                self.ledger, claim, lease=self.settings.lease, meter=self.meter, show=self.show
-            ) as attempt:
-                self._attempts[delivery] = attempt
-                return self._finish(attempt, self._outcome(attempt, delivery))
+            with attempt:
+                return self._finish(attempt, self._outcome(attempt))
         except ClaimLost:
             log.warning("%s was lost to another claim; dropped", claim.job_id)
             self._remove_objects(claim)
@@ -102,7 +149,7 @@ class Runner:
             log.error("%s ended, and its outcome is not recorded: %s", claim.job_id, exc)
             return None
         finally:
-            self._attempts.pop(delivery, None)
+            self._attempts.discard(attempt)
 
     def listen(self, until: threading.Event) -> None:
         """Hear of cancelled jobs the moment they are; in a thread of its own.
@@ -120,24 +167,23 @@ class Runner:
                 until.wait(LISTEN_SECONDS)
 
     def _cancel(self, job_id: str) -> None:
-        for attempt in list(self._attempts.values()):
+        for attempt in list(self._attempts):
             if attempt.claim.job_id == job_id:
                 attempt.cancel()
 
     def give_back(self) -> list[Returned]:
         """Queue again whatever this worker still has, uncharged: it is going away."""
         return [
-            self.ledger.give_back(attempt.claim, charged=False)
-            for attempt in list(self._attempts.values())
+            self.ledger.give_back(attempt.claim, charged=False) for attempt in list(self._attempts)
         ]
 
-    def _outcome(self, attempt: Attempt, delivery: str) -> VideoResult | JobError:
+    def _outcome(self, attempt: Attempt) -> VideoResult | JobError:
         try:
             with (
                 full_disk_named(self.spool),
                 tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder,
             ):
-                encoded = self._make(attempt, delivery, Path(folder))
+                encoded = self._make(attempt, Path(folder))
                 return self._upload(attempt, encoded, Path(folder))
         except (ClaimLost, DiskFull):
             raise
@@ -154,25 +200,18 @@ class Runner:
                 hint=f"The log of {self.worker} has the details.",
                 retryable=True,
             )
-
-    def _make(self, attempt: Attempt, delivery: str, folder: Path) -> Encoded:
-        def free_gpu() -> None:
-            self.gate.release_gpu(delivery)
-            attempt.released_gpu()
-
-        try:
-            with Encoding(attempt.claim.request, folder) as encoding:
-                on_device = self.gpu.run(lambda: self._take_turn(attempt, encoding, free_gpu))
-                encoded = encoding.finish(attempt.report)
         finally:
-            free_gpu()  # where its turn did not come
+            attempt.free_gpu()  # where its turn did not come
+
+    def _make(self, attempt: Attempt, folder: Path) -> Encoded:
+        with Encoding(attempt.claim.request, folder) as encoding:
+            on_device = self.gpu.run(lambda: self._generate(attempt, encoding))
+            encoded = encoding.finish(attempt.report)
         attempt.encoded(on_device)
         return encoded
 
-    def _take_turn(
-        self, attempt: Attempt, encoding: Encoding, free_gpu: Callable[[], None]
-    ) -> dict[Stage, float]:
-        """A job's turn on the GPU's thread, from the prompt to the last frame.
+    def _generate(self, attempt: Attempt, encoding: Encoding) -> dict[Stage, float]:
+        """On the GPU's thread: from the prompt to the last frame.
 
         Returns:
             Seconds by stage, on the device's own clock.
@@ -187,7 +226,7 @@ class Runner:
             self.end_process()
             raise
         finally:
-            free_gpu()
+            attempt.free_gpu()
         return clip.timings
 
     def _upload(self, attempt: Attempt, encoded: Encoded, folder: Path) -> VideoResult:
@@ -236,7 +275,7 @@ class Runner:
         log.error(
             "%s is given back, and no job taken for %g s: %s", claim.job_id, FULL_DISK_SECONDS, exc
         )
-        self.gate.pause(FULL_DISK_SECONDS)
+        self._rests_until = time.monotonic() + FULL_DISK_SECONDS
         try:
             self.given_back(self.ledger.give_back(claim, charged=True, why=exc.as_job_error()))
         except LtxqError as unavailable:
@@ -250,7 +289,7 @@ class Runner:
         def wait(state: Any) -> None:
             log.warning("%s waits for storage: %s", attempt.claim.job_id, _error(state))
             self.meter.count("storage_failures")
-            if self.gate.is_full and not self._said_full:
+            if self._spool_is_full() and not self._said_full:
                 self._said_full = True
                 log.error(
                     "No more jobs are taken: the spool holds as many finished clips as "
@@ -268,6 +307,10 @@ class Runner:
         if self._said_full:
             self._said_full = False
             log.info("Storage answers: jobs are taken again.")
+
+    def _spool_is_full(self) -> bool:
+        attempts = list(self._attempts)
+        return len(attempts) > self.settings.spool_jobs and not any(a.on_gpu for a in attempts)
 
     def _finish(
         self, attempt: Attempt, outcome: VideoResult | JobError
