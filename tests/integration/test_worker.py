@@ -34,9 +34,7 @@ from fleet import (
     worker_environment,
 )
 from ltxq import Client
-from ltxq.celery import make_app
 from ltxq.ledger import PREFIX, TASK, queue_name
-from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.local import RedisServer, S3Server
 from ltxq_worker.pipeline.instant import read_mark, request_tag
@@ -210,15 +208,30 @@ def test_celerys_revoke_cancels_in_the_ledger(slow: Fleet, client: Client, plain
     assert client.wait(running.id, PATIENCE).state == "cancelled"
 
 
-def test_a_message_delivered_twice_makes_one_clip(fleet: Fleet, client: Client) -> None:
+def test_a_message_delivered_twice_makes_one_clip(
+    fleet: Fleet, client: Client, plain: Celery
+) -> None:
     job = client.submit("a fox", **SMALL)
-    with make_app(Settings(url=url_of(client))) as app:
-        for _ in range(3):
-            app.send_task(TASK, args=[job.id], task_id=job.id, queue=queue_name("instant"))
+    for _ in range(3):
+        plain.send_task(TASK, args=[job.id], task_id=job.id, queue=queue_name("instant"))
     assert client.wait(job.id, PATIENCE).state == "succeeded"
     last = client.submit("a bear", **SMALL)  # the doubles came before it
     assert client.wait(last.id, PATIENCE).state == "succeeded"
     assert client.get(job.id).attempts == 1
+
+
+def test_a_wakeup_has_no_result_and_starts_no_other_task(
+    fleet: Fleet, client: Client, plain: Celery
+) -> None:
+    follows = plain.signature("other.task", queue="elsewhere")
+    forged = {"args": ["video_1"], "queue": queue_name("instant"), "ignore_result": False}
+    for options in ({"link": follows}, {"chain": [follows]}, {}):
+        plain.send_task(TASK, task_id="video_1", **forged, **options)
+    job = client.submit("a fox", **SMALL)  # they came before it
+    assert client.wait(job.id, PATIENCE).state == "succeeded"
+    assert AsyncResult("video_1", app=plain).state == "PENDING"
+    with redis.Redis.from_url(url_of(client), socket_timeout=5) as server:
+        assert server.llen("elsewhere") == 0
 
 
 def test_more_urgent_jobs_run_first(slow: Fleet, client: Client) -> None:

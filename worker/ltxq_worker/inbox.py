@@ -136,16 +136,19 @@ def _taking(
 
     def guarded(message: Any) -> Any:
         try:
-            if _is_a_tasks(message):
-                if admit(message):
-                    message.ack()
-                    return None
+            if not _is_a_tasks(message):
+                reason = "not of Celery's form"
+            elif admit(message):
+                message.ack()
+                return None
+            elif any((message.payload[2] or {}).values()):
+                reason = "a wake-up starts no other task"
+            else:
                 # When a job runs is for the ledger to say. Celery would keep the message in memory
                 # until an `eta`, and drop it after `expires`, with all later ones of its id.
-                message.headers.update(eta=None, expires=None)
+                message.headers.update(eta=None, expires=None, ignore_result=True)
                 _show_little(message)
                 return take(message)
-            reason = "not of Celery's form"
         except away:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
