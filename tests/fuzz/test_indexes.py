@@ -24,7 +24,7 @@ SORTED = (
     "garbage", f"workers:{QUEUE}",
 )  # fmt: skip
 HASHES = ("idempotency", "fleet", "holders", "claimed", f"pace:{QUEUE}", f"totals:{QUEUE}")
-SETS = ("owners", "queues", "draining")
+SETS = ("owners", "queues", "draining", "held:cpu0@here")
 PLAIN = (f"vtime:{QUEUE}", f"missing:{QUEUE}", "cursor", "counter", "swept", "spoilt", "cleaned")
 
 

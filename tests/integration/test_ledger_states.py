@@ -230,6 +230,12 @@ class Ledgers(RuleBasedStateMachine):
             assert members(f"owned:*:{state}") == jobs(state)
         assert sorted(m[16:] for m in members("waiting:*")) == jobs("queued")
         assert members("running") == jobs("running")
+        held = f"{PREFIX}held:"
+        theirs = {k: self.redis.smembers(k) for k in self.redis.scan_iter(f"{held}*", count=1000)}
+        working: dict[str, set[str]] = {}
+        for job_id in jobs("running"):
+            working.setdefault(held + self.jobs[job_id].worker, set()).add(job_id)
+        assert theirs == working
         due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)
         assert members("webhooks:*") == due
         assert members("webhooks") == (["example.com"] if due else [])

@@ -62,6 +62,8 @@ local function mend(owners, queues)
   for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, PAGE)) do
     for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
   end
+  local workers = queues and redis.call('ZRANDMEMBER', key('seen'), PAGE) or redis.call('ZRANGE', key('seen'), 0, OWNERS)
+  for _, worker in ipairs(workers) do expect('set', key('held', worker)) end
   for _, queue in ipairs(queues or redis.call('SMEMBERS', key('queues'))) do
     for _, name in ipairs({'pace', 'totals'}) do expect('hash', key(name, queue)) end
     for _, name in ipairs({'workers', 'later', 'tags'}) do expect('zset', key(name, queue)) end
@@ -77,7 +79,7 @@ end
 local function index(id, lease, retention)
   local state, seq, owner, queue, band, tag = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'band', 'tag'))
   local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
-  local not_before, start_by, attempts = unpack(get(id, 'not_before', 'start_by', 'attempts'))
+  local not_before, start_by, attempts, worker = unpack(get(id, 'not_before', 'start_by', 'attempts', 'worker'))
   for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
   redis.call('SADD', key('queues'), queue)
   if owner then redis.call('SADD', key('owners'), owner) end
@@ -91,6 +93,7 @@ local function index(id, lease, retention)
     end
   elseif state == 'running' then
     redis.call('ZADD', key('running'), 'NX', now + lease, id)
+    redis.call('SADD', key('held', worker), id)
   else
     redis.call('ZADD', key('expiry'), 'NX', finished + retention, id)
     redis.call('ZADD', key('unreported'), 'NX', now, id)

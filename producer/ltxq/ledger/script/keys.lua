@@ -28,6 +28,7 @@
 --   later:<queue>           zset id → not_before: queued jobs whose time has not come
 --   deadlines               zset id → by when a job must have been started (start_within)
 --   running                 zset id → the lease's deadline
+--   held:<worker>           set of ids: its running jobs
 --   expiry                  zset id → when a finished job's record is removed
 --   garbage                 zset <id>/<nonce> → when the objects of that claim are to be deleted
 --   unreported              zset id → when it finished, until Celery's result is stored as well

@@ -11,13 +11,20 @@ local function discard_claims(id, kept)
   set(id, 'claims', kept)
 end
 
+-- A job is no worker's any more.
+local function let_go(id)
+  redis.call('ZREM', key('running'), id)
+  local worker = redis.call('HGET', key('job', id), 'worker')
+  if worker then redis.call('SREM', key('held', worker), id) end
+end
+
 -- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
 local function close(id, from, to, field, value, retention)
   local queue, band, seq, not_before, start_by = unpack(get(id, 'queue', 'band', 'seq', 'not_before', 'start_by'))
   redis.call('ZREM', key('waiting', queue, band), as_waiting(id, seq))
   if not_before then redis.call('ZREM', key('later', queue), id) end
   if start_by then redis.call('ZREM', key('deadlines'), id) end
-  redis.call('ZREM', key('running'), id)
+  let_go(id)
   move(id, from, to)
   if to == 'succeeded' then note_pace(id, 'whole') end
   discard_claims(id, to == 'succeeded' and redis.call('HGET', key('job', id), 'nonce') or '')
@@ -72,7 +79,7 @@ end
 -- often, `cancelled` the one if its cancelling was asked for.
 local function give_back(id, charged, max_lost, retention, failure, cancelled, reason)
   local lost, cancel = unpack(get(id, 'lost', 'cancel'))
-  redis.call('ZREM', key('running'), id)
+  let_go(id)
   lost = tonumber(lost or 0)
   if charged then
     lost = lost + 1

@@ -19,6 +19,7 @@ local function claim(id, queue, nonce, worker, lease, retention, late)
     redis.call('ZREMRANGEBYSCORE', key('tags', queue), '-inf', tag)
   end
   redis.call('ZADD', key('running'), now + lease, id)
+  redis.call('SADD', key('held', worker), id)
   move(id, 'queued', 'running')
   set(id, 'nonce', nonce, 'claims', nonce .. ' ' .. string.sub(claims or '', 1, CLAIMS), 'worker', worker,
       'started', now, 'gpu', 1)
@@ -119,25 +120,30 @@ end
 -- `instance`: of the supervisor that asks. It has a say only while the name is its own.
 function operation.give_back_all(worker, instance, lease, max_lost, retention, failure, cancelled)
   local function give_back_own(id)
-    local holder, gpu = unpack(get(id, 'worker', 'gpu'))
-    if holder ~= worker then return nil end
+    local state, holder, gpu = unpack(get(id, 'state', 'worker', 'gpu'))
+    if state ~= 'running' or holder ~= worker then return nil end
     return give_back(id, gpu == '1', tonumber(max_lost), retention, failure, cancelled)
   end
   local given = {}
   if silence_of_holder(worker, instance, tonumber(lease)) then return given end
-  for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
+  for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
     given[#given + 1] = guarded(retention, give_back_own, id)
+    redis.call('SREM', key('held', worker), id)
   end
   return given
 end
 
 function operation.held(worker)
   local held = {}
-  for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
+  for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
     -- A damaged record is passed over: its lease ends, and the sweep deals with it.
     local readable, row = pcall(function()
-      local holder, attempts, gpu, started, request = unpack(get(id, 'worker', 'attempts', 'gpu', 'started', 'request'))
-      if holder ~= worker then return nil end
+      local state, holder, attempts, gpu, started, request = unpack(
+        get(id, 'state', 'worker', 'attempts', 'gpu', 'started', 'request'))
+      if state ~= 'running' or holder ~= worker then
+        redis.call('SREM', key('held', worker), id)
+        return nil
+      end
       return {id, tonumber(attempts) + 0, tonumber(gpu) + 0, now - started, request}
     end)
     if readable then held[#held + 1] = row end
