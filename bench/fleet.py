@@ -5,10 +5,11 @@
 
 A real redis-server with its append-only file on. Jobs are loaded in bulk through pipelines, with a
 message each, as submissions leave them. Workers are threads that do with the ledger what a worker
-does in a job's life: claim, renew the lease, report each step, finish. There are no Celery
-processes, and nobody takes the messages. Load generator and Redis share this machine's cores, so
-Redis's own CPU time is measured too: it says where a Redis with a core to itself stops. Prints a
-table, and writes the same as JSON to bench/results/fleet.json.
+does in a job's life: claim, renew the lease, report each step, finish. One more thread for every
+eight does what a supervisor does every two seconds. There are no Celery processes, and nobody takes
+the messages. Load generator and Redis share this machine's cores, so Redis's own CPU time is
+measured too: it says where a Redis with a core to itself stops. Prints a table, and writes the same
+as JSON to bench/results/fleet.json.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from typing import Any
 
 import redis
 
-from ltxq.celery import announce, make_app
 from ltxq.job import CONTRACT, JobError, Progress, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.ledger.records import cost_of
@@ -45,6 +45,8 @@ from ltxq_worker.local import RedisServer
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 MODEL = "ltx-2-19b-distilled"
 REQUEST = VideoRequest(prompt=PROMPT, model=MODEL)
+HOST = 8  # workers of one supervisor
+SWEEP_SECONDS = 2.0  # between what it does
 STEPS = 20  # reports in a job: eight denoising steps, and the stages around them
 BATCH = 500  # jobs in one pipeline
 BAND = BANDS["normal"]
@@ -66,7 +68,7 @@ def main() -> None:
     ):
         settings = Settings(url=server.url, max_queued=10 * MILLION)
         ledger = Ledger.from_settings(settings)
-        figures["a deep queue"] = load(ledger, settings, direct, options.jobs)
+        figures["a deep queue"] = load(ledger, direct, options.jobs)
         figures["asked of it"] = ask(ledger)
         pace = options.workers / options.job_seconds
         title = f"{options.workers:,} workers, {options.job_seconds:g} s a job ({pace:g} jobs/s)"
@@ -78,18 +80,13 @@ def main() -> None:
     report(figures, options)
 
 
-def load(ledger: Ledger, settings: Settings, direct: redis.Redis, jobs: int) -> dict[str, float]:
-    """Fill the queue: records by the ledger's own script, and messages like Celery's first."""
+def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
+    """Fill the queue by the ledger's own script, which also sends the messages."""
+    ledger.list(limit=1)  # Redis knows the script from here on
     queue = queue_name(MODEL)
-    first, ticket = ledger.submit(new_job_id(), REQUEST)
-    assert ticket is not None
-    with make_app(settings) as app:
-        announce(app, ticket)
-    message = direct.lindex(queue, 0)
-    assert isinstance(message, str)
     empty = used(direct)
     began = time.perf_counter()
-    for start in range(1, jobs, BATCH):
+    for start in range(0, jobs, BATCH):
         pipe = direct.pipeline(transaction=False)
         for _ in range(min(BATCH, jobs - start)):
             job_id = new_job_id()
@@ -98,7 +95,6 @@ def load(ledger: Ledger, settings: Settings, direct: redis.Redis, jobs: int) -> 
                 *(cost_of(REQUEST), "", "", "", "", 10 * MILLION, MILLION, "", ""),
             ]
             ledger._script(keys=[PREFIX], args=arguments, client=pipe)
-            pipe.lpush(queue, message.replace(first.id, job_id))
         pipe.execute()
     seconds = time.perf_counter() - began
     per_job = (used(direct) - empty) / jobs
@@ -200,8 +196,22 @@ def simulate(options: argparse.Namespace) -> None:
             timed("finish", lambda c=claim: ledger.finish(c, DONE))
             next(jobs)
 
-    with ThreadPoolExecutor(options.workers) as pool:
+    def look_after(first: int) -> None:
+        names = [f"gpu{n}@{options.name}" for n in range(first, first + HOST)][: options.workers]
+        threading.Event().wait(SWEEP_SECONDS * (first % 97) / 97)
+        while time.monotonic() < end:
+            ledger.present(MODEL, f"{options.name}-{first}", dict.fromkeys(names, "ready"))
+            ledger.sweep(interval=SWEEP_SECONDS)
+            for name in names:
+                ledger.held(name)
+            threading.Event().wait(SWEEP_SECONDS)
+
+    hosts = range(0, options.workers, HOST)
+    with ThreadPoolExecutor(options.workers + len(hosts)) as pool:
+        looks = [pool.submit(look_after, first) for first in hosts]
         list(pool.map(work, range(options.workers)))
+        for look in looks:
+            look.result()
     print(json.dumps({"jobs": next(jobs), **took}))
 
 

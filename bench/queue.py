@@ -21,18 +21,22 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
 
 from ltxq import Client
 from ltxq.job import Job
+from ltxq.ledger import TASK
+from ltxq.settings import Settings
 from ltxq_worker.stack import Stack
 
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
+TURNS = 6
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9}
 RESULTS = Path(__file__).parent / "results" / "queue.json"
 
@@ -53,7 +57,7 @@ def main() -> None:
 def submissions(folder: Path, count: int) -> dict[str, float]:
     """To a queue that nobody reads."""
     with _stack(folder) as (client, server, _):
-        return measure_submissions(client, server, count)
+        return measure_submissions(client, server, count) | measure_beside_celery(count)
 
 
 def jobs(folder: Path, count: int) -> dict[str, float]:
@@ -101,6 +105,38 @@ def measure_submissions(client: Client, server: redis.Redis, count: int) -> dict
         "submit p50 (ms)": 1000 * statistics.median(times),
         "submit p99 (ms)": 1000 * percentile(times, 99),
         "Redis memory per queued job (bytes)": memory / count,
+    }
+
+
+def measure_beside_celery(count: int) -> dict[str, float]:
+    """How fast beside plain Celery's `send_task` on the same Redis, in turns: with the event that
+    Flower shows, which `send_task` does not send, and without.
+    """
+    settings = Settings.read()
+    plain = Celery(broker=settings.url.get_secret_value(), set_as_current=False)
+    request = {"request": {"prompt": PROMPT}}
+    with (
+        Client(settings=settings.model_copy(update={"events": True})) as telling,
+        Client(settings=settings.model_copy(update={"events": False})) as quiet,
+    ):
+        ways: dict[str, Callable[[], object]] = {
+            "submit": lambda: telling.submit(PROMPT),
+            "quiet": lambda: quiet.submit(PROMPT),
+            "celery": lambda: plain.send_task(TASK, kwargs=request, queue="plain"),
+        }
+        took: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(TURNS):
+            for way, send in ways.items():
+                began = time.perf_counter()
+                for _ in range(count // TURNS):
+                    send()
+                took[way].append(time.perf_counter() - began)
+    plain.close()
+    seconds = {way: statistics.median(times) for way, times in took.items()}
+    return {
+        "plain Celery's send_task per second": count / TURNS / seconds["celery"],
+        "submissions, % of plain Celery's send_task": 100 * seconds["celery"] / seconds["submit"],
+        "the same without Flower's event (%)": 100 * seconds["celery"] / seconds["quiet"],
     }
 
 
