@@ -66,7 +66,7 @@ def control(
 
 def test_flower_is_answered(flower: Celery) -> None:
     assert asked(flower, "ping") == {"ok": "pong"}
-    assert asked(flower, "stats")["pool"]["max-concurrency"] == 9
+    assert asked(flower, "stats")["pool"]["max-concurrency"] == 1
     assert asked(flower, "active_queues")[0]["name"] == QUEUE
     assert "ltxq.generate" in asked(flower, "registered", taskinfoitems=["app"])
     assert asked(flower, "conf", with_defaults=False)["accept_content"] == ["json"]
@@ -117,7 +117,7 @@ def test_no_other_command_is_obeyed(
     answer = asked(flower, command, **arguments)
     assert answer == {"error": "ltxq's workers do not take this command."}
     assert asked(flower, "active_queues")[0]["name"] == QUEUE
-    assert asked(flower, "stats")["pool"]["max-concurrency"] == 9
+    assert asked(flower, "stats")["pool"]["max-concurrency"] == 1
     assert asked(flower, "revoked") == []
     yard.still_works()
 

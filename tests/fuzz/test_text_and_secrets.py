@@ -130,7 +130,8 @@ def test_any_text_arrives_unchanged_and_breaks_no_log_line(
 
 
 def test_a_refused_requests_names_break_no_log_line(fleet: Fleet, client: Client) -> None:
-    from ltxq.celery import TASK, make_app
+    from ltxq.celery import make_app
+    from ltxq.ledger import TASK
 
     app = make_app(Settings.read())
     for number, text in enumerate(NASTY):
