@@ -12,7 +12,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "fleet.py"
 
 def test_a_small_fleet_is_simulated(tmp_path: Path) -> None:
     out = tmp_path / "fleet.json"
-    size = ("--workers", "8", "--jobs", "600", "--seconds", "3", "--job-seconds", "0.5")
+    size = ("--workers", "8", "--jobs", "3000", "--seconds", "3", "--job-seconds", "0.5")
     done = subprocess.run(
         [sys.executable, str(BENCH), *size, "--out", str(out)],
         capture_output=True,
