@@ -21,7 +21,7 @@ def test_a_small_fleet_is_simulated(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
-    assert figures["a deep queue"]["jobs queued"] == 600
+    assert figures["a deep queue"]["jobs queued"] == 3000
     paced = next(rows for title, rows in figures.items() if title.startswith("8 workers"))
     assert 0 < paced["jobs per second"] <= 16
     assert figures["as fast as it goes"]["jobs per second"] > 0
