@@ -303,12 +303,16 @@ class World:
         killed = time.monotonic()
 
         def watch(job: Held) -> None:
+            claimed_at: datetime | None = None
             while time.monotonic() - killed < 60:
                 try:
                     now = self.client.get(job.job_id)
                 except LtxqError:
                     continue
-                if now.state != "running" or now.attempts > job.attempt:
+                # A failover may forget claims, and count them anew.
+                claimed_at = claimed_at or now.started_at
+                again = now.attempts > job.attempt or now.started_at != claimed_at
+                if now.state != "running" or again:
                     returns.append(time.monotonic() - killed)
                     return
                 time.sleep(0.05)
