@@ -118,7 +118,7 @@ class Backlog:
         """`gpu`: the thread that `pipeline` was made on. `pause`: seconds between two jobs."""
         self._pipeline = TimedPipeline(pipeline, device)
         self._gpu, self._pause = gpu, pause
-        self._free = threading.Lock()  # held as a worker's gate holds it
+        self._free = threading.Lock()  # a turn of a worker holds it
 
     def run(self, requests: list[VideoRequest]) -> dict[str, float]:
         """What share of the time there was work for the GPU; the requests are of one size."""

@@ -103,9 +103,7 @@ def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
     ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "shadow",
          "no-tag", "tags", "empty", "bytes"],
 )  # fmt: skip
-def test_more_of_one_kind_than_there_are_threads_do_not_shut_the_gate(
-    yard: Yard, forged: bytes
-) -> None:
+def test_many_of_one_kind_keep_no_slot(yard: Yard, forged: bytes) -> None:
     for _ in range(12):
         yard.redis.lpush(QUEUE, forged)
     yard.still_works()

@@ -350,6 +350,27 @@ def test_as_many_wakeups_are_sent_as_are_missing(ledger: Ledger, server: redis.R
     assert len(sweep_later(ledger, server)) == 3
 
 
+def test_messages_of_cancelled_jobs_do_not_pile_up(ledger: Ledger, server: redis.Redis) -> None:
+    for _ in range(20):
+        ledger.cancel(submit(ledger).id)
+    assert len(wakeups(server)) == 1
+    submit(ledger)
+    assert len(wakeups(server)) == 1
+    submit(ledger)
+    assert len(wakeups(server)) == 2
+
+
+def test_a_plain_producers_message_takes_nobodys_wakeup(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    server.lpush(queue_name("instant"), "a plain producer's job")
+    first = submit(ledger)
+    server.rpop(queue_name("instant"))
+    second = submit(ledger)  # a worker has taken it
+    assert len(wakeups(server)) == 2
+    assert set(wakeups(server)) <= {first.id, second.id}
+
+
 def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: redis.Redis) -> None:
     ledger = make_ledger(redis_url)
     request = VideoRequest(prompt="a fox", model="instant")

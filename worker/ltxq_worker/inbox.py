@@ -132,7 +132,7 @@ def _admit_late(message: Any, admit: Admit, away: tuple[type[Exception], ...]) -
 def _taking(
     take: Callable[[Any], Any], admit: Admit, away: tuple[type[Exception], ...]
 ) -> Callable[[Any], Any]:
-    """`take`, for messages that announce a job of the ledger; others are admitted or dropped."""
+    """`take`, for wake-ups; other messages are admitted or dropped."""
 
     def guarded(message: Any) -> Any:
         try:

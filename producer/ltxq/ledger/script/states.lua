@@ -49,7 +49,7 @@ end
 
 -- A message of Celery's (its protocol 2, in kombu's envelope): it wakes a worker, which claims the job that
 -- is first then. Celery and Flower know it by the id of the job that it was sent for.
-local function wake(id, queue)
+local function send_wakeup(id, queue)
   redis.call('LPUSH', queue, cjson.encode({
     body = cjson.encode({{id}, {}, {}}),
     ['content-type'] = 'application/json',
@@ -60,6 +60,19 @@ local function wake(id, queue)
       delivery_info = {exchange = '', routing_key = queue},
     },
   }))
+end
+
+-- How many more jobs wait than there are messages. One of a plain producer counts as a message too.
+local function missing_wakeups(queue)
+  local waiting = 0
+  for band = 0, 2 do waiting = waiting + redis.call('ZCARD', key('waiting', queue, band)) end
+  return waiting - redis.call('LLEN', queue)
+end
+
+-- A job has joined those that wait. Where jobs were cancelled there may be messages enough: they do not pile
+-- up. Where a plain producer's message stood for another job's, and is gone now, there are two to send.
+local function wake(id, queue)
+  for _ = 1, math.min(missing_wakeups(queue), 2) do send_wakeup(id, queue) end
 end
 
 -- A job joins those that wait, fair between owners by start-time fair queueing: its tag is the end of its

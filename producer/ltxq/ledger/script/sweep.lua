@@ -12,15 +12,13 @@ end
 -- As many wake-ups as waiting jobs have none: the list has fewer messages than jobs wait, and had when it
 -- was last looked at, so that they are not on their way. Which job a wake-up names is all one.
 local function wake_again(queue, most)
-  local waiting, sent = 0, 0
-  for band = 0, 2 do waiting = waiting + redis.call('ZCARD', key('waiting', queue, band)) end
-  local missing = waiting - redis.call('LLEN', queue)
+  local sent, missing = 0, missing_wakeups(queue)
   local before = tonumber(redis.call('GETSET', key('missing', queue), missing) or 0) or 0
   local again = math.min(missing, before, most)
   for band = 0, 2 do
     if sent >= again then break end
     for _, waiting in ipairs(redis.call('ZRANGE', key('waiting', queue, band), 0, again - sent - 1)) do
-      wake(id_of(waiting), queue)
+      send_wakeup(id_of(waiting), queue)
       sent = sent + 1
     end
   end
