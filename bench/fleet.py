@@ -30,12 +30,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from ltxq.errors import QueueFull
 from ltxq.job import CONTRACT, JobError, Progress, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.ledger.records import cost_of
@@ -76,6 +78,7 @@ def main() -> None:
         title = "as fast as it goes"
         figures[title] = run(server.url, direct, options, min(options.workers, 32), 0.0)
         figures["every lease ends at once"] = lose_everything(ledger, direct, options.workers)
+        figures["made-up models"] = make_up_models(ledger, options.names)
         ledger.close()
     report(figures, options)
 
@@ -230,6 +233,20 @@ def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[s
     }
 
 
+def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
+    """What a stranger's made-up models cost the sweeps."""
+    taken = 0
+    for number in range(names):
+        with suppress(QueueFull):
+            ledger.submit(new_job_id(), REQUEST.model_copy(update={"model": f"made-up-{number}"}))
+            taken += 1
+    return {
+        "models tried": names,
+        "models taken": taken,
+        "one sweep afterwards (ms)": 1000 * median(lambda: sweep(ledger), 20),
+    }
+
+
 def sweep(ledger: Ledger) -> Any:
     """A sweep that is due, whoever swept last."""
     now = ledger._redis.time()
@@ -286,6 +303,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=200_000, help="queued before the fleet starts")
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--job-seconds", type=float, default=20.0, help="what a job takes")
+    parser.add_argument("--names", type=int, default=30_000, help="of models, made up")
     parser.add_argument("--seconds", type=float, default=60.0, help="each part of the simulation")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--claim-from", help=argparse.SUPPRESS)

@@ -12,9 +12,9 @@ BENCH = Path(__file__).parents[2] / "bench" / "fleet.py"
 
 def test_a_small_fleet_is_simulated(tmp_path: Path) -> None:
     out = tmp_path / "fleet.json"
-    size = ("--workers", "8", "--jobs", "3000", "--seconds", "3", "--job-seconds", "0.5")
+    size = "--workers 8 --jobs 3000 --names 300 --seconds 3 --job-seconds 0.5"
     done = subprocess.run(
-        [sys.executable, str(BENCH), *size, "--out", str(out)],
+        [sys.executable, str(BENCH), *size.split(), "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -26,3 +26,4 @@ def test_a_small_fleet_is_simulated(tmp_path: Path) -> None:
     assert 0 < paced["jobs per second"] <= 16
     assert figures["as fast as it goes"]["jobs per second"] > 0
     assert figures["every lease ends at once"]["jobs given back in one sweep"] >= 8
+    assert figures["made-up models"]["models taken"] == 255
