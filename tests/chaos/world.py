@@ -31,6 +31,7 @@ from strangers import (
 
 from fleet import SMALL, Fleet, eventually, name_of, worker_environment
 from ltxq import Client, LtxqError
+from ltxq.errors import JobNotFound
 from ltxq.job import Job
 from ltxq.ledger import Held, Ledger
 from ltxq.settings import Settings
@@ -307,6 +308,8 @@ class World:
             while time.monotonic() - killed < 60:
                 try:
                     now = self.client.get(job.job_id)
+                except JobNotFound:  # cancelled, and deleted to be sent again
+                    return
                 except LtxqError:
                     continue
                 # A failover may forget claims, and count them anew.
