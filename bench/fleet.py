@@ -5,9 +5,9 @@
 
 A real redis-server with its append-only file on. Jobs are loaded in bulk through pipelines, with a
 message each, as submissions leave them. Workers are threads that do with the ledger what a worker
-does in a job's life: claim, renew the lease, report each step, finish. One more thread for every
-eight does what a supervisor does every two seconds. There are no Celery processes, and nobody takes
-the messages. Load generator and Redis share this machine's cores, so Redis's own CPU time is
+does in a job's life: claim, renew the lease, report each step, finish. A process does what their
+supervisors do, one for every eight, every two seconds. There are no Celery processes, and nobody
+takes the messages. Load generator and Redis share this machine's cores, so Redis's own CPU time is
 measured too: it says where a Redis with a core to itself stops. Prints a table, and writes the same
 as JSON to bench/results/fleet.json.
 """
@@ -62,6 +62,9 @@ def main() -> None:
     if options.claim_from:
         simulate(options)
         return
+    if options.supervise:
+        supervise(options)
+        return
     figures: dict[str, dict[str, float]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -114,7 +117,7 @@ def ask(ledger: Ledger) -> dict[str, float]:
     """What the depth of the queue costs those who ask."""
     last = ledger.list(limit=1).jobs[0].id
     return {
-        "one sweep, nothing wrong (ms)": 1000 * median(lambda: sweep(ledger), 20),
+        "one sweep, nothing wrong (ms)": 1000 * time_of_sweeps(ledger),
         "read the last job, with its position (ms)": 1000 * median(lambda: ledger.get(last), 200),
         "list 20 jobs (ms)": 1000 * median(lambda: ledger.list(limit=20), 50),
         "depth and age of every queue (ms)": 1000
@@ -142,9 +145,16 @@ def run(
         )
         for i in range(processes)
     ]
+    supervisors = subprocess.Popen(
+        [
+            *(sys.executable, __file__, "--supervise", url),
+            *("--workers", str(workers), "--seconds", str(options.seconds)),
+        ]
+    )
     outputs = [
         json.loads(child.communicate(timeout=options.seconds + 120)[0]) for child in children
     ]
+    assert supervisors.wait(120) == 0
     seconds = time.perf_counter() - began
     busy, calls = cpu(direct) - busy, commands(direct) - calls
     jobs = sum(output["jobs"] for output in outputs)
@@ -199,34 +209,38 @@ def simulate(options: argparse.Namespace) -> None:
             timed("finish", lambda c=claim: ledger.finish(c, DONE))
             next(jobs)
 
-    def look_after(first: int) -> None:
-        names = [f"gpu{n}@{options.name}" for n in range(first, first + HOST)][: options.workers]
-        threading.Event().wait(SWEEP_SECONDS * (first % 97) / 97)
-        while time.monotonic() < end:
-            ledger.present(MODEL, f"{options.name}-{first}", dict.fromkeys(names, "ready"))
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(work, range(options.workers)))
+    print(json.dumps({"jobs": next(jobs), **took}))
+
+
+def supervise(options: argparse.Namespace) -> None:
+    """What the supervisors of these workers do, in one thread."""
+    ledger = Ledger.from_settings(Settings(url=options.supervise, lease=30))
+    end = time.monotonic() + options.seconds
+    hosts = range(0, options.workers, HOST)
+    while time.monotonic() < end:
+        began = time.monotonic()
+        for first in hosts:
+            names = [f"gpu{n}@host0" for n in range(first, min(first + HOST, options.workers))]
+            ledger.present(MODEL, f"host{first}", dict.fromkeys(names, "ready"))
             ledger.sweep(interval=SWEEP_SECONDS)
             for name in names:
                 ledger.held(name)
-            threading.Event().wait(SWEEP_SECONDS)
-
-    hosts = range(0, options.workers, HOST)
-    with ThreadPoolExecutor(options.workers + len(hosts)) as pool:
-        looks = [pool.submit(look_after, first) for first in hosts]
-        list(pool.map(work, range(options.workers)))
-        for look in looks:
-            look.result()
-    print(json.dumps({"jobs": next(jobs), **took}))
+        time.sleep(max(0.0, SWEEP_SECONDS - (time.monotonic() - began)))
 
 
 def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
     """A whole fleet dies at once: one sweep gives back all it had."""
     for number in range(workers):
         assert ledger.claim(MODEL, f"gpu{number}@lost")
-    sweep(ledger)
+    make_sweep_due(ledger)
+    ledger.sweep()
     for job_id in direct.zrange(f"{PREFIX}running", 0, -1):
         direct.zadd(f"{PREFIX}running", {job_id: 0})
+    make_sweep_due(ledger)
     start = time.perf_counter()
-    swept = sweep(ledger)
+    swept = ledger.sweep()
     return {
         "jobs given back in one sweep": len(swept.lease_ended),
         "that sweep (ms)": 1000 * (time.perf_counter() - start),
@@ -243,15 +257,25 @@ def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
     return {
         "models tried": names,
         "models taken": taken,
-        "one sweep afterwards (ms)": 1000 * median(lambda: sweep(ledger), 20),
+        "one sweep afterwards (ms)": 1000 * time_of_sweeps(ledger),
     }
 
 
-def sweep(ledger: Ledger) -> Any:
-    """A sweep that is due, whoever swept last."""
+def make_sweep_due(ledger: Ledger) -> None:
+    """Whoever swept last."""
     now = ledger._redis.time()
     ledger._redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
-    return ledger.sweep()
+
+
+def time_of_sweeps(ledger: Ledger) -> float:
+    """The median, in seconds."""
+    took = []
+    for _ in range(20):
+        make_sweep_due(ledger)
+        start = time.perf_counter()
+        ledger.sweep()
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
 
 
 def median(call: Callable[[], Any], times: int) -> float:
@@ -307,6 +331,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="each part of the simulation")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--claim-from", help=argparse.SUPPRESS)
+    parser.add_argument("--supervise", help=argparse.SUPPRESS)
     parser.add_argument("--name", default="host0", help=argparse.SUPPRESS)
     return parser.parse_args()
 

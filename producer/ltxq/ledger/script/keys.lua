@@ -75,7 +75,7 @@ local OUTAGE = 6000          -- ms without a sweep, which each supervisor tries 
 local TASK = 'ltxq.generate' -- as workers register it with Celery
 local QUEUES = 256           -- with jobs or workers; a stranger may ask for any name
 local OWNERS = 1000         -- that one step looks at where it cannot know which
-local PAGE = 64              -- queues, or receivers of webhooks, one sweep looks at
+local PAGE = 32              -- queues, or receivers of webhooks, one sweep looks at
 local AT_ONCE = 4            -- webhooks on their way to one receiver, so that one that hangs holds no more
 
 -- The next seq. The first is the time in tenths of a millisecond, so that no later one is
