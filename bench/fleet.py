@@ -262,7 +262,7 @@ def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
 
 
 def make_sweep_due(ledger: Ledger) -> None:
-    """Whoever swept last."""
+    """Set the time of the last sweep back, so that the next one does its work."""
     now = ledger._redis.time()
     ledger._redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
 

@@ -63,13 +63,13 @@ def make_app(settings: Settings) -> Celery:
 
 
 def follow_up(app: Celery, ledger: Ledger, *returned: Returned) -> None:
-    """Tell of jobs that were taken from a worker: Celery of those that are final, Flower of those
-    that are queued again.
+    """After jobs were taken from a worker: store Celery's results of the final ones, and show in
+    Flower that the others are queued again.
     """
-    for job_id, state in ((job.job_id, job.state) for job in returned):
-        if state in FINAL_STATES:
-            report_outcome(app, ledger, job_id)
-    if queued := [job.job_id for job in returned if job.state == "queued"]:
+    for taken in returned:
+        if taken.state in FINAL_STATES:
+            report_outcome(app, ledger, taken.job_id)
+    if queued := [taken.job_id for taken in returned if taken.state == "queued"]:
         try:
             jobs = ledger.get_many(queued)
         except LtxqError as exc:

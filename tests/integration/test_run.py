@@ -81,7 +81,7 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     good, late = submit(runner), submit(runner)
     run_first(runner)
     runner.ledger.cancel(late.id)
-    assert runner.claim() is None  # whoever cancelled it has told
+    assert runner.claim() is None  # the client that cancelled it stored the result
     assert told == [(good.id, "succeeded")]
 
 

@@ -1,4 +1,4 @@
-"""Celery's pool of one thread: its slot is free again, and Celery hears of it."""
+"""Celery's pool of one thread: when a task ends, its slot is free and the event loop wakes."""
 
 from __future__ import annotations
 

@@ -256,9 +256,10 @@ def _drain(runner: Runner, app: Celery) -> None:
         # In a thread: the one that is interrupted may hold a lock that this needs.
         threading.Thread(target=_give_back_and_exit, args=(runner, app, 0)).start()
 
+    # First: a second signal may come in the midst of the rest, which waits for a lock of its own.
+    signal.signal(signal.SIGTERM, give_back)
     runner.close()
     state.should_stop = 0
-    signal.signal(signal.SIGTERM, give_back)
     log.info("draining: running jobs finish, no more are taken")
 
 

@@ -65,8 +65,11 @@ class Attempt:
         show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None,
         gpu_free: Callable[[], None] = lambda: None,
     ) -> None:
-        """`begins` and then `show`, with the progress about as often as the ledger is told, are
-        called from another thread; `gpu_free` as soon as the job does not need the GPU any more.
+        """Args:
+        begins: called once, before `show`.
+        show: called with the progress, about as often as the ledger is told. Both from
+            another thread.
+        gpu_free: called as soon as the job does not need the GPU any more.
         """
         self.claim = claim
         self.timings: dict[str, float] = {"queued": round(claim.waited, 3)}  # seconds by stage

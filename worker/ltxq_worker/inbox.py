@@ -26,8 +26,7 @@ log = logging.getLogger("ltxq.worker")
 
 Admit = Callable[[Any], bool]
 
-# What a message's body may hold beside args and kwargs. Anything else would become a property of
-# the running task, and could pass for another delivery.
+# What a message's body may hold beside args and kwargs: what Celery's own clients put there.
 _EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}
 MOST_SHOWN = 200  # characters of a message that Celery's events repeat
 MOST_UNPACKED = 2**20  # bytes of a compressed message; the largest request is under 256 KiB

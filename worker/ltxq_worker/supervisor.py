@@ -261,7 +261,7 @@ class Supervisor:
                     log.warning("%s Waiting whether that is still heard.", exc.message)
                 silent = exc.silent + 0.001
                 with suppress(LtxqError):  # Redis goes away: the next look says so
-                    self._sweep()  # perhaps nobody else does, and then no name is free
+                    self._sweep()  # no name is free while no supervisor sweeps
                 time.sleep(NAME_SECONDS)
             except LtxqError as exc:
                 log.warning("Whether this host is to drain is not known yet: %s", exc)

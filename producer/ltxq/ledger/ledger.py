@@ -52,7 +52,7 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
-GRACE = 3.0  # seconds that whoever ended a job has to store Celery's result
+GRACE = 3.0  # seconds after a job's end in which its worker or client stores Celery's result
 GARBAGE_MOST = 100  # claims that one supervisor takes at once
 GARBAGE_LEASE = 600.0  # seconds it has to delete their objects
 SWEEP_MOST = 1000  # jobs of each kind one sweep deals with; the next goes on
@@ -367,8 +367,8 @@ class Ledger(FleetRecords):
         )
 
     def sweep(self, *, interval: float = 2.0) -> Swept:
-        """Find what nobody else will notice: leases that ended, results Celery was not told of;
-        and wake workers for jobs whose time has come, or whose message was lost.
+        """End leases that are over, wake workers for jobs whose time has come or whose message was
+        lost, and find results that were not stored for Celery.
 
         Args:
             interval: seconds between the sweeps of each supervisor. One that anybody ran within
