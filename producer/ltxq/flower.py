@@ -5,15 +5,21 @@ nothing of the rest. Nothing here matters to a job: what cannot be told is not.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError
+from celery.events.event import EVENT_EXCHANGE_NAME as EVENTS
+from celery.events.event import Event
+from celery.utils.nodenames import anon_nodename
+from celery.utils.time import utcoffset
 from redis.exceptions import RedisError
 
 from ltxq.job import Job, Progress, VideoRequest
@@ -91,11 +97,15 @@ class Showcase:
             self._shown.pop(job_id, None)
 
 
-def show_queued(app: Celery, job: Job) -> None:
-    """Tell of a job that was submitted, and what it makes."""
-    shown = describe(job.id, job.request, prompt=app.conf.ltxq_show_prompts)
-    queue = queue_name(job.request.model or "")
-    _send(app, None, "task-sent", job.id, name=TASK, args=shown, kwargs="{}", queue=queue)
+def queued_event(app: Celery, job_id: str, request: VideoRequest) -> tuple[str, str] | None:
+    """The event of a job that is submitted: a channel, and what to publish there; None where
+    events are off. The ledger publishes it with the record, so nothing comes before it.
+    """
+    if not app.conf.worker_send_task_events:
+        return None
+    shown = describe(job_id, request, prompt=app.conf.ltxq_show_prompts)
+    queue = queue_name(request.model or "")
+    return _event(app, None, "task-sent", job_id, name=TASK, args=shown, kwargs="{}", queue=queue)
 
 
 def show_outcome(app: Celery, job: Job, worker: str) -> None:
@@ -119,13 +129,42 @@ def show_requeued(app: Celery, job_id: str, worker: str) -> None:
     _send(app, worker, "task-retried", job_id, exception=why, traceback="", result=None)
 
 
-def _send(app: Celery, worker: str | None, kind: str, job_id: str, **fields: Any) -> None:
-    """Send one event in the name of a worker, or of this process, if it can be sent."""
+def _send(app: Celery, worker: str, kind: str, job_id: str, **fields: Any) -> None:
+    """Send one event in the name of a worker, if it can be sent."""
     if not app.conf.worker_send_task_events:
         return
     try:
-        with app.amqp.producer_pool.acquire(block=True) as producer:
-            dispatcher = app.events.Dispatcher(producer.connection, worker, enabled=False)
-            dispatcher.publish(kind, {"uuid": job_id, **fields}, producer)
-    except (KombuError, RedisError, OSError) as exc:
+        app.backend.client.publish(*_event(app, worker, kind, job_id, **fields))
+    except (RedisError, OSError) as exc:
         log.debug("Flower is not told: %s", exc)
+
+
+def _event(
+    app: Celery, worker: str | None, kind: str, job_id: str, **fields: Any
+) -> tuple[str, str]:
+    """An event of Celery's as kombu publishes it: the channel, and the message. kombu itself makes
+    a Redis client for each, which takes longer than all else of it.
+
+    Args:
+        worker: None: in the name of this process.
+    """
+    hostname = worker or anon_nodename()
+    event = Event(
+        kind,
+        hostname=hostname,
+        utcoffset=utcoffset(),
+        pid=os.getpid(),
+        clock=app.clock.forward(),
+        uuid=job_id,
+        **fields,
+    )
+    where = {"exchange": EVENTS, "routing_key": kind.replace("-", ".")}
+    message = {
+        "body": json.dumps(event),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"hostname": hostname},
+        "properties": {"delivery_tag": str(uuid.uuid4()), "delivery_info": where},
+    }
+    channel = f"/{app.backend.connparams['db']}.{EVENTS}/{where['routing_key']}"
+    return channel, json.dumps(message)

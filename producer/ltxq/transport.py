@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ltxq.celery import forget_outcome, make_app, report_outcome
 from ltxq.errors import LtxqError, QueueUnavailable
-from ltxq.flower import show_queued
+from ltxq.flower import queued_event
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
 from ltxq.settings import Settings
@@ -110,19 +110,18 @@ class RedisTransport:
         resent: bool | None = None,
         owner: str | None = None,
     ) -> Job:
+        request = request.settled(self.settings.default_model)
         job = self._ledger.submit(
             job_id,
-            request.settled(self.settings.default_model),
+            request,
             digest=digest,
             idempotency_key=idempotency_key,
             retry_of=retry_of,
             resent=resent,
             owner=owner,
+            event=queued_event(self._app, job_id, request),
         )
-        if job.id != job_id:
-            return self._signed(job)
-        show_queued(self._app, job)
-        return job
+        return job if job.id == job_id else self._signed(job)
 
     def get(self, job_id: str) -> Job:
         return self._signed(self._ledger.get(job_id))

@@ -13,7 +13,7 @@ from celery import Celery
 
 from ltxq.celery import report_refusal
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable
-from ltxq.flower import show_queued
+from ltxq.flower import queued_event
 from ltxq.job import MAX_WAIT_SECONDS, VideoRequest, is_job_id
 from ltxq.ledger import TASK, Ledger
 from ltxq.logs import about_job
@@ -52,8 +52,8 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
                     "The task id is no job id: letters, digits, - and _, at most 64.",
                     hint="Leave it to Celery.",
                 )
-            request = _read_request(args, kwargs, message.headers)
-            show_queued(app, ledger.submit(task_id, request.settled(model)))
+            request = _read_request(args, kwargs, message.headers).settled(model)
+            ledger.submit(task_id, request, event=queued_event(app, task_id, request))
         except QueueUnavailable as exc:
             raise ConnectionError(f"A job sent through Celery is not recorded: {exc}") from exc
         except LtxqError as exc:

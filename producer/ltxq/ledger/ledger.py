@@ -127,6 +127,7 @@ class Ledger(FleetRecords):
         idempotency_key: str | None = None,
         digest: str = "",
         resent: bool | None = None,
+        event: tuple[str, str] | None = None,
     ) -> Job:
         """Queue a job and wake a worker for it. Repeating it with the same id changes nothing.
 
@@ -137,6 +138,7 @@ class Ledger(FleetRecords):
             resent: True if the caller lost the answer to the same submission: the owner's last
                 job of this digest is it, if that was submitted with False or True within ten
                 minutes.
+            event: a channel of Redis and what to publish there, once the job is recorded.
 
         Returns:
             The job. Where the request was submitted before (by its idempotency key, or
@@ -156,6 +158,7 @@ class Ledger(FleetRecords):
             self._max_queued, self._max_owned,
             int(request.not_before.timestamp() * 1000) if request.not_before else "",
             "" if request.start_within is None else int(request.start_within * 1000),
+            *(event or ("", "")),
         )  # fmt: skip
         match answer:
             case ["accepted", submitted, place]:

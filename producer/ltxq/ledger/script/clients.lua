@@ -3,7 +3,7 @@
 -- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
 -- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
 function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
-                          not_before, start_within)
+                          not_before, start_within, channel, event)
   local known = redis.call('HGET', key('job', id), 'submitted')
   if known then return {'accepted', known, place(id)} end
   if idempotency ~= '' then
@@ -58,6 +58,7 @@ function operation.submit(id, contract, request, digest, queue, band, cost, owne
   else
     join_queue(id, seq, queue, band, cost, owner)
   end
+  if channel ~= '' then redis.pcall('PUBLISH', channel, event) end
   return {'accepted', now, place(id)}
 end
 
