@@ -47,11 +47,9 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # full or read-only: connect again, rather than end
         broker_transport_options={
-            "socket_timeout": 5.0,  # more than BRPOP's own second
+            "socket_timeout": 5.0,  # more than the second for which a worker waits for a message
             "socket_connect_timeout": 2.0,
-            # Seconds after which a message that was taken and neither acknowledged nor dropped is
-            # delivered again: its worker died before it had recorded a plain producer's job.
-            "visibility_timeout": 60,
+            "ack_emulation": False,  # a worker keeps its own note of the message it has in hand
         },
         broker_use_ssl=tls,
         redis_backend_use_ssl=tls,

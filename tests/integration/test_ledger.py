@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
 from ltxq.errors import (
     ConfigurationError,
@@ -316,6 +317,53 @@ def test_leases_are_extended_when_nobody_swept_for_a_while(
     server.set(f"{PREFIX}swept", 0)
     assert ledger.sweep().lease_ended == ()
     assert ledger.renew(claimed) == "held"
+
+
+def test_a_job_with_no_time_left_is_not_made(ledger: Ledger) -> None:
+    for _ in range(50):
+        late = submit(ledger, start_within=0.001)
+        assert ledger.claim("instant", "w") is None
+        error = ledger.get(late.id).error
+        assert error is not None
+        assert error.code == "expired"
+
+
+@pytest.mark.parametrize("ends", ["its process", "its host", "for good"])
+def test_the_message_that_a_worker_had_in_hand_is_queued_again(
+    ledger: Ledger, server: redis.Redis, ends: str
+) -> None:
+    queue = queue_name("instant")
+    ledger.present("instant", "host", {"w": "ready", "other": "ready"})
+    server.lpush(ledger.taken_key("w"), "of a plain producer")
+    server.lpush(ledger.taken_key("other"), "still in hand")
+    server.lpush(queue, "next", "last")
+    if ends == "its process":
+        ledger.give_back_all("w")
+    else:
+        lease = 1000 * Settings.model_fields["lease"].default
+        silence = lease + 1000 if ends == "its host" else 25 * 3600 * 1000
+        server.zincrby(f"{PREFIX}seen", -silence, "w")
+        ledger.sweep()
+    assert server.lrange(queue, 0, -1) == ["last", "next", "of a plain producer"]
+    assert server.lrange(ledger.taken_key("other"), 0, -1) == ["still in hand"]
+
+
+def test_messages_with_a_priority_of_celerys_own_join_the_queue(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    queue = queue_name("instant")
+    ledger.present("instant", "host", {"w": "ready"})
+    with Celery(broker=url_of(server), set_as_current=False) as plain:
+        for priority in range(10):
+            plain.send_task("ltxq.generate", queue=queue, priority=priority)
+    assert server.llen(queue) < 10
+    ledger.sweep()
+    assert server.llen(queue) == 10
+
+
+def url_of(server: redis.Redis) -> str:
+    about = server.connection_pool.connection_kwargs
+    return f"redis://{about['host']}:{about['port']}/{about['db']}"
 
 
 def test_a_sweep_right_after_anothers_does_nothing(ledger: Ledger, server: redis.Redis) -> None:

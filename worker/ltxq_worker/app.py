@@ -120,8 +120,13 @@ def build_app(runner: Runner, settings: Settings) -> Celery:
     runner.report_outcome = report
     runner.given_back = lambda returned: follow_up(app, ledger, returned)
     app.steps["consumer"].add(reconnect_step(ledger))
+    model = runner.pipeline.model
     app.steps["consumer"].add(
-        inbox_step(lambda message: admit(app, ledger, runner.pipeline.model, message))
+        inbox_step(
+            lambda message: admit(app, ledger, model, message),
+            queue_name(model),
+            ledger.taken_key(runner.worker),
+        )
     )
     app.conf.worker_disable_prefetch = True  # a message is taken when the GPU is free
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command

@@ -1,6 +1,7 @@
 """What lies between the queue and Celery. A message that is not of Celery's form is dropped and
-logged, so that nobody who can write to the queue ends a worker or takes its slot. A job of a plain
-Celery producer is recorded before its message is acknowledged. What a task says is app.py's.
+logged, so that nobody who can write to the queue ends a worker or takes its slot. A message stays
+in Redis until the worker is through with it: a plain Celery producer's job is nowhere else. What a
+task says is app.py's.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import bz2
 import logging
 import lzma
+import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -57,13 +59,14 @@ def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
     return unpack
 
 
-def inbox_step(admit: Admit) -> type[bootsteps.StartStopStep]:
+def inbox_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStopStep]:
     """The bootstep that guards a consumer, again at every reconnection.
 
     Args:
         admit: records the job of a plain Celery producer. False: the message is no such job.
+        queue: the list that messages are taken from.
+        taken: this worker's own list, where a message is until the worker is through with it.
     """
-    unrecorded: list[Any] = []  # messages with a plain producer's job: taken while Redis was away
 
     class InboxStep(bootsteps.StartStopStep):
         requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -71,11 +74,7 @@ def inbox_step(admit: Admit) -> type[bootsteps.StartStopStep]:
         def start(self, parent: Any) -> None:
             channel = parent.task_consumer.channel
             away = away_errors(parent.connection_errors + parent.channel_errors)
-            channel.handlers["BRPOP"] = _reading(channel.handlers["BRPOP"], away)
-            while unrecorded:
-                _admit_late(unrecorded[0], admit, away)
-                del unrecorded[0]
-            channel.qos.append = _keeping(channel.qos.append, unrecorded, away)
+            _take_by_moving(channel, queue, taken, away)
             parent.task_consumer.on_decode_error = lambda message, exc: _drop(
                 message, type(exc).__name__
             )
@@ -85,47 +84,46 @@ def inbox_step(admit: Admit) -> type[bootsteps.StartStopStep]:
     return InboxStep
 
 
-def _reading(read: Callable[[], Any], away: tuple[type[Exception], ...]) -> Callable[[], Any]:
-    """`read`, for which an entry that is no envelope of kombu's is no reason to end."""
+def _take_by_moving(
+    channel: Any, queue: str, taken: str, away: tuple[type[Exception], ...]
+) -> None:
+    """Have a channel of kombu's move messages from `queue` to `taken`, and remove them when they
+    are dealt with. kombu's own BRPOP removes them first: one whose answer is lost, where Redis or
+    the connection to it ends in that moment, is nowhere.
+    """
+    with channel.conn_or_acquire() as redis:
+        while redis.lmove(taken, queue, "LEFT", "RIGHT"):
+            pass
+    client, read, parse = channel.client, channel._brpop_read, channel.client.parse_response
     expected: tuple[type[Exception], ...] = (*away, Empty)
 
-    def guarded() -> Any:
+    def ask(timeout: float | None = None) -> None:
+        channel._in_poll, channel._brpop_sent_at = client.connection, time.monotonic()
+        client.connection.send_command(
+            "BLMOVE", queue, taken, "RIGHT", "LEFT", timeout or channel.brpop_timeout
+        )
+
+    def answer(connection: Any, command: str, **options: Any) -> Any:
+        """As the answer to BRPOP: the list's name as well."""
+        if command != "BRPOP":
+            return parse(connection, command, **options)
+        item = parse(connection, "BLMOVE", **options)
+        return item and (queue, item)
+
+    def take(**options: Any) -> Any:
+        """An entry that is no envelope of kombu's is no reason to end."""
         try:
-            return read()
+            read(**options)
         except expected:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's bytes cause
             log.warning("An entry of the queue is no message: dropped (%s)", type(exc).__name__)
-            return True
+        with channel.conn_or_acquire() as redis:
+            redis.delete(taken)
+        return True
 
-    return guarded
-
-
-def _keeping(
-    append: Callable[..., Any], unrecorded: list[Any], away: tuple[type[Exception], ...]
-) -> Callable[..., Any]:
-    """`append`, by which kombu notes in Redis what is yet to be acknowledged. Where Redis has just
-    gone away, the message is nowhere but here.
-    """
-
-    def guarded(message: Any, delivery: str) -> Any:
-        try:
-            return append(message, delivery)
-        except away:
-            unrecorded.append(message)
-            raise
-
-    return guarded
-
-
-def _admit_late(message: Any, admit: Admit, away: tuple[type[Exception], ...]) -> None:
-    try:
-        if _is_a_tasks(message):
-            admit(message)
-    except away:
-        raise
-    except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
-        log.warning("A message is dropped: %s", type(exc).__name__)
+    channel._brpop_start, client.parse_response = ask, answer
+    channel._brpop_read = channel.handlers["BRPOP"] = take
 
 
 def _taking(

@@ -92,6 +92,12 @@ class FleetRecords(JobReader):
 
     _lease: int  # milliseconds
 
+    def taken_key(self, worker: str) -> str:
+        """Redis's key of the list with the message that a worker has in hand. A message in it is
+        put back into the queue when the worker has ended.
+        """
+        return self._key("taken", worker)
+
     def present(
         self,
         model: str,

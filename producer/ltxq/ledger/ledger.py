@@ -157,7 +157,8 @@ class Ledger(FleetRecords):
             idempotency_key or "", "" if resent is None else int(resent),
             self._max_queued, self._max_owned,
             int(request.not_before.timestamp() * 1000) if request.not_before else "",
-            "" if request.start_within is None else int(request.start_within * 1000),
+            # The least, a millisecond, is over at once: that of a message that has expired.
+            "" if request.start_within is None else int(request.start_within * 1000) - 1,
             *(event or ("", "")),
         )  # fmt: skip
         match answer:

@@ -63,7 +63,10 @@ local function mend(owners, queues)
     for _, name in ipairs({'webhooks', 'sending'}) do expect('zset', key(name, receiver)) end
   end
   local workers = queues and redis.call('ZRANDMEMBER', key('seen'), PAGE) or redis.call('ZRANGE', key('seen'), 0, OWNERS)
-  for _, worker in ipairs(workers) do expect('set', key('held', worker)) end
+  for _, worker in ipairs(workers) do
+    expect('set', key('held', worker))
+    expect('list', key('taken', worker))
+  end
   for _, queue in ipairs(queues or redis.call('SMEMBERS', key('queues'))) do
     for _, name in ipairs({'pace', 'totals'}) do expect('hash', key(name, queue)) end
     for _, name in ipairs({'workers', 'later', 'tags'}) do expect('zset', key(name, queue)) end

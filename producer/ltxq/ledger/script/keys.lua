@@ -29,6 +29,7 @@
 --   deadlines               zset id → by when a job must have been started (start_within)
 --   running                 zset id → the lease's deadline
 --   held:<worker>           set of ids: its running jobs
+--   taken:<worker>          list: the message it has in hand, until it is through with it
 --   expiry                  zset id → when a finished job's record is removed
 --   garbage                 zset <id>/<nonce> → when the objects of that claim are to be deleted
 --   unreported              zset id → when it finished, until Celery's result is stored as well

@@ -28,8 +28,28 @@ local function wake_again(queue, most)
   end
 end
 
+-- Celery's producers put a message with a priority of Celery's into one of three lists beside the queue's;
+-- workers take from this one. What a job's priority is, it says itself.
+local function gather(queue, most)
+  for _, step in ipairs({'3', '6', '9'}) do
+    for _ = 1, most do
+      local message = redis.pcall('LMOVE', queue .. '\6\22' .. step, queue, 'RIGHT', 'LEFT')
+      if not message or message.err then break end
+    end
+  end
+end
+
+-- Workers that were last heard a lease ago: what they had in hand. A minute's worth, for this is soon.
+local function put_back_of_silent(lease, most)
+  local last = now - lease
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key('seen'), last - 60000, last, 'LIMIT', 0, most)) do
+    put_back(worker)
+  end
+end
+
 local function forget_workers(most)
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key('seen'), '-inf', now - FORGOTTEN, 'LIMIT', 0, most)) do
+    put_back(worker)
     redis.call('ZREM', key('seen'), worker)
     redis.call('HDEL', key('fleet'), worker)
     redis.call('HDEL', key('holders'), worker)
@@ -85,6 +105,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   mend(owners.err and {} or owners, queues)
 
   if now - last > 3 * interval then extend_leases(lease) end
+  put_back_of_silent(lease, most)
   forget_workers(most)
 
   local function end_lease(id)
@@ -110,6 +131,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('later', queue), '-inf', now, 'LIMIT', 0, most)) do
       guarded(retention, release, id, queue)
     end
+    gather(queue, most)
     wake_again(queue, most)
     forget_queue(queue)
   end

@@ -8,7 +8,7 @@ local function claim(id, queue, nonce, worker, lease, retention, late)
     get(id, 'state', 'queue', 'tag', 'claims', 'start_by', 'attempts'))
   if state ~= 'queued' or own ~= queue then return nil end
   if start_by and not attempts then
-    if tonumber(start_by) < now then
+    if tonumber(start_by) <= now then
       close(id, 'queued', 'cancelled', 'error', late, retention)
       return nil
     end
@@ -117,6 +117,18 @@ function operation.give_back(id, nonce, charged, max_lost, retention, failure, c
   return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
 end
 
+-- The message that a worker had in hand when it ended is in its queue again. It may be the job of a plain
+-- Celery producer, which nobody else knows of.
+local function put_back(worker)
+  local known, told = pcall(cjson.decode, redis.call('HGET', key('fleet'), worker) or '')
+  local queue = known and type(told) == 'table' and told[1]
+  if type(queue) ~= 'string' then return end
+  for _ = 1, PAGE do
+    local message = redis.pcall('LMOVE', key('taken', worker), queue, 'LEFT', 'RIGHT')
+    if not message or message.err then break end
+  end
+end
+
 -- `instance`: of the supervisor that asks. It has a say only while the name is its own.
 function operation.give_back_all(worker, instance, lease, max_lost, retention, failure, cancelled)
   local function give_back_own(id)
@@ -126,6 +138,7 @@ function operation.give_back_all(worker, instance, lease, max_lost, retention, f
   end
   local given = {}
   if silence_of_holder(worker, instance, tonumber(lease)) then return given end
+  put_back(worker)
   for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
     given[#given + 1] = guarded(retention, give_back_own, id)
     redis.call('SREM', key('held', worker), id)
