@@ -25,7 +25,16 @@ SORTED = (
 )  # fmt: skip
 HASHES = ("idempotency", "fleet", "holders", "claimed", f"pace:{QUEUE}", f"totals:{QUEUE}")
 SETS = ("owners", "queues", "draining", "held:cpu0@here")
-PLAIN = (f"vtime:{QUEUE}", f"missing:{QUEUE}", "cursor", "counter", "swept", "spoilt", "cleaned")
+PLAIN = (
+    f"vtime:{QUEUE}",
+    f"missing:{QUEUE}",
+    "cursor",
+    "counter",
+    "swept",
+    "silent",
+    "spoilt",
+    "cleaned",
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@
 --   sending:<receiver>      zset id → until when a sender has it to itself
 --   deleted:<id>            the nonce of who deleted it, for seconds
 --   idempotency             hash "<owner>:<key>" → id
+--   silent                  when the last worker was heard that a sweep has found silent
 --   queues                  set of the queues with jobs or workers
 --   cursor                  where the next sweep goes on in `queues`
 --   counter                 source of seq

@@ -39,12 +39,14 @@ local function gather(queue, most)
   end
 end
 
--- Workers that were last heard a lease ago: what they had in hand. A minute's worth, for this is soon.
+-- Workers that have become silent for a lease since the last look: what they had in hand.
 local function put_back_of_silent(lease, most)
-  local last = now - lease
-  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', key('seen'), last - 60000, last, 'LIMIT', 0, most)) do
-    put_back(worker)
-  end
+  local before = redis.pcall('GET', key('silent'))
+  before = type(before) == 'string' and tonumber(before) or 0
+  if not (before <= now - lease) then before = 0 end  -- written over
+  local silent = redis.call('ZRANGEBYSCORE', key('seen'), '(' .. string.format('%.0f', before), now - lease, 'LIMIT', 0, most)
+  for _, worker in ipairs(silent) do put_back(worker) end
+  if #silent > 0 then redis.call('SET', key('silent'), redis.call('ZSCORE', key('seen'), silent[#silent])) end
 end
 
 local function forget_workers(most)
