@@ -79,8 +79,8 @@ class Client:
             IdempotencyConflict: the key was used for another request.
             QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting, or `LTXQ_MAX_QUEUED_PER_KEY` of the
                 owner's.
-            QueueUnavailable: the job may have been accepted all the same. The same request again
-                with the error's `idempotency_key` makes no second one.
+            QueueUnavailable: with an `idempotency_key`, if the job may have been accepted all the
+                same: the same request again with that key makes no second one.
         """
         if isinstance(request, str):
             request = VideoRequest.parse({"prompt": request, **fields})
@@ -259,7 +259,7 @@ class Client:
                 owner=self._owner,
             )
         except QueueUnavailable as exc:
-            if exc.idempotency_key == key:  # a gateway has said it
+            if not exc.sent or exc.idempotency_key == key:  # a gateway has said it
                 raise
             raise QueueUnavailable.of_submission(
                 exc.message, hint=exc.hint, idempotency_key=key

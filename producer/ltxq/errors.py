@@ -198,8 +198,11 @@ class QueueUnavailable(RetryableError):
     """Redis cannot be reached, is loading, is full or takes no writes; or a gateway is busy.
 
     `idempotency_key`: of a submission that ended so, which may have been accepted all the same: the
-    same request with this key makes no second job. None: no job was being submitted.
+    same request with this key makes no second job. None: no job was being submitted, or none was
+    accepted.
     """
+
+    sent = True  # False: the request did not get as far as the queue
 
     def __init__(self, message: str, *, hint: str = "", idempotency_key: str | None = None) -> None:
         super().__init__(message, hint=hint)

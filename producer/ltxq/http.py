@@ -211,6 +211,8 @@ class HttpTransport:
         try:
             return attempts(attempt)
         except _Passing as exc:
+            if isinstance(exc.error, QueueUnavailable):
+                exc.error.sent = perhaps_done
             raise exc.error from exc.__cause__
 
     def _once(self, method: str, path: str, **what: Any) -> bytes:

@@ -135,6 +135,7 @@ def test_a_gateway_that_is_away_is_a_clear_error_within_5_seconds(stranger: Stra
             client.submit("a fox")
         assert 1 < time.monotonic() - began < 5
     assert KEY not in repr(away.value) + str(away.value)
+    assert is_not_accepted(away.value)
 
 
 def test_who_asks_too_often_waits_as_told(stranger: Stranger, client: Client) -> None:
@@ -145,9 +146,19 @@ def test_who_asks_too_often_waits_as_told(stranger: Stranger, client: Client) ->
     assert time.monotonic() - began >= 1
     stranger.replies = [(status, {"retry-after": "60"}, body)]
     began = time.monotonic()
-    with pytest.raises(errors.RetryableError, match="Too often"):
+    with pytest.raises(QueueUnavailable, match="Too often") as refusal:
         client.submit("a fox")
     assert time.monotonic() - began < 1
+    assert is_not_accepted(refusal.value)
+    stranger.replies = [(503, {"retry-after": "60"}, b"")]
+    with pytest.raises(QueueUnavailable) as unknown:
+        client.submit("a fox")
+    assert not is_not_accepted(unknown.value)
+
+
+def is_not_accepted(error: QueueUnavailable) -> bool:
+    """Whether the error says so: it has no key to submit again with, and no word of it."""
+    return error.idempotency_key is None and "accepted" not in f"{error} {error.hint}"
 
 
 def test_a_full_queue_is_not_asked_again(stranger: Stranger, client: Client) -> None:
