@@ -53,6 +53,8 @@ def make_app(settings: Settings) -> Celery:
         },
         broker_use_ssl=tls,
         redis_backend_use_ssl=tls,
+        # One pool of connections. Else each thread has its own, and each job a thread.
+        result_backend_thread_safe=True,
         redis_socket_timeout=2.0,
         redis_socket_connect_timeout=2.0,
         result_backend_transport_options={"retry_policy": {"timeout": 2.0}},

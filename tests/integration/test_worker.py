@@ -188,6 +188,19 @@ def test_failed_and_cancelled_jobs_show_in_celery(
     eventually(lambda: AsyncResult(unwanted.id, app=plain).state == "REVOKED")
 
 
+def test_jobs_need_no_new_connections(own: dict[str, str], client: Client) -> None:
+    def done(ids: list[str]) -> bool:
+        return all(job.finished for job in client.get_many(ids).values())
+
+    with Fleet(own) as fleet, redis.Redis.from_url(url_of(client), socket_timeout=5) as server:
+        fleet.wait_until_ready()
+        for jobs in (10, 40):  # the first ones fill the pools
+            before = server.info("stats")["total_connections_received"]
+            ids = [client.submit("a fox", **SMALL).id for _ in range(jobs)]
+            eventually(lambda ids=ids: done(ids))
+        assert server.info("stats")["total_connections_received"] - before < jobs / 2
+
+
 def test_a_running_job_is_cancelled_and_the_next_one_runs(slow: Fleet, client: Client) -> None:
     first, second = client.submit("a fox", **SMALL), client.submit("a bear", **SMALL)
     wait_until_running(client, first)

@@ -1,4 +1,4 @@
-"""A worker process that is told to end."""
+"""SIGTERM: a worker process drains, and at a second SIGTERM gives its jobs back."""
 
 from __future__ import annotations
 

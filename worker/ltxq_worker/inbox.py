@@ -91,7 +91,7 @@ def _take_by_moving(
     are dealt with. kombu's own BRPOP removes them first: one whose answer is lost, where Redis or
     the connection to it ends in that moment, is nowhere.
     """
-    with channel.conn_or_acquire() as redis:
+    with channel.conn_or_acquire() as redis:  # beside the client that waits for messages
         while redis.lmove(taken, queue, "LEFT", "RIGHT"):
             pass
     client, read, parse = channel.client, channel._brpop_read, channel.client.parse_response
@@ -118,8 +118,7 @@ def _take_by_moving(
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's bytes cause
             log.warning("An entry of the queue is no message: dropped (%s)", type(exc).__name__)
-        with channel.conn_or_acquire() as redis:
-            redis.delete(taken)
+        redis.delete(taken)
         return True
 
     channel._brpop_start, client.parse_response = ask, answer
