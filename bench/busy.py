@@ -36,7 +36,7 @@ from bench.rig.arms import LtxqArm
 from bench.rig.timed import TimedPipeline
 from bench.rig.weights import Base, Sizes, build_shared, build_transformer
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.encode import Encoding
+from ltxq_worker.encode.clip import Encoding
 from ltxq_worker.pipeline import Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 

@@ -164,7 +164,7 @@ def watched(folder: Path, seconds: int) -> str:
     """The page after `seconds` of work and trouble."""
     from fleet import Fleet, worker_environment
     from gateways import Gateway
-    from ltxq_worker.local import RedisServer, S3Server, free_port
+    from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
     from prometheus import prometheus
     from receiver import LOOPBACK, SECRET, Receiver
 

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltxq.job import VideoRequest
-from ltxq_worker import encode_mp4
-from ltxq_worker.encode import encode
+from ltxq_worker.encode import mp4 as encode_mp4
+from ltxq_worker.encode.clip import encode
 from ltxq_worker.pipeline import Clip, Sound
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"

@@ -42,7 +42,7 @@ from ltxq.job import CONTRACT, JobError, Progress, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.ledger.records import cost_of
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 MODEL = "ltx-2-19b-distilled"

@@ -33,8 +33,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from ltxq.gateway.keys import NewKey, new_key
-from ltxq_worker.stack import Stack
+from ltxq.gateway.access.keys import NewKey, new_key
+from ltxq_worker.embedded.stack import Stack
 
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 SMALL = {"size": "64x64", "num_frames": 9, "model": "instant"}

@@ -104,8 +104,8 @@ def measure(folder: str, quantization: str, device: str) -> Figures:
     """Load, in this process: seconds, bytes of weights, and the most that was held on the way."""
     import torch
 
-    from ltxq_worker.models import resident
-    from ltxq_worker.models.folder import ModelFolder
+    from ltxq_worker.models.files.folder import ModelFolder
+    from ltxq_worker.models.weights import resident
 
     if device == "cuda":
         torch.zeros((), device=device)  # CUDA's own start

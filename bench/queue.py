@@ -33,7 +33,7 @@ from ltxq import Client
 from ltxq.job import Job
 from ltxq.ledger import TASK
 from ltxq.settings import Settings
-from ltxq_worker.stack import Stack
+from ltxq_worker.embedded.stack import Stack
 
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 TURNS = 6
@@ -78,7 +78,7 @@ def clips(folder: Path, count: int) -> dict[str, float]:
 
 def backlog(folder: Path, count: int) -> dict[str, float]:
     """On the tiny model."""
-    from ltxq_worker.models.tiny import make_tiny  # torch, for this part alone
+    from ltxq_worker.models.tiny.model import make_tiny  # torch, for this part alone
 
     make_tiny(folder / "models" / "tiny")
     os.environ["LTXQ_MODEL_DIR"] = str(folder / "models")

@@ -12,7 +12,7 @@ import pytest
 # What starts servers is imported where one is started: a machine that measures a GPU has neither
 # Redis nor boto3, and runs tests/gpu.
 if TYPE_CHECKING:
-    from ltxq_worker.local import RedisServer, S3Server
+    from ltxq_worker.embedded.servers import RedisServer, S3Server
     from servers import S3
 
 _DATABASES = itertools.cycle(range(16))
@@ -32,7 +32,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis with its append-only file on, for all tests of this process: do not stop it."""
-    from ltxq_worker.local import RedisServer
+    from ltxq_worker.embedded.servers import RedisServer
     from servers import start_or_skip
 
     folder = tmp_path_factory.mktemp("redis")
@@ -54,7 +54,7 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """rclone's S3 server on a folder, for all tests of this process: do not stop it."""
-    from ltxq_worker.local import S3Server
+    from ltxq_worker.embedded.servers import S3Server
     from servers import start_or_skip
 
     folder = tmp_path_factory.mktemp("s3")

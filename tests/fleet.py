@@ -18,7 +18,7 @@ import urllib3
 
 from ltxq import Client
 from ltxq.job import Job
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 
 PATIENCE = 120.0  # seconds any one thing may take on a busy machine
 SLOW = {"LTXQ_INSTANT_SECONDS": "60", "LTXQ_LEASE": "5"}

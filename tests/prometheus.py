@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fleet import PATIENCE, eventually
-from ltxq_worker.local import free_port
+from ltxq_worker.embedded.servers import free_port
 
 DOCKER = Path(__file__).parents[1] / "docker"
 

@@ -32,12 +32,12 @@ from ltx_pipelines.utils.types import PipelineComponents
 from bench.rig.timeline import Timeline, wait_for
 from bench.rig.weights import Kind, Shared, Sizes
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.encode import encode
-from ltxq_worker.models.resident import Resident
-from ltxq_worker.models.text import TextContext
+from ltxq_worker.encode.clip import encode
+from ltxq_worker.models.weights.resident import Resident
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage, in_two_stages
+from ltxq_worker.pipeline.fast.options import Optimizations
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.optimize import Optimizations
 
 
 @dataclass(frozen=True)

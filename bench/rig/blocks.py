@@ -14,7 +14,7 @@ from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape, VideoPixelShape
 
 from bench.rig.weights import Sizes
-from ltxq_worker.models.text import TextContext
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer
 
 BLOCKS = 4  # the first, which stays in bf16, and three that FP8 is for

@@ -23,7 +23,7 @@ from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transform
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer
 from ltxq_worker.pipeline.device import is_broken
-from ltxq_worker.pipeline.optimize import said_by
+from ltxq_worker.pipeline.fast.options import said_by
 
 NOTES = (
     "Random weights: times and memory are the real ones' (but for the encoder's, which depends on "

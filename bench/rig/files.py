@@ -16,7 +16,9 @@ from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from bench.rig.weights import Sizes
-from ltxq_worker.models import fp8, tiny, tiny_text
+from ltxq_worker.models.tiny import model as tiny
+from ltxq_worker.models.tiny import text as tiny_text
+from ltxq_worker.models.weights import fp8
 
 CHUNK = 16_000_000  # numbers that are drawn; a file repeats them
 

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.rig.timeline import Timeline
 from bench.rig.weights import Sizes, build_transformer
 from ltxq.job import VideoRequest
-from ltxq_worker.models import fp8
-from ltxq_worker.models.text import MAX_TOKENS
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.models.weights.text import MAX_TOKENS
 from ltxq_worker.pipeline import schedule
 
 META = torch.device("meta")

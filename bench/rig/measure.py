@@ -23,7 +23,7 @@ from ltxq.errors import OutOfMemory
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents
 from ltxq_worker.pipeline.device import is_broken, is_out_of_memory
-from ltxq_worker.pipeline.optimize import said_by
+from ltxq_worker.pipeline.fast.options import said_by
 
 CHECKED = 0  # the take whose latents are compared; runs have others
 

@@ -11,8 +11,8 @@ import torch
 from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transformer
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import memory
-from ltxq_worker.pipeline.graphs import TOKENS_GRAPHED
-from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.pipeline.fast.graphs import TOKENS_GRAPHED
+from ltxq_worker.pipeline.fast.options import Optimizations
 
 META = torch.device("meta")
 KEPT_FREE = 3_000_000_000  # bytes for CUDA itself and the allocator's gaps

@@ -21,7 +21,7 @@ from bench.rig import s3_stub, smi, workloads
 from ltxq import Client
 from ltxq.job import Job
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, spawn
+from ltxq_worker.embedded.servers import RedisServer, spawn
 
 PATIENCE = 400.0  # seconds for a start, which compiles, or for a backlog
 BUCKET = "clips"

@@ -23,9 +23,11 @@ from ltx_core.model.video_vae import VideoDecoderConfigurator
 from ltx_core.quantization import QuantizationPolicy
 from transformers import AutoModel, Gemma3TextConfig
 
-from ltxq_worker.models import fp8, tiny, tiny_text
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.text import TextEncoder, build_embeddings
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.tiny import model as tiny
+from ltxq_worker.models.tiny import text as tiny_text
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.models.weights.text import TextEncoder, build_embeddings
 
 Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
 Kind = Literal["bf16", "fp8_cast", "fp8"]

@@ -21,9 +21,9 @@ import torch
 from bench import busy
 from bench.rig.timed import TimedPipeline
 from ltxq.settings import Settings
-from ltxq_worker import app
 from ltxq_worker.pipeline import Pipeline
-from ltxq_worker.pipeline.optimize import keep_compiled_code, parse_shapes
+from ltxq_worker.pipeline.fast.options import keep_compiled_code, parse_shapes
+from ltxq_worker.process import main as app
 
 OPTIONS: dict[str, Any] = json.loads(os.environ["BENCH_WORKER"])
 figures: dict[str, Any] = {}

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ltxq.client.transport import LOOK_SECONDS
 from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
 from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
 from ltxq.ledger import BANDS, CANCELLED
 from ltxq.settings import DEFAULT_MODEL
-from ltxq.transport import LOOK_SECONDS
 
 
 class MemoryTransport:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ltxq_worker.local import rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 
 

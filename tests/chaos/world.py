@@ -35,7 +35,7 @@ from ltxq.errors import JobNotFound
 from ltxq.job import Job
 from ltxq.ledger import Held, Ledger
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from receiver import LOOPBACK, SECRET, Answer, Handler, Receiver
 
 LEASE = 5.0  # seconds: short, so that a lost lease is part of the storm

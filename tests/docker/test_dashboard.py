@@ -22,7 +22,7 @@ from fleet import PATIENCE, SMALL, Fleet, eventually, worker_environment
 from gateways import Gateway
 from ltxq import Client
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server, free_port
+from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
 from prometheus import DOCKER, prometheus
 from scrape import Scrape
 

@@ -28,7 +28,7 @@ from fleet import PATIENCE, eventually
 from ltxq import cli
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.local import free_port, rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import free_port, rclone_binary, redis_binary
 from servers import start_or_skip
 
 ROOT = Path(__file__).parents[2]

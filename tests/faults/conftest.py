@@ -10,7 +10,7 @@ import redis
 
 from fleet import worker_environment
 from ltxq import Client
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 from servers import S3
 
 

@@ -16,7 +16,7 @@ from fleet import PATIENCE, SMALL, Fleet, eventually, wait_until_running, worker
 from ltxq import Client
 from ltxq.errors import QueueUnavailable
 from ltxq.job import Job
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 
 

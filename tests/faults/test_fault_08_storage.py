@@ -28,7 +28,7 @@ from ltxq import Client
 from ltxq.job import Job
 from ltxq.ledger import PREFIX
 from ltxq.settings import Settings
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 from proxy import Proxy
 from servers import S3, moto_server, start_or_skip
 

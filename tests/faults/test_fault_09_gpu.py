@@ -14,8 +14,8 @@ import pytest
 from fleet import PATIENCE, SMALL, Fleet, eventually, worker_environment
 from ltxq import Client
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.embedded.servers import RedisServer, S3Server
+from ltxq_worker.models.tiny.model import make_tiny
 from servers import start_or_skip
 
 

@@ -18,7 +18,7 @@ from fleet import PATIENCE, SMALL, Fleet, eventually, fetch
 from ltxq import Client
 from ltxq.job import Job
 from ltxq.ledger import PREFIX, queue_name
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 from proxy import Proxy
 from servers import S3, start_or_skip
 

@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from fleet import PATIENCE, SMALL, Fleet, eventually, worker_environment
 from ltxq import Client
 from ltxq.ledger import PREFIX, queue_name
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 
 OUTAGES, JOBS = 4, 60

@@ -12,7 +12,7 @@ import typer
 import generated
 from fleet import Fleet, worker_environment
 from ltxq import cli
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 from yard import Yard
 

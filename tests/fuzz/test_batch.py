@@ -12,9 +12,9 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from generated import count, fuzzed, json_values, mutated, nested, surrogates, texts
-from ltxq import client as client_module
 from ltxq.cli import main
 from ltxq.cli.batch import MAX_LINE
+from ltxq.client import client as client_module
 from ltxq.job import VideoRequest
 from ltxq.testing import MemoryTransport
 

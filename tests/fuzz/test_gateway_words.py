@@ -23,9 +23,9 @@ from generated import (
     texts,
 )
 from ltxq.errors import InvalidRequest, LtxqError
-from ltxq.gateway.failures import Refused, answer
-from ltxq.gateway.fields import NAMES, NEUTRAL, request_of
-from ltxq.gateway.forms import fields_of
+from ltxq.gateway.openai.errors import Refused, answer
+from ltxq.gateway.openai.forms import fields_of
+from ltxq.gateway.openai.request import NAMES, NEUTRAL, request_of
 
 WORDS = (*NAMES, *NEUTRAL, "size", "seconds")
 FORM = (

@@ -11,7 +11,7 @@ from generated import count, fuzzed, texts
 from ltxq.errors import JobUnreadable
 from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Claim, queue_name
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 from test_records import Book, worked_on_by_all
 
 QUEUE, HOST = queue_name("instant"), "hooks.example"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from generated import count, fuzzed, json_values, mutated, nested, scalars, texts
 from ltxq.errors import ModelUnusable
-from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.models.files.folder import ModelFolder
 
 CONFIG = {"transformer": {"_class_name": "AVTransformer3DModel"}, "vae": {}}
 TENSOR = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}

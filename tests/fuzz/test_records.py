@@ -21,7 +21,7 @@ from ltxq.errors import JobNotFinished, JobNotFound, JobUnreadable, LtxqError, W
 from ltxq.job import CONTRACT, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 
 REQUEST = VideoRequest(prompt="a fox", model="instant", seed=1)
 FIELDS = ("contract", "state", "request", "queue", "band", "tag", "cost", "seq", "submitted",

@@ -25,7 +25,7 @@ from ltxq import Client
 from ltxq.cli import main
 from ltxq.ledger import queue_name
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 9, "audio": False}

@@ -15,16 +15,16 @@ import torch
 from ltx_core.types import VideoPixelShape
 
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline.attention import AttentionKernels
-from ltxq_worker.pipeline.decoder import channels_last
-from ltxq_worker.pipeline.delivery import AsyncCopies
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.pipeline.decode.decoder import channels_last
+from ltxq_worker.pipeline.decode.transfer import AsyncCopies
+from ltxq_worker.pipeline.decode.yuv import to_yuv420
 from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage
 from ltxq_worker.pipeline.device import exact_float32
-from ltxq_worker.pipeline.graphs import CudaGraphs, GraphedTransformer
+from ltxq_worker.pipeline.fast.attention import AttentionKernels
+from ltxq_worker.pipeline.fast.graphs import CudaGraphs, GraphedTransformer
+from ltxq_worker.pipeline.fast.transformer import FastTransformer, Streams
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.transformer import FastTransformer, Streams
-from ltxq_worker.pipeline.yuv import to_yuv420
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from bench.rig import workloads
 from bench.rig.arms import Arm, LibraryArm, LtxqArm
 from bench.rig.measure import difference
 from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
-from ltxq_worker.models import fp8
-from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.pipeline.fast.options import Optimizations
 
 BENCH = Path(__file__).parents[2] / "bench" / "clip.py"
 CUDA = torch.device("cuda")

@@ -10,7 +10,7 @@ import torch
 
 from ltxq.errors import OutOfMemory
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.models.tiny.model import make_tiny
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.ltx import LtxPipeline
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.models.tiny.model import make_tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +23,7 @@ START = """
 import json, sys
 from torch._dynamo.utils import counters
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.optimize import keep_compiled_code, parse_shapes
+from ltxq_worker.pipeline.fast.options import keep_compiled_code, parse_shapes
 
 keep_compiled_code()
 pipeline = LtxPipeline.load(sys.argv[1], model="m", device="cuda", optimize="lean,compile")

@@ -15,8 +15,8 @@ from ltxq.errors import TimedOut
 from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
-from ltxq_worker.attempt import Attempt, Cancelled, ClaimLost
-from ltxq_worker.run import Runner
+from ltxq_worker.process.attempt import Attempt, Cancelled, ClaimLost
+from ltxq_worker.process.runner import Runner
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_cancelled_attempt_stops_at_its_next_step(ledger: Ledger) -> None:
 def test_a_cancelling_is_heard_before_the_next_report(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltxq_worker.attempt.REPORT_SECONDS", 600.0)  # no report is sent
+    monkeypatch.setattr("ltxq_worker.process.attempt.REPORT_SECONDS", 600.0)  # no report is sent
     nothing: Any = None
     runner = Runner(
         ledger=ledger, storage=nothing, pipeline=nothing, settings=Settings(),

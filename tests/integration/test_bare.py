@@ -23,7 +23,7 @@ from fleet import eventually
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.local import spawn
+from ltxq_worker.embedded.servers import spawn
 from ltxq_worker.pipeline import Clip, Report
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.pipeline.thread import GpuThread

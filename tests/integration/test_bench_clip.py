@@ -21,7 +21,7 @@ from bench.rig.contest import Contest
 from bench.rig.phases import Phases
 from bench.rig.weights import Sizes, build_shared, build_transformer
 from ltxq_worker.pipeline import DeviceBroken
-from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.pipeline.fast.options import Optimizations
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("ltx-2-19b", "ltx-2.3-22b")

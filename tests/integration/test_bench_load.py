@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.models.files.folder import ModelFolder
 
 sys.path.append(str(Path(__file__).parents[2]))
 from bench import load

@@ -14,7 +14,7 @@ from test_ledger import result
 from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.local import free_port
+from ltxq_worker.embedded.servers import free_port
 from servers import S3
 
 

@@ -33,12 +33,12 @@ from ltxq.errors import (
     QueueUnavailable,
     WaitTimeout,
 )
-from ltxq.gateway.keys import new_key
+from ltxq.gateway.access.keys import new_key
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 from servers import start_or_skip
 
 LIMITS = {"max_queued": 3, "max_queued_per_key": 2}

@@ -16,8 +16,8 @@ from fleet import PATIENCE, eventually
 from gateways import Gateway
 from ltxq import Client
 from ltxq.cli import main
+from ltxq.client.transport import LOOK_SECONDS
 from ltxq.errors import ConfigurationError
-from ltxq.transport import LOOK_SECONDS
 from proxy import Proxy
 
 

@@ -21,14 +21,14 @@ from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from torch._dynamo.utils import counters
 
 from ltxq.job import VideoRequest
-from ltxq_worker.models.text import TextContext
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline import compiled
-from ltxq_worker.pipeline.attention import AttentionKernels
-from ltxq_worker.pipeline.compiled import CompiledBlocks, what_compiling_lacks
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage
+from ltxq_worker.pipeline.fast import compiled
+from ltxq_worker.pipeline.fast.attention import AttentionKernels
+from ltxq_worker.pipeline.fast.compiled import CompiledBlocks, what_compiling_lacks
+from ltxq_worker.pipeline.fast.transformer import FastTransformer
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.transformer import FastTransformer
 
 CPU = torch.device("cpu")
 SHAPE = VideoPixelShape(1, 9, 64, 64, 24)

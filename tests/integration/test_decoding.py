@@ -17,14 +17,15 @@ import torch
 from ltx_core.model.video_vae import decode_video
 
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker import encode_mp4
-from ltxq_worker.encode import encode
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline import Clip, delivery, memory
-from ltxq_worker.pipeline.decoder import channels_last
-from ltxq_worker.pipeline.delivery import Fetch, as_yuv420, handed_over
+from ltxq_worker.encode import mp4 as encode_mp4
+from ltxq_worker.encode.clip import encode
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.pipeline import Clip, memory
+from ltxq_worker.pipeline.decode import transfer as delivery
+from ltxq_worker.pipeline.decode.decoder import channels_last
+from ltxq_worker.pipeline.decode.transfer import Fetch, as_yuv420, handed_over
+from ltxq_worker.pipeline.decode.yuv import to_yuv420
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.yuv import to_yuv420
 
 SMALL = VideoRequest(prompt="a cat", height=64, width=96, num_frames=17, seed=1)
 
@@ -86,7 +87,7 @@ def test_every_convolution_gets_its_channels_last(pipeline: LtxPipeline) -> None
         return torch.nn.functional.conv3d(x, weight, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltxq_worker.pipeline.decoder.conv3d", watch)
+        patch.setattr("ltxq_worker.pipeline.decode.decoder.conv3d", watch)
         decoder(torch.randn(1, 128, 2, 2, 2).bfloat16())
     assert len(seen) > 20
     assert all(seen)
@@ -133,7 +134,7 @@ def test_a_decoder_that_cudnn_refuses_with_channels_last_is_the_librarys_from_th
     pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,decode")
     lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr("ltxq_worker.pipeline.decoder.conv3d", refuse)
+        patch.setattr("ltxq_worker.pipeline.decode.decoder.conv3d", refuse)
         ours = np.concatenate(list(pipeline.generate(SMALL, ignore).frames))
     assert np.array_equal(ours, np.concatenate(list(lean.generate(SMALL, ignore).frames)))
     assert str(pipeline.optimizations) == "lean"
@@ -151,7 +152,7 @@ def test_colours_are_halved_by_cudnn_without_rounding_to_ten_bits(
         seen.add((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
         return torch.nn.functional.conv2d(*args, **options)
 
-    monkeypatch.setattr("ltxq_worker.pipeline.yuv.conv2d", look)
+    monkeypatch.setattr("ltxq_worker.pipeline.decode.yuv.conv2d", look)
     to_yuv420(torch.from_numpy(waves()))
     assert seen == {(True, False)}
 

@@ -20,8 +20,8 @@ import pytest
 from fleet import eventually
 from ltxq import Client
 from ltxq.errors import ConfigurationError, LtxqError
-from ltxq_worker.local import rclone_binary, redis_binary
-from ltxq_worker.stack import Stack
+from ltxq_worker.embedded.servers import rclone_binary, redis_binary
+from ltxq_worker.embedded.stack import Stack
 from servers import start_or_skip
 
 LTXQ = [sys.executable, "-m", "ltxq"]

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import redis
 
-import ltxq.doctor
 from ltxq import cli
-from ltxq.doctor import Finding, base_checks, examine
 from ltxq.ledger import Ledger
+from ltxq.ops import doctor as base
+from ltxq.ops.doctor import Finding, base_checks, examine
 from ltxq.settings import Settings
 from ltxq_worker import doctor
-from ltxq_worker.local import RedisServer, S3Server
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.embedded.servers import RedisServer, S3Server
+from ltxq_worker.models.tiny.model import make_tiny
 from servers import S3, start_or_skip
 
 CARD = "0, NVIDIA H100 80GB HBM3, {driver}, {total}, {used}"
@@ -55,11 +55,11 @@ def said(findings: Iterator[Finding], status: str) -> list[str]:
 
 def of_redis(server: RedisServer, status: str) -> list[str]:
     settings = Settings(url=server.url)
-    return said(examine(settings, (("Redis", ltxq.doctor.check_redis),)), status)
+    return said(examine(settings, (("Redis", base.check_redis),)), status)
 
 
 def of_storage(settings: Settings, status: str) -> list[str]:
-    return said(examine(settings, (("S3 storage", ltxq.doctor.check_storage),)), status)
+    return said(examine(settings, (("S3 storage", base.check_storage),)), status)
 
 
 def test_a_healthy_queue_has_no_problem(own_redis: RedisServer, s3: S3) -> None:
@@ -118,7 +118,7 @@ def test_a_redis_that_refuses_config_still_gets_a_report(
         "guest", enabled=True, passwords=["+guest"], keys=["*"], commands=["+@all", "-config"]
     )
     settings = Settings(url=f"redis://guest:guest@127.0.0.1:{own_redis.port}/0")
-    findings = list(ltxq.doctor.check_redis(settings))
+    findings = list(base.check_redis(settings))
     assert "its fsync policy is not told" in " ".join(finding.message for finding in findings)
     broken.acl_deluser("guest")
 
@@ -132,10 +132,10 @@ def test_a_redis_that_is_not_there_and_one_with_another_password(own_redis: Redi
 
 def test_a_network_without_tls_or_password_is_warned_of() -> None:
     open_door = Settings(url="redis://queue.example.com:6379/0")
-    lines = " ".join(said(ltxq.doctor._exposure(open_door), "warning"))
+    lines = " ".join(said(base._exposure(open_door), "warning"))
     assert_matches("in the clear.*rediss://.*no password.*requirepass", lines)
     closed = Settings(url="rediss://:secret@queue.example.com:6380/0")
-    assert list(ltxq.doctor._exposure(closed)) == []
+    assert list(base._exposure(closed)) == []
 
 
 def test_a_storage_that_refuses(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,23 +162,23 @@ def test_urls_that_viewers_cannot_use(s3: S3, s3_server: S3Server) -> None:
     ("seconds", "status"), [(3, "ok"), (-300, "warning"), (300, "warning"), (1200, "problem")]
 )
 def test_a_clock_that_is_off(seconds: float, status: str) -> None:
-    found = ltxq.doctor._skew(seconds)
+    found = base._skew(seconds)
     assert found.status == status
     assert ("set-ntp" in found.hint) == (status != "ok")
 
 
 def test_jobs_that_nobody_makes(redis_url: str) -> None:
     settings = Settings(url=redis_url, default_model="instant")
-    assert said(ltxq.doctor.check_workers(settings), "ok") == ["None is ready, and nothing waits."]
+    assert said(base.check_workers(settings), "ok") == ["None is ready, and nothing waits."]
     ledger = Ledger.from_settings(settings)
     from ltxq import Client
 
     with Client(settings=settings) as client:
         client.submit("a fox")
-    (line,) = said(ltxq.doctor.check_workers(settings), "warning")
+    (line,) = said(base.check_workers(settings), "warning")
     assert "instant: 1 queued, and no worker is ready. Start one: ltxq worker --model" in line
     ledger.present("instant", "a", {"gpu0@a": "ready"})
-    assert said(ltxq.doctor.check_workers(settings), "ok") == ["instant: 1 ready."]
+    assert said(base.check_workers(settings), "ok") == ["instant: 1 ready."]
 
 
 def cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *lines: str) -> None:

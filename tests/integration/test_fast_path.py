@@ -16,16 +16,16 @@ from ltx_core.types import VideoPixelShape
 from torch.nn.attention import SDPBackend
 
 from ltxq.job import VideoRequest
-from ltxq_worker.models.text import TextContext, TextEncoder
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline import attention
-from ltxq_worker.pipeline.attention import AttentionKernels
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.models.weights.text import TextContext, TextEncoder
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer, in_one_stage
-from ltxq_worker.pipeline.fast import FastPath
-from ltxq_worker.pipeline.graphs import Run
+from ltxq_worker.pipeline.fast import attention
+from ltxq_worker.pipeline.fast.attention import AttentionKernels
+from ltxq_worker.pipeline.fast.graphs import Run
+from ltxq_worker.pipeline.fast.options import Optimizations
+from ltxq_worker.pipeline.fast.path import FastPath
+from ltxq_worker.pipeline.fast.transformer import FastTransformer, Streams, run_one_block
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.optimize import Optimizations
-from ltxq_worker.pipeline.transformer import FastTransformer, Streams, run_one_block
 
 SHAPES = [
     VideoPixelShape(1, 1, 64, 64, 24),
@@ -133,8 +133,8 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
         return TextEncoder.encode(pipeline._parts.text, *args, **options)
 
     monkeypatch.setattr(pipeline._parts.text, "encode", encode)
-    monkeypatch.setattr("ltxq_worker.pipeline.compiled._compiled", lambda backend: block)
-    monkeypatch.setattr("ltxq_worker.pipeline.fast.CudaGraphs", lambda device: Records())
+    monkeypatch.setattr("ltxq_worker.pipeline.fast.compiled._compiled", lambda backend: block)
+    monkeypatch.setattr("ltxq_worker.pipeline.fast.path.CudaGraphs", lambda device: Records())
     chosen = Optimizations(lean=True, attention=True, compile=True, graphs=True)
     pipeline._fast = FastPath(pipeline._parts.transformer, chosen, torch.device("cpu"))
     try:

@@ -21,10 +21,10 @@ import pytest
 from browser import chromium
 from fleet import PATIENCE, SMALL, eventually, wait_until_running
 from ltxq import Client
-from ltxq.flower import describe
+from ltxq.celery.flower import describe
 from ltxq.job import Job, VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.local import rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 
 STRANGE = [

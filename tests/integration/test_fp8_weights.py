@@ -10,11 +10,11 @@ import torch
 from ltx_core.types import VideoPixelShape
 from safetensors.torch import load_file
 
-from ltxq_worker.models import fp8
-from ltxq_worker.models.fp8 import Fp8Linear
-from ltxq_worker.models.resident import Quantization
-from ltxq_worker.models.text import TextContext
-from ltxq_worker.models.tiny import CHECKPOINT, make_tiny
+from ltxq_worker.models.tiny.model import CHECKPOINT, make_tiny
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.models.weights.fp8 import Fp8Linear
+from ltxq_worker.models.weights.resident import Quantization
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, in_one_stage
 from ltxq_worker.pipeline.ltx import LtxPipeline
 

@@ -17,11 +17,11 @@ import redis
 from fleet import PATIENCE
 from gateways import Answer, Gateway
 from ltxq import cli, errors
-from ltxq.gateway.failures import _KINDS, Refused, body_of
-from ltxq.gateway.keys import new_key
-from ltxq.gateway.protocol import HEAD_MOST
-from ltxq.http_answers import refusal
-from ltxq_worker.local import RedisServer
+from ltxq.client.http_errors import refusal
+from ltxq.gateway.access.http_limits import HEAD_MOST
+from ltxq.gateway.access.keys import new_key
+from ltxq.gateway.openai.errors import _KINDS, Refused, body_of
+from ltxq_worker.embedded.servers import RedisServer
 
 FOX = {"prompt": "a fox"}
 ALICE, BOB = new_key("alice"), new_key("bob")

@@ -20,9 +20,9 @@ from test_client import LedgerWorker
 from fleet import PATIENCE, eventually
 from gateways import Gateway
 from ltxq.errors import JobError
-from ltxq.gateway.keys import new_key
+from ltxq.gateway.access.keys import new_key
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 from servers import start_or_skip
 
 FOX = {"prompt": "a fox"}

@@ -15,10 +15,10 @@ from test_client import LedgerWorker
 
 from fleet import PATIENCE, Fleet, eventually, worker_environment
 from gateways import Answer, Gateway
-from ltxq.gateway.keys import new_key
-from ltxq.gateway.protocol import HEAD_SECONDS
+from ltxq.gateway.access.http_limits import HEAD_SECONDS
+from ltxq.gateway.access.keys import new_key
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 
 FOX = {"prompt": "a fox"}

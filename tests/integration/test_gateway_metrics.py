@@ -9,7 +9,7 @@ import pytest
 
 from fleet import PATIENCE, eventually, worker_environment
 from gateways import Gateway
-from ltxq_worker.local import S3Server, free_port
+from ltxq_worker.embedded.servers import S3Server, free_port
 from scrape import Scrape
 
 

@@ -12,7 +12,7 @@ import redis
 
 from fleet import Fleet, fetch, worker_environment
 from gateways import Gateway
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from proxy import Proxy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Sora API.*:DeprecationWarning")

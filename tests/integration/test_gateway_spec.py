@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemathesis import checks
 
 from gateways import Gateway
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 
 # What of a request is right no schema can say: sides in steps, frames of 8k+1. The rest it can.
 CHECKS = [

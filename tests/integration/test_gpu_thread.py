@@ -20,15 +20,16 @@ from ltxq.job import Job, JobError, VideoRequest, VideoResult, new_job_id
 from ltxq.ledger import CANCELLED, Claim
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
-from ltxq_worker import app
-from ltxq_worker.attempt import Attempt, Cancelled
-from ltxq_worker.models import resident
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline import DeviceBroken, delivery
-from ltxq_worker.pipeline.decoding import Decoding
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.models.weights import resident
+from ltxq_worker.pipeline import DeviceBroken
+from ltxq_worker.pipeline.decode import transfer as delivery
+from ltxq_worker.pipeline.decode.frames import Decoding
 from ltxq_worker.pipeline.ltx import LtxPipeline
 from ltxq_worker.pipeline.thread import GpuThread
-from ltxq_worker.run import Runner
+from ltxq_worker.process import main as app
+from ltxq_worker.process.attempt import Attempt, Cancelled
+from ltxq_worker.process.runner import Runner
 from servers import S3
 
 Seen = dict[str, set[str]]  # names of threads by what they did

@@ -16,12 +16,13 @@ import torch
 from ltx_core.types import VideoPixelShape
 
 from ltxq.job import VideoRequest
-from ltxq_worker.models.tiny import make_tiny
-from ltxq_worker.pipeline import graphs, memory
+from ltxq_worker.models.tiny.model import make_tiny
+from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.denoise import Latents, Step, Transformer, in_one_stage, in_two_stages
-from ltxq_worker.pipeline.graphs import CudaGraphs, GraphedTransformer, Run
+from ltxq_worker.pipeline.fast import graphs
+from ltxq_worker.pipeline.fast.graphs import CudaGraphs, GraphedTransformer, Run
+from ltxq_worker.pipeline.fast.transformer import Bound, FastTransformer, Streams, leaves, mapped
 from ltxq_worker.pipeline.ltx import LtxPipeline
-from ltxq_worker.pipeline.transformer import Bound, FastTransformer, Streams, leaves, mapped
 
 SMALL = VideoPixelShape(1, 9, 64, 64, 24)
 LARGE = VideoPixelShape(1, 17, 96, 64, 31)

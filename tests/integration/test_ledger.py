@@ -30,7 +30,7 @@ from ltxq.errors import (
 from ltxq.job import Job, JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
 from ltxq.ledger import CANCELLED, PREFIX, Claim, Ledger, queue_name
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer
+from ltxq_worker.embedded.servers import RedisServer
 
 FAILED = JobError(code="internal", message="it broke")
 HALF = Progress(stage="denoise", step=4, steps=8, fraction=0.35)

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from ltxq.errors import ModelUnusable
 from ltxq.job import VideoRequest
-from ltxq_worker.models import checkpoint
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.fp8 import Fp8Linear
-from ltxq_worker.models.resident import LoadReport, Quantization, Resident, load
-from ltxq_worker.models.tiny import CHECKPOINT, make_tiny
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.tiny.model import CHECKPOINT, make_tiny
+from ltxq_worker.models.weights import checkpoint
+from ltxq_worker.models.weights.fp8 import Fp8Linear
+from ltxq_worker.models.weights.resident import LoadReport, Quantization, Resident, load
 from ltxq_worker.pipeline.ltx import LtxPipeline
 
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"

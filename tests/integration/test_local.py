@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-import ltxq_worker.local as local
 from ltxq.errors import ConfigurationError, MissingExtra
-from ltxq_worker.local import RedisServer, S3Server, free_port, port_is_free
+from ltxq_worker.embedded import servers as local
+from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port, port_is_free
 from servers import start_or_skip
 
 
@@ -86,7 +86,7 @@ def test_objects_are_plain_files_in_the_bucket_folder(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_servers_end_with_a_parent_that_was_killed(tmp_path: Path, s3_server: S3Server) -> None:
     program = (
-        "import sys; from pathlib import Path; from ltxq_worker.local import *\n"
+        "import sys; from pathlib import Path; from ltxq_worker.embedded.servers import *\n"
         "redis = RedisServer.start(Path(sys.argv[1]) / 'redis')\n"
         "s3 = S3Server.start(Path(sys.argv[1]) / 's3')\n"
         "print(redis.process.pid, s3.process.pid, flush=True); sys.stdin.read()"

@@ -17,7 +17,7 @@ from ltxq import Client
 from ltxq.errors import ConfigurationError
 from ltxq.logs import about_job, set_up_logging
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server, free_port
+from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
 from scrape import Scrape
 from servers import S3, start_or_skip
 

@@ -18,7 +18,7 @@ from ltxq.errors import QueueFull
 from ltxq.job import Job
 from ltxq.ledger import PREFIX, queue_name
 from ltxq.settings import Settings
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 from proxy import Proxy
 
 

@@ -18,10 +18,10 @@ from ltxq import Client
 from ltxq.errors import ConfigurationError, JobError
 from ltxq.job import Job, VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, queue_name
-from ltxq.metrics import FleetCollector, MetricsServer, new_registry
+from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server, free_port
-from ltxq_worker.meter import MOST_TIMINGS, Meter
+from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
+from ltxq_worker.process.stats import MOST_TIMINGS, Meter
 from scrape import Scrape
 from servers import S3, start_or_skip
 
@@ -312,7 +312,7 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
 
 
 def test_busy_time_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltxq_worker.meter.TICK_SECONDS", 0.001)
+    monkeypatch.setattr("ltxq_worker.process.stats.TICK_SECONDS", 0.001)
     meter, ended = Meter(), threading.Event()
     meter.begins()
     reports: list[float] = []

@@ -17,10 +17,10 @@ from ltxq import Client, cli
 from ltxq.errors import BucketShared, ConfigurationError, InvalidRequest
 from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Ledger
-from ltxq.operator import Operator
+from ltxq.ops.operator import Operator
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 from servers import start_or_skip
 
 

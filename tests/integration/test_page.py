@@ -17,10 +17,10 @@ from fleet import Fleet, eventually, worker_environment
 from gateways import Gateway
 from ltxq import Client
 from ltxq.errors import JobError
-from ltxq.gateway.keys import new_key
+from ltxq.gateway.access.keys import new_key
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
 
 PROMPT = "a red fox trots through fresh snow"

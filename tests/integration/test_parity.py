@@ -39,8 +39,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForConditionalGeneration
 
 from ltxq.job import VideoRequest
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.tiny import HIDDEN, LAYERS, make_tiny
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.tiny.model import HIDDEN, LAYERS, make_tiny
 from ltxq_worker.pipeline import memory, schedule
 from ltxq_worker.pipeline.ltx import LtxPipeline
 

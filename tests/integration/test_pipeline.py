@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from ltxq.errors import ConfigurationError, InvalidRequest, ModelUnusable, OutOfMemory
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.tiny.model import make_tiny
 from ltxq_worker.pipeline import Clip, memory
+from ltxq_worker.pipeline.fast.options import parse_shapes
 from ltxq_worker.pipeline.ltx import PROMPTS_KEPT, LtxPipeline
-from ltxq_worker.pipeline.optimize import parse_shapes
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 SMALL = VideoRequest(prompt="a cat walks on the beach", height=64, width=64, num_frames=17)

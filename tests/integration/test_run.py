@@ -17,9 +17,9 @@ from ltxq.job import Job, VideoRequest, VideoResult, new_job_id
 from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.attempt import Attempt
 from ltxq_worker.pipeline.instant import InstantPipeline
-from ltxq_worker.run import Runner
+from ltxq_worker.process.attempt import Attempt
+from ltxq_worker.process.runner import Runner
 from servers import S3
 
 

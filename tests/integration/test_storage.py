@@ -17,7 +17,6 @@ from urllib.error import HTTPError
 
 import pytest
 
-from ltxq import storage
 from ltxq.errors import (
     ConfigurationError,
     InvalidRequest,
@@ -26,6 +25,7 @@ from ltxq.errors import (
 )
 from ltxq.settings import Settings
 from ltxq.storage import Storage
+from ltxq.storage import s3 as storage
 from servers import S3
 
 pytest.importorskip("boto3")

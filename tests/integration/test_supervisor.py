@@ -13,8 +13,8 @@ import pytest
 
 from fleet import PATIENCE, eventually
 from ltxq.ledger import Held, Swept
-from ltxq_worker.process import Place, WorkerProcess, lock_place
-from ltxq_worker.supervisor import Post, Supervisor
+from ltxq_worker.supervisor.child import Place, WorkerProcess, lock_place
+from ltxq_worker.supervisor.supervisor import Post, Supervisor
 from servers import S3
 
 PLACE = Place(name="cpu0@here", device="cpu", gpu=None)
@@ -57,7 +57,7 @@ def test_a_sigterm_while_a_process_starts_ends_that_process_too(
 @pytest.fixture
 def sweeping(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """Its sweeps alone, quickly after each other, with a worker that is ready."""
-    monkeypatch.setattr("ltxq_worker.supervisor.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr("ltxq_worker.supervisor.supervisor.SWEEP_SECONDS", 0.01)
     yield supervisor
     supervisor._ended.set()
 

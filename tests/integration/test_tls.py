@@ -14,8 +14,8 @@ from ltxq import Client
 from ltxq.celery import make_app, report_refusal
 from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable
 from ltxq.settings import Settings
-from ltxq.storage import Storage, StorageRefused
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq.storage.s3 import Storage, StorageRefused
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from proxy import Proxy
 from servers import start_or_skip
 from tls import certificate_for, serving

@@ -15,7 +15,7 @@ from fleet import PATIENCE, SMALL, Fleet, worker_environment
 from ltxq import Client
 from ltxq.job import CONTRACT
 from ltxq.settings import Settings
-from ltxq_worker.local import S3Server
+from ltxq_worker.embedded.servers import S3Server
 
 NEWER = str(Path(__file__).with_name("newer"))
 SIZE = ("--width", "64", "--height", "64", "--num-frames", "9")

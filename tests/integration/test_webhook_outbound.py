@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fleet import PATIENCE
-from ltxq_worker.outbound import NotSent, Outbound
+from ltxq_worker.webhooks.safe_http import NotSent, Outbound
 from receiver import LOOPBACK, Handler, Receiver
 from tls import certificate_for, serving
 

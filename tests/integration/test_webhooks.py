@@ -23,9 +23,9 @@ from ltxq.job import VideoRequest
 from ltxq.ledger import PREFIX, Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.local import S3Server
-from ltxq_worker.outbound import Outbound
-from ltxq_worker.webhooks import SENDERS, Webhooks
+from ltxq_worker.embedded.servers import S3Server
+from ltxq_worker.webhooks.safe_http import Outbound
+from ltxq_worker.webhooks.sender import SENDERS, Webhooks
 from receiver import LOOPBACK, SECRET, Handler, Receiver
 from servers import S3
 

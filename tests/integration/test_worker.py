@@ -36,7 +36,7 @@ from fleet import (
 from ltxq import Client
 from ltxq.ledger import PREFIX, TASK, queue_name
 from ltxq.storage import Storage
-from ltxq_worker.local import RedisServer, S3Server
+from ltxq_worker.embedded.servers import RedisServer, S3Server
 from ltxq_worker.pipeline.instant import read_mark, request_tag
 from servers import S3, start_or_skip
 

@@ -30,7 +30,7 @@ def make_clip(request: VideoRequest) -> bytes:
 
 
 def _make(request: VideoRequest) -> bytes:
-    from ltxq_worker.encode import encode
+    from ltxq_worker.encode.clip import encode
     from ltxq_worker.pipeline.instant import InstantPipeline
 
     with tempfile.TemporaryDirectory() as folder:

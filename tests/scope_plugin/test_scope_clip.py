@@ -20,7 +20,7 @@ if "SCOPE_CHECKOUT" in os.environ:
 
 import scope.core
 
-from ltxq_worker.encode import encode
+from ltxq_worker.encode.clip import encode
 from ltxq_worker.pipeline import Clip as Made
 from ltxq_worker.pipeline import Sound
 

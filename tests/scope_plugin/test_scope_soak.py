@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
-from ltxq_worker.local import rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 from stage import FOX, eventually, plugin_threads
 

@@ -15,11 +15,11 @@ from ltx_core.types import AudioLatentShape, VideoLatentShape
 
 from bench.rig import flops, plan, workloads
 from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
-from ltxq_worker.models.text import MAX_TOKENS, TextContext, _connected
+from ltxq_worker.models.weights.text import MAX_TOKENS, TextContext, _connected
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.denoise import LibraryTransformer
 from ltxq_worker.pipeline.device import KEPT_FREE
-from ltxq_worker.pipeline.transformer import FastTransformer
+from ltxq_worker.pipeline.fast.transformer import FastTransformer
 
 META = torch.device("meta")
 

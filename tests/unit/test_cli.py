@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ltxq import client as client_module
 from ltxq.cli import main
+from ltxq.client import client as client_module
 from ltxq.errors import JobError, QueueUnavailable
 from ltxq.job import VideoRequest
 from ltxq.testing import MemoryTransport
@@ -387,8 +387,8 @@ def test_batch_says_where_to_go_on_when_the_queue_is_full(
 def test_a_missing_package_is_named_by_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ltxq_worker.models.tiny", None)
-    monkeypatch.delitem(sys.modules, "ltxq_worker.models.tiny")
+    monkeypatch.setitem(sys.modules, "ltxq_worker.models.tiny.model", None)
+    monkeypatch.delitem(sys.modules, "ltxq_worker.models.tiny.model")
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     assert main(["model", "tiny", str(tmp_path / "tiny"), "--json"]) == 2
     error = only_json(capsys)["error"]

@@ -157,7 +157,7 @@ DOWNLOAD = """
 import json, sys
 from pathlib import Path
 from ltxq.errors import LtxqError
-from ltxq_worker.models.download import download
+from ltxq_worker.models.files.download import download
 
 told = []
 def report(done, total):

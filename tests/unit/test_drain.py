@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
-from ltxq_worker import app
+from ltxq_worker.process import main as app
 
 
 def test_a_second_signal_in_the_midst_of_the_first_gives_the_jobs_back(

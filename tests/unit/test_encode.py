@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from ltxq.errors import PermanentError, StorageUnavailable
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker import encode as encode_module
-from ltxq_worker.encode import Encoded, encode, write_sidecar
-from ltxq_worker.encode_mp4 import exact_rate
+from ltxq_worker.encode import clip as encode_module
+from ltxq_worker.encode.clip import Encoded, encode, write_sidecar
+from ltxq_worker.encode.mp4 import exact_rate
 from ltxq_worker.pipeline import Clip, Sound
 from ltxq_worker.pipeline.instant import InstantPipeline, read_mark
 
@@ -373,7 +373,7 @@ import sys
 from pathlib import Path
 from ltxq.errors import StorageUnavailable
 from ltxq.job import VideoRequest
-from ltxq_worker.encode import encode
+from ltxq_worker.encode.clip import encode
 from ltxq_worker.pipeline.instant import InstantPipeline
 
 folder = Path(sys.argv[1])

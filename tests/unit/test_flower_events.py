@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 import pytest
 
 from ltxq.celery import make_app
+from ltxq.celery.flower import Showcase, show_outcome
 from ltxq.errors import JobError
-from ltxq.flower import Showcase, show_outcome
 from ltxq.job import Job, Progress, VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.local import free_port
+from ltxq_worker.embedded.servers import free_port
 
 MOST_SECONDS = 30.0  # of two events; each gives up after about six
 

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ltxq.errors import ConfigurationError
-from ltxq_worker.models import fp8, resident
-from ltxq_worker.models.fp8 import Fp8Linear
+from ltxq_worker.models.weights import fp8, resident
+from ltxq_worker.models.weights.fp8 import Fp8Linear
 
 BOUND = 0.05  # of a layer, relative in L2; E4M3's three bits cost 0.026 on each side
 Magnitudes = Callable[[int], torch.Tensor]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltxq.errors import InvalidRequest
-from ltxq.gateway.failures import UnsupportedParameter
-from ltxq.gateway.fields import NAMES, CreateVideo, request_of
+from ltxq.gateway.openai.errors import UnsupportedParameter
+from ltxq.gateway.openai.request import NAMES, CreateVideo, request_of
 from ltxq.job import VideoRequest
 
 FOX = {"prompt": "a fox"}

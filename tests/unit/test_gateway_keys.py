@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from ltxq import cli
 from ltxq.errors import ConfigurationError
-from ltxq.gateway.guard import is_loopback, origins_of
-from ltxq.gateway.keys import ApiKeys, new_key
+from ltxq.gateway.access.browser_guard import is_loopback, origins_of
+from ltxq.gateway.access.keys import ApiKeys, new_key
 from ltxq.settings import Settings
 
 

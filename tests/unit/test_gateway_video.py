@@ -8,7 +8,7 @@ from openai.types import VideoDeleteResponse
 
 from ltxq import Client
 from ltxq.errors import JobError
-from ltxq.gateway.video import VideoDeleted, page_of, video_of
+from ltxq.gateway.openai.response import VideoDeleted, page_of, video_of
 from ltxq.job import JobPage
 from ltxq.testing import MemoryTransport
 

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fleet import eventually
-from ltxq_worker.metrics import GPU_STALE_SECONDS, GpuCollector
-from ltxq_worker.process import Place
+from ltxq_worker.supervisor.child import Place
+from ltxq_worker.supervisor.metrics import GPU_STALE_SECONDS, GpuCollector
 from scrape import Scrape
 
 PLACES = [Place(name=f"gpu{n}@host", device="cuda", gpu=str(n)) for n in (0, 1)]
@@ -61,7 +61,7 @@ def test_an_old_answer_is_not_told(says: Path, monkeypatch: pytest.MonkeyPatch) 
     gpus.start()
     eventually(lambda: told(gpus).value("ltxq_worker_gpu_memory_used_bytes"))
     later = gpus._told_at + GPU_STALE_SECONDS + 1
-    monkeypatch.setattr("ltxq_worker.metrics.time.monotonic", lambda: later)
+    monkeypatch.setattr("ltxq_worker.supervisor.metrics.time.monotonic", lambda: later)
     assert told(gpus).value("ltxq_worker_gpu_memory_used_bytes") is None
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from ltxq import Client, errors
+from ltxq.client.http import MOST_BYTES, HttpTransport
 from ltxq.errors import ConfigurationError, JobNotFound, QueueFull, QueueUnavailable
-from ltxq.http import MOST_BYTES, HttpTransport
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from proxy import Proxy

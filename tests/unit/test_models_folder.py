@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ltxq.errors import ModelUnusable
-from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.models.files.folder import ModelFolder
 
 UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
@@ -256,7 +256,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_looking_at_a_folder_needs_no_torch() -> None:
     code = (
-        "import sys, ltxq_worker.models.folder, ltxq_worker.pipeline.memory\n"
+        "import sys, ltxq_worker.models.files.folder, ltxq_worker.pipeline.memory\n"
         "sys.exit(bool({'torch', 'safetensors', 'numpy', 'transformers'} & sys.modules.keys()))"
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}

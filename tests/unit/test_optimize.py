@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ltxq.errors import ConfigurationError
-from ltxq_worker.pipeline.optimize import Optimizations, parse_shapes
+from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
 
 ALL = "lean,attention,compile,graphs,decode,text,frames"
 

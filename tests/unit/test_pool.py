@@ -7,7 +7,7 @@ import threading
 import pytest
 from celery.worker import state
 
-from ltxq_worker.inbox import Pool
+from ltxq_worker.consumer.message_guard import Pool
 
 
 class Loop:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ltxq.errors import ConfigurationError
-from ltxq_worker.process import Place, lock_place
+from ltxq_worker.supervisor.child import Place, lock_place
 
 PLACE = Place(name="cpu0@host", device="cpu", gpu=None)
 STRANGER = 65_534  # nobody

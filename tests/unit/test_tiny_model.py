@@ -15,9 +15,10 @@ import torch
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from safetensors import safe_open
 
-from ltxq_worker.models import tiny, tiny_text
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.tiny import make_tiny
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.tiny import model as tiny
+from ltxq_worker.models.tiny import text as tiny_text
+from ltxq_worker.models.tiny.model import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_nothing_in_it_is_left_uninitialised(folder: Path) -> None:
 
 def test_another_process_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from ltxq_worker.models.tiny import make_tiny\n"
+        "import pathlib, sys; from ltxq_worker.models.tiny.model import make_tiny\n"
         "make_tiny(pathlib.Path(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ltxq.errors import ConfigurationError
 from ltxq.settings import Settings
-from ltxq_worker.outbound import NotSent, Outbound, Target, is_public
+from ltxq_worker.webhooks.safe_http import NotSent, Outbound, Target, is_public
 
 PUBLIC = ["8.8.8.8", "93.184.215.14", "2606:4700:4700::1111", "::ffff:8.8.8.8"]
 PRIVATE = [

@@ -19,13 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltxq.doctor import Check, Finding
 from ltxq.job import VideoRequest
+from ltxq.ops.doctor import Check, Finding
 from ltxq.settings import Settings
 from ltxq_worker.models.catalog import CATALOG, Repo
-from ltxq_worker.models.folder import ModelFolder
+from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT, memory
-from ltxq_worker.pipeline.optimize import Optimizations, parse_shapes
+from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
 
 OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
 IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
@@ -245,8 +245,8 @@ def check_access(model: str) -> Iterator[Finding]:
     """Token and licences for a model that is not here, one step at a time, as the download does."""
     from huggingface_hub import HfApi
 
-    from ltxq_worker.models.download import TIMEOUT
-    from ltxq_worker.models.hub_errors import advice
+    from ltxq_worker.models.files.download import TIMEOUT
+    from ltxq_worker.models.files.hub_errors import advice
 
     repos: tuple[Repo, ...] = tuple(CATALOG[model].parts.values())
     for repo in repos:
@@ -258,7 +258,7 @@ def check_access(model: str) -> Iterator[Finding]:
 
 def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
     """Every file against what was noted when it was downloaded."""
-    from ltxq_worker.models.download import HASHES
+    from ltxq_worker.models.files.download import HASHES
 
     for place in {folder.path, folder.text_encoder}:
         sums = place / HASHES
@@ -303,7 +303,7 @@ def _fit(folder: ModelFolder, card: Card, weights: int, clip: int, shape: memory
 
 def check_spool(settings: Settings) -> Iterator[Finding]:
     """Room for the clips that wait for storage."""
-    from ltxq_worker.process import spool_root
+    from ltxq_worker.supervisor.child import spool_root
 
     root = spool_root(settings)
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
@@ -324,8 +324,8 @@ def check_spool(settings: Settings) -> Iterator[Finding]:
 
 def check_ports(_: Settings) -> Iterator[Finding]:
     """Those `ltxq up` would like."""
-    from ltxq_worker.local import port_is_free
-    from ltxq_worker.stack import USUAL_PORTS
+    from ltxq_worker.embedded.servers import port_is_free
+    from ltxq_worker.embedded.stack import USUAL_PORTS
 
     taken = [str(port) for port in USUAL_PORTS.values() if not port_is_free(port)]
     if taken:

@@ -16,7 +16,7 @@ from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.ledger import Queue
-    from ltxq.operator import Operator
+    from ltxq.ops.operator import Operator
 
 _LOOK_SECONDS = 0.5  # between looks at whether a host is drained
 _AT_REST = ("drained", "away")
@@ -24,7 +24,7 @@ _AT_REST = ("drained", "away")
 
 def workers(as_json: AsJson = False) -> None:
     """Show the workers of the fleet, and what each does."""
-    from ltxq.operator import Operator
+    from ltxq.ops.operator import Operator
 
     with Operator() as operator:
         found, draining = operator.workers(), operator.draining()
@@ -49,7 +49,7 @@ def workers(as_json: AsJson = False) -> None:
 
 def queue(as_json: AsJson = False) -> None:
     """Show what waits, by model and priority, and how long it will take."""
-    from ltxq.operator import Operator
+    from ltxq.ops.operator import Operator
 
     with Operator() as operator:
         queues, finished = operator.queues()
@@ -76,7 +76,7 @@ def drain(
 
     It stays so over restarts, until --undo. Its supervisor goes on with what it does for the fleet.
     """
-    from ltxq.operator import Operator
+    from ltxq.ops.operator import Operator
 
     with Operator() as operator:
         operator.drain(host, undo=undo)
@@ -102,7 +102,7 @@ def clean(
 
     Supervisors do so by themselves, four times a day.
     """
-    from ltxq.operator import Operator
+    from ltxq.ops.operator import Operator
 
     with Operator() as operator:
         found = operator.clean(remove=not dry_run)

@@ -48,7 +48,7 @@ def key(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key for the gateway. It is shown once; the gateway is given its hash."""
-    from ltxq.gateway.keys import new_key
+    from ltxq.gateway.access.keys import new_key
 
     try:
         made = new_key(name)

@@ -35,7 +35,7 @@ Gpus = Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")]
 
 
 @contextmanager
-def _commands(what: str, module: str = "commands") -> Iterator[Any]:
+def _commands(what: str, module: str = "cli.commands") -> Iterator[Any]:
     """The worker's commands; a package they miss, here or as they run, is named by its extra."""
     try:
         yield import_module(f"ltxq_worker.{module}")
@@ -132,7 +132,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make one clip in this process, without a queue."""
-    with _commands("ltxq generate", "model_commands") as commands:
+    with _commands("ltxq generate", "cli.models") as commands:
         commands.generate(
             {"prompt": prompt, **fields},
             output=output,
@@ -160,7 +160,7 @@ def doctor(
 
     It looks at Redis, the storage and, where the worker is installed, at GPU, torch and model.
     """
-    from ltxq import doctor as base
+    from ltxq.ops import doctor as base
 
     settings = Settings.read()
     checks = base.base_checks(settings)
@@ -193,7 +193,7 @@ def model_tiny(
     as_json: AsJson = False,
 ) -> None:
     """Write a model of a few megabytes with random weights, for trying things on any computer."""
-    with _commands("ltxq model tiny", "model_commands") as commands:
+    with _commands("ltxq model tiny", "cli.models") as commands:
         commands.model_tiny(folder, kind=kind, seed=seed, as_json=as_json)
 
 
@@ -203,14 +203,14 @@ def model_download(
     as_json: AsJson = False,
 ) -> None:
     """Download a model's files into LTXQ_MODEL_DIR; goes on where it was broken off."""
-    with _commands("ltxq model download", "model_commands") as commands:
+    with _commands("ltxq model download", "cli.models") as commands:
         commands.model_download(name, as_json=as_json)
 
 
 @models.command("list")
 def model_list(as_json: AsJson = False) -> None:
     """Show the models that can be downloaded, and those that are here."""
-    with _commands("ltxq model list", "model_commands") as commands:
+    with _commands("ltxq model list", "cli.models") as commands:
         commands.model_list(as_json=as_json)
 
 

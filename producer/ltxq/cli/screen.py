@@ -23,7 +23,7 @@ from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.client import Client
-    from ltxq.doctor import Finding
+    from ltxq.ops.doctor import Finding
 
 _STAGES = {
     "encode_text": "reading the prompt",

@@ -13,15 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltxq.errors import LtxqError
-from ltxq.gateway import documents, jobs, probes, shortcuts, videos
-from ltxq.gateway.failures import answer, not_known
-from ltxq.gateway.fields import invalid
-from ltxq.gateway.guard import Guard, origins_of
-from ltxq.gateway.keys import ApiKeys
+from ltxq.gateway.access.browser_guard import Guard, origins_of
+from ltxq.gateway.access.keys import ApiKeys
+from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.models import GatewayTransport
-from ltxq.gateway.probes import Prober
-from ltxq.gateway.queue import Queue
-from ltxq.gateway.rates import Rates
+from ltxq.gateway.openai import openapi
+from ltxq.gateway.openai.errors import answer, not_known
+from ltxq.gateway.openai.request import invalid
+from ltxq.gateway.reads.queue_reader import Queue
+from ltxq.gateway.reads.readiness import Prober
+from ltxq.gateway.routes import fast_get, jobs, page, probes, videos
 from ltxq.gateway.state import State
 from ltxq.settings import Settings
 
@@ -49,13 +50,14 @@ def make_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        **documents.ABOUT,
+        **openapi.ABOUT,
     )
     app.include_router(videos.router, prefix="/v1")
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(probes.router)
-    documents.mount(app, settings)
-    shortcuts.mount(app)
+    openapi.mount(app)
+    page.mount(app, settings)
+    fast_get.mount(app)
     _answer_errors(app)
     _guard(app, settings, open_to_all=not keys)
     return app

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ltxq.client.transport import RedisTransport
 from ltxq.errors import UnknownModel
 from ltxq.job import Job, VideoRequest
 from ltxq.printable import one_line
 from ltxq.settings import Settings
-from ltxq.transport import RedisTransport
 
 FRESH_SECONDS = 5.0  # the models served are known for so long before they are asked for again
 AGAIN_SECONDS = 1.0  # and for so long where a name is not among them, which may just have come

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import uvicorn
 
 from ltxq.errors import ConfigurationError
+from ltxq.gateway.access.browser_guard import is_loopback
+from ltxq.gateway.access.http_limits import BoundedHttp
+from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.app import make_app
-from ltxq.gateway.guard import is_loopback
-from ltxq.gateway.keys import ApiKeys
-from ltxq.gateway.metrics import Requests
-from ltxq.gateway.protocol import BoundedHttp
-from ltxq.metrics import new_registry, served_metrics
+from ltxq.gateway.routes.metrics import Requests
+from ltxq.ops.metrics import new_registry, served_metrics
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.gateway")

@@ -9,11 +9,11 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ltxq.client import Client
-from ltxq.gateway.failures import Refused
-from ltxq.gateway.keys import ApiKeys
-from ltxq.gateway.probes import Prober
-from ltxq.gateway.queue import Queue
-from ltxq.gateway.rates import Rates
+from ltxq.gateway.access.keys import ApiKeys
+from ltxq.gateway.access.rates import Rates
+from ltxq.gateway.openai.errors import Refused
+from ltxq.gateway.reads.queue_reader import Queue
+from ltxq.gateway.reads.readiness import Prober
 
 
 @dataclass(frozen=True)

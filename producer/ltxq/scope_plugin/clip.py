@@ -77,7 +77,7 @@ class Clip:
             for frame in container.decode(stream):
                 width, height = size or (frame.width & ~1, frame.height & ~1)
                 # The worker's clips are BT.709. PyAV 16 reads that from nowhere, and heeds it only
-                # beside another target (RGB has none). The exact flags of `encode_mp4.py` would
+                # beside another target (RGB has none). The exact flags of `encode/mp4.py` would
                 # cost four times as much, for 2 of 255.
                 rgb = frame.reformat(
                     width=width,

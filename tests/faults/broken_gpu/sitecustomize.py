@@ -8,7 +8,7 @@ the device fails as a GPU does, with torch's own errors, for a job whose prompt 
 
 import sys
 
-from ltxq_worker.run import Runner
+from ltxq_worker.process.runner import Runner
 
 MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB."
 ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later."

@@ -15,17 +15,17 @@ import time
 from contextvars import ContextVar
 from pathlib import Path
 
-import ltxq_worker.run
-import ltxq_worker.supervisor
+import ltxq_worker.process.runner
+import ltxq_worker.supervisor.supervisor
 from ltxq.ledger import Ledger
 from ltxq.storage import Storage
-from ltxq_worker.attempt import Attempt
 from ltxq_worker.pipeline.instant import InstantPipeline
-from ltxq_worker.run import Runner
+from ltxq_worker.process.attempt import Attempt
+from ltxq_worker.process.runner import Runner
 
-ltxq_worker.supervisor.HUNG_SECONDS = 1.0
+ltxq_worker.supervisor.supervisor.HUNG_SECONDS = 1.0
 if "LTXQ_TEST_FULL_DISK_SECONDS" in os.environ:
-    ltxq_worker.run.FULL_DISK_SECONDS = float(os.environ["LTXQ_TEST_FULL_DISK_SECONDS"])
+    ltxq_worker.process.runner.FULL_DISK_SECONDS = float(os.environ["LTXQ_TEST_FULL_DISK_SECONDS"])
 now = ContextVar("claim", default=None)  # what this thread works on, or has the GPU's work on
 
 

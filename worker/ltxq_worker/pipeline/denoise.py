@@ -18,7 +18,7 @@ from ltx_core.model.transformer import Modality, X0Model
 from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape, VideoPixelShape
 
-from ltxq_worker.models.text import TextContext
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline import schedule
 
 

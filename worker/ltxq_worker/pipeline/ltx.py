@@ -1,7 +1,7 @@
 """The real pipeline: a prompt to frames and sound, with LTX-2 loaded once and kept.
 
 Puts text, denoising and decoding together, and turns what the device cannot do into ltxq's
-errors. Writing an MP4 is left to `encode.py`.
+errors. Writing an MP4 is left to `encode/`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 
 from ltxq.errors import InvalidRequest, OutOfMemory
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models import resident
 from ltxq_worker.models.catalog import CATALOG
-from ltxq_worker.models.checkpoint import LoadReport
-from ltxq_worker.models.folder import ModelFolder
-from ltxq_worker.models.resident import Quantization, Resident
-from ltxq_worker.models.text import TextContext
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.weights import resident
+from ltxq_worker.models.weights.checkpoint import LoadReport
+from ltxq_worker.models.weights.resident import Quantization, Resident
+from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline import Clip, Report, Sound, memory, schedule
 from ltxq_worker.pipeline.clock import StageClock
-from ltxq_worker.pipeline.decoding import Decoding, tiles
+from ltxq_worker.pipeline.decode.frames import Decoding, tiles
 from ltxq_worker.pipeline.denoise import in_one_stage, in_two_stages
 from ltxq_worker.pipeline.device import (
     KEPT_FREE,
@@ -42,8 +42,8 @@ from ltxq_worker.pipeline.device import (
     raise_unless_out_of_memory,
     total_memory,
 )
-from ltxq_worker.pipeline.fast import FastPath
-from ltxq_worker.pipeline.optimize import Optimizations
+from ltxq_worker.pipeline.fast.options import Optimizations
+from ltxq_worker.pipeline.fast.path import FastPath
 
 PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
 

@@ -1,0 +1,108 @@
+"""What every request and every answer passes: a bound on strangers' pages, and headers.
+
+Without API keys whoever reaches the gateway may use it, and a page of any site, open in a browser
+on this machine, reaches it. So then the Host must be this machine's (a name that a stranger's DNS
+points here is not) and a browser's request must come from the gateway's own page.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ltxq.errors import ConfigurationError
+from ltxq.gateway.openai.errors import Refused, answer
+from ltxq.settings import Settings
+
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",  # URLs of clips are secrets
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # of no page of ours
+}
+
+
+class Guard:
+    """ASGI around the application.
+
+    Args:
+        open_to_all: there are no keys.
+        origins: those whose pages may call the gateway all the same.
+    """
+
+    def __init__(self, app: ASGIApp, *, open_to_all: bool, origins: frozenset[str]) -> None:
+        self._app = app
+        self._open_to_all = open_to_all
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, text in _HEADERS.items():
+                    headers.setdefault(name, text)
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope)) if self._open_to_all else None
+        if refusal is not None:
+            await answer(refusal)(scope, receive, send_on)
+        else:
+            await self._app(scope, receive, send_on)
+
+    def _refusal(self, headers: Headers) -> Refused | None:
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not _is_here(host):
+            return Refused(
+                403,
+                "wrong_host",
+                "Without API keys the gateway answers to this machine's own names alone.",
+                hint="Call it localhost or 127.0.0.1, or give it API keys: `ltxq key NAME`.",
+            )
+        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+            return None
+        return Refused(
+            403,
+            "wrong_origin",
+            "Another site's page may not use this gateway.",
+            hint="Name its origin in LTXQ_CORS_ORIGINS.",
+        )
+
+
+def origins_of(settings: Settings) -> frozenset[str]:
+    """The origins whose pages may call the gateway.
+
+    Raises:
+        ConfigurationError: one is none.
+    """
+    origins = [entry.strip() for entry in (settings.cors_origins or "").split(",")]
+    for place, origin in enumerate(origins, start=1):
+        if origin and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?", origin):
+            raise ConfigurationError(
+                f"LTXQ_CORS_ORIGINS: entry {place} is no origin.",
+                hint="It looks like https://app.example.com, without a path.",
+            )
+    return frozenset(filter(None, origins))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the name or address is this machine's alone."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_here(host: str) -> bool:
+    """Of a Host header: a name or an address, and perhaps a port."""
+    return is_loopback(re.sub(r":\d*$", "", host))

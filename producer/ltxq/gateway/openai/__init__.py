@@ -1,0 +1,1 @@
+"""The OpenAI-compatible video API: its requests, responses, errors and description."""

@@ -1,0 +1,1 @@
+"""Reading jobs for many callers at once, without a thread for each."""

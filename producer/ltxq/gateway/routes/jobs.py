@@ -1,0 +1,135 @@
+"""`/v1/jobs`: ltxq's own tongue, one route for each method of `Client`; and `/v1/models`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from ltxq.gateway.openai.forms import body_of, json_object
+from ltxq.gateway.openai.openapi import CHANGED, READ, taking, telling
+from ltxq.gateway.openai.request import invalid
+from ltxq.gateway.routes.events import EventStream, stream
+from ltxq.gateway.routes.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
+from ltxq.gateway.state import AsCaller
+from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
+
+router = APIRouter(tags=["jobs"])
+
+IDS_MOST = 100
+
+Resent = Annotated[
+    Literal["true", "false"] | None,
+    Header(alias="ltxq-resent", description="Whether the answer to the same submission was lost."),
+]
+
+
+class Model(BaseModel):
+    """A model, in OpenAI's form."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "ltxq"
+    ready_workers: int
+
+
+class ModelList(BaseModel):
+    """The models that have, or had within a week, a worker."""
+
+    object: Literal["list"] = "list"
+    data: tuple[Model, ...]
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    response_model=Job,
+    responses=CHANGED,
+    openapi_extra=taking(VideoRequest.model_json_schema(), "application/json"),
+)
+async def submit(
+    request: Request,
+    caller: AsCaller,
+    idempotency_key: IdempotencyKey = None,
+    resent: Resent = None,
+) -> Response:
+    """Queue a job: the body is a VideoRequest."""
+    wanted = VideoRequest.parse(json_object(await body_of(request)))
+    job = await caller.queue.call(
+        caller.client.submit,
+        wanted,
+        idempotency_key=idempotency_key,
+        resent=None if resent is None else resent == "true",
+    )
+    return as_json(job, 201)
+
+
+@router.get("/jobs", response_model=JobPage, responses=READ)
+async def list_jobs(
+    caller: AsCaller,
+    state: JobState | None = None,
+    limit: Limit = 20,
+    after: str | None = None,
+    order: Order = "desc",
+    ids: Annotated[
+        list[str] | None, Query(alias="id", description=f"These, instead; at most {IDS_MOST}.")
+    ] = None,
+) -> Response:
+    """Jobs in the order of their submission; or those of the ids that are there."""
+    if ids is not None:
+        if len(ids) > IDS_MOST:
+            raise invalid(("id", f"must be at most {IDS_MOST}, not {len(ids)}"))
+        found = await caller.queue.call(caller.client.get_many, ids)
+        return as_json(JobPage(jobs=tuple(found.values()), after=None))
+    page = await caller.queue.call(
+        caller.client.list, state=state, limit=limit, after=after, order=order
+    )
+    return as_json(page)
+
+
+@router.get("/jobs/{job_id}", response_model=Job, responses=READ)
+async def get(job_id: str, caller: AsCaller) -> Response:
+    """A job as it is now."""
+    return as_json(await caller.queue.get(caller.owner, job_id), headers=POLL_AFTER)
+
+
+@router.post("/jobs/{job_id}/cancel", response_model=Job, responses=CHANGED)
+async def cancel(job_id: str, caller: AsCaller) -> Response:
+    """Cancel a queued job at once; ask a running one to stop."""
+    return as_json(await caller.queue.call(caller.client.cancel, job_id))
+
+
+@router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job, responses=CHANGED)
+async def retry(job_id: str, caller: AsCaller, idempotency_key: IdempotencyKey = None) -> Response:
+    """Submit the same request again, as a new job."""
+    job = await caller.queue.call(caller.client.retry, job_id, idempotency_key=idempotency_key)
+    return as_json(job, 201)
+
+
+@router.delete("/jobs/{job_id}", status_code=204, responses=CHANGED)
+async def delete(job_id: str, caller: AsCaller) -> Response:
+    """Remove a finished job and its clip."""
+    await caller.queue.call(caller.client.delete, job_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    status_code=200,
+    response_class=EventStream,
+    responses={**READ, **telling("Job")},
+)
+async def events(job_id: str, caller: AsCaller) -> Response:
+    """Server-sent events: the job now and at each change, until it is final."""
+    return await stream(caller, job_id, lambda job: job)
+
+
+@router.get("/models", response_model=ModelList, responses=READ)
+async def models(caller: AsCaller) -> Response:
+    """The models served, and how many workers of each are ready."""
+    served = await caller.queue.call(caller.client.models)
+    listed = tuple(Model(id=name, ready_workers=ready) for name, ready in sorted(served.items()))
+    return as_json(ModelList(data=listed))

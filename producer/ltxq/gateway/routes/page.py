@@ -1,0 +1,80 @@
+"""The page at `/`: files as they are, with headers that let nothing else run beside them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from ltxq.settings import Settings
+
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src data: {clips}",
+        "media-src {clips}",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",  # asked for again each time, and not sent again if unchanged
+}
+
+
+def mount(app: FastAPI, settings: Settings) -> None:
+    """Serve the page."""
+    page = PageFiles(storage_origin(settings))
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.index(request.scope)
+
+    app.mount("/page", page, name="page")
+
+
+def storage_origin(settings: Settings) -> str:
+    """Where clips' URLs lead, as a source of a Content-Security-Policy."""
+    if not settings.s3_bucket:  # the workers alone know
+        return "http: https:"
+    base = settings.s3_public_base_url or settings.s3_public_endpoint or settings.s3_endpoint
+    if base is None:
+        return "https://*.amazonaws.com"
+    parts = urlsplit(base)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+class PageFiles(StaticFiles):
+    """The folder `page`; what is there of a name, or 404.
+
+    Args:
+        clips: where pictures and clips may come from, as sources of a Content-Security-Policy; all
+            else comes from here alone.
+    """
+
+    def __init__(self, clips: str) -> None:
+        super().__init__(directory=str(files("ltxq.gateway").joinpath("page")))
+        self._clips = clips
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """The file, or 304 to who has it."""
+        response = super().file_response(*args, **kwargs)
+        policy = _POLICY.format(clips=f"'self' {self._clips}")
+        response.headers.update({**_HEADERS, "content-security-policy": policy})
+        return response
+
+    async def index(self, scope: Scope) -> Response:
+        """The page itself."""
+        return await self.get_response("index.html", scope)

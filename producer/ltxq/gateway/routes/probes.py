@@ -1,0 +1,34 @@
+"""`/healthz` and `/readyz`: whether this process runs, and whether a clip could be made now."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from ltxq.gateway.reads.readiness import Readiness
+
+router = APIRouter(tags=["probes"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """The gateway runs."""
+    return Health()
+
+
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+async def readyz(request: Request) -> Response:
+    """A worker is ready, and the storage takes and gives objects."""
+    found = await request.app.state.gateway.prober.readiness()
+    return Response(
+        found.model_dump_json(), 200 if found.ready else 503, media_type="application/json"
+    )

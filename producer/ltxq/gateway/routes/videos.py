@@ -1,0 +1,188 @@
+"""`/v1/videos`: the field's common tongue, as OpenAI's SDKs speak it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import RedirectResponse, Response
+
+from ltxq.errors import JobNotFinished
+from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
+from ltxq.gateway.openai.forms import body_of, fields_of, json_object
+from ltxq.gateway.openai.openapi import CHANGED, READ, failing, taking
+from ltxq.gateway.openai.request import CreateVideo, invalid, request_of
+from ltxq.gateway.openai.response import (
+    REMIXED_FROM,
+    Video,
+    VideoDeleted,
+    VideoPage,
+    page_of,
+    video_of,
+)
+from ltxq.gateway.routes.events import EventStream, stream
+from ltxq.gateway.state import AsCaller, Caller
+from ltxq.job import Order, VideoRequest
+
+router = APIRouter(tags=["videos"])
+
+POLL_AFTER = {"openai-poll-after-ms": "1000"}
+
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+RetryCount = Annotated[
+    int | None,
+    Header(alias="x-stainless-retry-count", ge=0, description="Sent by OpenAI's SDKs."),
+]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Variant = Literal["video", "thumbnail", "spritesheet"]
+
+
+def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The value as the body of an answer that nobody may keep."""
+    return Response(
+        value.model_dump_json(),
+        status,
+        {"cache-control": "no-store", **(headers or {})},
+        media_type="application/json",
+    )
+
+
+class RemixVideo(BaseModel):
+    """What is to be another."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=5000)
+
+
+_URL = {"type": "string", "format": "uri"}
+
+
+@router.post(
+    "/videos",
+    response_model=Video,
+    responses=CHANGED,
+    openapi_extra=taking(
+        CreateVideo.model_json_schema(), "application/json", "multipart/form-data"
+    ),
+)
+async def create(
+    request: Request,
+    caller: AsCaller,
+    idempotency_key: IdempotencyKey = None,
+    retry_count: RetryCount = None,
+) -> Response:
+    """Queue a clip."""
+    fields = await fields_of(request)
+    # Before the rest: a name of another service's model may be none that ltxq could have.
+    if isinstance(model := fields.get("model"), str):
+        await caller.queue.check_model(model)
+    return await _submit(caller, request_of(fields), idempotency_key, retry_count)
+
+
+@router.get("/videos", response_model=VideoPage, responses=READ)
+async def list_videos(
+    caller: AsCaller, after: str | None = None, limit: Limit = 20, order: Order = "desc"
+) -> Response:
+    """The caller's clips, finished or not."""
+    page = await caller.queue.call(caller.client.list, limit=limit, after=after, order=order)
+    return as_json(page_of(page))
+
+
+@router.get("/videos/{video_id}", response_model=Video, responses=READ)
+async def retrieve(video_id: str, caller: AsCaller) -> Response:
+    """A clip as it is now."""
+    job = await caller.queue.get(caller.owner, video_id)
+    return as_json(video_of(job), headers=POLL_AFTER)
+
+
+@router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
+async def delete(video_id: str, caller: AsCaller) -> Response:
+    """Delete a finished clip; cancel one that is not, which stops it within a denoising step."""
+    try:
+        await caller.queue.call(caller.client.delete, video_id)
+    except JobNotFinished:
+        await caller.queue.call(caller.client.cancel, video_id)
+    return as_json(VideoDeleted(id=video_id))
+
+
+@router.post("/videos/{video_id}/cancel", response_model=Video, responses=CHANGED)
+async def cancel(video_id: str, caller: AsCaller) -> Response:
+    """Cancel a clip that is not finished; one that is stays as it is."""
+    return as_json(video_of(await caller.queue.call(caller.client.cancel, video_id)))
+
+
+@router.post(
+    "/videos/{video_id}/remix",
+    response_model=Video,
+    responses=CHANGED,
+    openapi_extra=taking(RemixVideo.model_json_schema(), "application/json"),
+)
+async def remix(
+    video_id: str,
+    request: Request,
+    caller: AsCaller,
+    idempotency_key: IdempotencyKey = None,
+    retry_count: RetryCount = None,
+) -> Response:
+    """Queue a clip as this one, of another prompt."""
+    fields = json_object(await body_of(request))
+    if others := set(fields) - {"prompt"}:
+        name = min(others)[:60]
+        raise UnsupportedParameter(
+            f"A remix takes a prompt alone, not {name}.", problems=((name, "not supported"),)
+        )
+    if not isinstance(fields.get("prompt"), str):
+        raise invalid(("prompt", "is needed, as text"))
+    source = (await caller.queue.get(caller.owner, video_id)).request
+    metadata = {**source.metadata, REMIXED_FROM: video_id}
+    changed = {"prompt": fields["prompt"], "metadata": metadata}
+    remixed = VideoRequest.parse({**source.model_dump(), **changed})
+    return await _submit(caller, remixed, idempotency_key, retry_count)
+
+
+@router.get(
+    "/videos/{video_id}/content",
+    status_code=302,
+    response_class=RedirectResponse,
+    responses={
+        **READ,
+        **failing(409),
+        302: {"description": "Where it is.", "headers": {"Location": {"schema": _URL}}},
+    },
+)
+async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -> Response:
+    """The finished clip, or a picture of it: a redirection to a URL of the storage."""
+    job = await caller.queue.get(caller.owner, video_id)
+    if not job.finished:
+        raise JobNotFinished(f"{video_id} is {job.state}.", hint="Ask again when it is completed.")
+    if job.result is None:
+        raise Refused(404, "no_content", f"{video_id} is {job.state}: there is no clip.")
+    urls = {
+        "video": job.result.url,
+        "thumbnail": job.result.poster_url,
+        "spritesheet": job.result.spritesheet_url,
+    }
+    return RedirectResponse(urls[variant], 302, {"cache-control": "no-store"})
+
+
+@router.get(
+    "/videos/{video_id}/events", status_code=200, response_class=EventStream, responses=READ
+)
+async def events(video_id: str, caller: AsCaller) -> Response:
+    """Server-sent events: the clip now and at each change, until it is finished."""
+    return await stream(caller, video_id, video_of)
+
+
+async def _submit(
+    caller: Caller, request: VideoRequest, idempotency_key: str | None, retry_count: int | None
+) -> Response:
+    job = await caller.queue.call(
+        caller.client.submit,
+        request,
+        idempotency_key=idempotency_key,
+        # The SDK has no idempotency keys, but counts: its first try is told from its later ones.
+        resent=None if retry_count is None else retry_count > 0,
+    )
+    return as_json(video_of(job), headers=POLL_AFTER)

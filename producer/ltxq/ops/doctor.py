@@ -1,0 +1,321 @@
+"""`ltxq doctor`: what is wrong here, and what to do about it; Redis, storage and this machine.
+
+A check looks at one thing and yields findings; nothing it meets may end the others. What only a
+worker needs (GPU, torch, models) is looked at by `ltxq_worker.doctor`.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from ltxq.errors import LtxqError
+from ltxq.settings import Settings
+
+PINGS = 20
+SLOW_REDIS = (
+    0.02  # seconds an answer may take; a job costs some 80 commands, most beside the GPU's work
+)
+OLDEST_REDIS = (6, 2)  # the ledger's script needs ZADD's GT
+FULL = 0.8  # share of maxmemory from which a Redis counts as nearly full
+FETCH_TIMEOUT = 10.0  # seconds
+SKEW_ALLOWED, SKEW_REFUSED = 60.0, 15 * 60.0  # seconds; from the second S3 refuses signatures
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Status = Literal["ok", "warning", "problem", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    about: str  # "Redis", "S3 storage"
+    status: Status
+    message: str
+    hint: str = ""  # what to do; empty where all is well
+
+
+Check = Callable[[Settings], Iterator[Finding]]
+
+
+def examine(settings: Settings, checks: tuple[tuple[str, Check], ...]) -> Iterator[Finding]:
+    """The findings of each (about, check), as they are made.
+
+    An error of ltxq's is a problem, with its hint; any other too: a doctor never falls ill.
+    """
+    for about, check in checks:
+        try:
+            yield from check(settings)
+        except LtxqError as exc:
+            yield Finding(about, "problem", exc.message, exc.hint)
+        except Exception as exc:  # noqa: BLE001
+            yield Finding(
+                about, "problem", f"The check itself failed: {type(exc).__name__}: {exc}."
+            )
+
+
+def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
+    """The checks of this machine, and of what the settings name."""
+    if settings.is_gateway:
+        return (("Python", check_python), ("Gateway", check_gateway))
+    return (
+        ("Python", check_python),
+        ("Redis", check_redis),
+        ("S3 storage", check_storage),
+        ("Webhooks", check_webhooks),
+        ("Workers", check_workers),
+    )
+
+
+def check_python(_: Settings) -> Iterator[Finding]:
+    """The version, which the installer has seen to; the report names it."""
+    yield Finding(
+        "Python",
+        "ok",
+        f"ltxq {version('ltxq')} on Python {platform.python_version()}, {sys.platform}.",
+    )
+
+
+def check_gateway(settings: Settings) -> Iterator[Finding]:
+    """A gateway in place of Redis: does it answer, does it know the key?"""
+    from ltxq.client import Client
+
+    with Client(settings=settings) as client:
+        models = client.models()
+    ready = sum(models.values())
+    yield Finding("Gateway", "ok", f"It answers, and serves {', '.join(models)}.")
+    if not ready:
+        yield Finding("Gateway", "warning", "No worker is ready: jobs wait.")
+
+
+def check_redis(settings: Settings) -> Iterator[Finding]:
+    """Reachable, new and fast enough, and does it keep what it accepts?"""
+    from ltxq.ledger.connection import connect, patiently
+
+    connection = connect(settings)
+    with connection:
+        info: dict[str, Any] = patiently(connection, lambda: connection.info("everything"))
+        yield _version_of(info)
+        yield _latency(connection)
+        yield _persistence(connection, info)
+        yield _memory(info)
+        if info.get("role") != "master":
+            yield Finding("Redis", "problem", "It is a replica.", "Point LTXQ_URL at the primary.")
+        yield from _exposure(settings)
+
+
+def _version_of(info: dict[str, Any]) -> Finding:
+    number = str(info["redis_version"])
+    if tuple(int(part) for part in number.split(".")[:2]) < OLDEST_REDIS:
+        oldest = ".".join(map(str, OLDEST_REDIS))
+        return Finding("Redis", "problem", f"Version {number} is too old.", f"{oldest} or newer.")
+    return Finding("Redis", "ok", f"Version {number} answers.")
+
+
+def _latency(connection: Any) -> Finding:
+    times = []
+    for _ in range(PINGS):
+        start = time.perf_counter()
+        connection.ping()
+        times.append(time.perf_counter() - start)
+    middle = statistics.median(times)
+    if middle > SLOW_REDIS:
+        return Finding(
+            "Redis",
+            "warning",
+            f"An answer takes {1000 * middle:.0f} ms (the median of {PINGS}).",
+            "Have workers and Redis in one region.",
+        )
+    return Finding("Redis", "ok", f"An answer takes {1000 * middle:.1f} ms.")
+
+
+def _persistence(connection: Any, info: dict[str, Any]) -> Finding:
+    import redis.exceptions
+
+    if not info.get("aof_enabled"):
+        return Finding(
+            "Redis",
+            "problem",
+            "The append-only file is off: a restart loses jobs that were accepted.",
+            "Set `appendonly yes` in its configuration (CONFIG SET appendonly yes, and REWRITE).",
+        )
+    if info.get("aof_last_write_status") == "err":
+        return Finding(
+            "Redis",
+            "problem",
+            "It cannot write its append-only file: its disk is full or broken.",
+            "See its log, and free space where its data lies.",
+        )
+    try:
+        policy = connection.config_get("appendfsync").get("appendfsync")
+    except redis.exceptions.RedisError:  # a managed Redis often refuses CONFIG
+        return Finding("Redis", "ok", "The append-only file is on; its fsync policy is not told.")
+    if policy == "no":
+        return Finding(
+            "Redis",
+            "warning",
+            "appendfsync is no: a machine that loses power loses what the system had not written, "
+            "often half a minute of jobs.",
+            "Set `appendfsync everysec`, or `always`.",
+        )
+    lost = {
+        "everysec": "a machine that loses power may lose its last second of jobs (`always` closes "
+        "that gap, at the cost of a wait for the disk with each submission)",
+        "always": "nothing is lost with a machine's power",
+    }[policy]
+    return Finding("Redis", "ok", f"The append-only file is on, appendfsync {policy}: {lost}.")
+
+
+def _memory(info: dict[str, Any]) -> Finding:
+    policy, limit = info.get("maxmemory_policy"), int(info.get("maxmemory", 0))
+    if limit and policy != "noeviction":
+        return Finding(
+            "Redis",
+            "problem",
+            f"maxmemory-policy is {policy}: when it is full it throws jobs away.",
+            "Set `maxmemory-policy noeviction`; submissions are then refused instead.",
+        )
+    used = int(info["used_memory"])
+    if limit and used > FULL * limit:
+        return Finding(
+            "Redis",
+            "warning",
+            f"It uses {used / limit:.0%} of its maxmemory; full, it accepts no jobs.",
+            "Raise maxmemory, or lower LTXQ_RETENTION.",
+        )
+    bound = f" of {limit / 1e6:,.0f}" if limit else ", no bound (maxmemory 0)"
+    return Finding("Redis", "ok", f"It uses {used / 1e6:,.0f} MB{bound}; nothing is evicted.")
+
+
+def _exposure(settings: Settings) -> Iterator[Finding]:
+    url = urlsplit(settings.url.get_secret_value())
+    if not url.hostname or url.hostname in LOOPBACK:
+        return
+    if url.scheme == "redis":
+        yield Finding(
+            "Redis",
+            "warning",
+            "Prompts, results and the password go over the network in the clear.",
+            "Use rediss:// (TLS), unless the network is your own.",
+        )
+    if not url.password:
+        yield Finding(
+            "Redis",
+            "warning",
+            "It asks for no password: who reaches it can read and forge every job.",
+            "Set one (requirepass or ACL), and put it into LTXQ_URL.",
+        )
+
+
+def check_storage(settings: Settings) -> Iterator[Finding]:
+    """Can it be written, listed, deleted, and can a viewer fetch what was signed?"""
+    from ltxq.storage import Storage
+
+    storage = Storage.from_settings(settings)
+    storage.check()
+    yield Finding("S3 storage", "ok", f"Writing, finding and deleting work in {storage.bucket!r}.")
+    key = f"{storage.prefix}.check/{secrets.token_hex(8)}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "x")
+        file.write_bytes(b"ltxq doctor")
+        storage.put(key, file, "text/plain")
+    try:
+        yield from _fetched(storage.url(key, 60)[0])
+    finally:
+        storage.delete([key])
+
+
+def _fetched(url: str) -> Iterator[Finding]:
+    """As a viewer's browser would."""
+    import httpx2
+
+    host = urlsplit(url).netloc
+    try:
+        answer = httpx2.get(url, timeout=FETCH_TIMEOUT)
+    except httpx2.HTTPError as exc:
+        yield Finding(
+            "S3 storage",
+            "warning",
+            f"A signed URL cannot be fetched from here: {host} does not answer "
+            f"({type(exc).__name__}).",
+            "If viewers cannot either, correct LTXQ_S3_PUBLIC_ENDPOINT or LTXQ_S3_PUBLIC_BASE_URL.",
+        )
+        return
+    if answer.content != b"ltxq doctor":
+        yield Finding(
+            "S3 storage",
+            "problem",
+            f"A signed URL answers HTTP {answer.status_code} at {host}: viewers get no clip.",
+            "Check LTXQ_S3_PUBLIC_ENDPOINT (signed for another host?), "
+            "LTXQ_S3_PUBLIC_BASE_URL (is the bucket public?) and the clocks.",
+        )
+    else:
+        yield Finding("S3 storage", "ok", f"A signed URL can be fetched from {host}.")
+    if date := answer.headers.get("date"):
+        yield _skew((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
+
+
+def _skew(seconds: float) -> Finding:
+    if abs(seconds) < SKEW_ALLOWED:
+        return Finding("Clock", "ok", f"It agrees with the storage's within {SKEW_ALLOWED:.0f} s.")
+    status: Status = "problem" if abs(seconds) > SKEW_REFUSED else "warning"
+    return Finding(
+        "Clock",
+        status,
+        f"This machine's clock is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} "
+        "the storage's. Over 15 minutes, S3 refuses what it signs.",
+        "Turn on time synchronisation: timedatectl set-ntp true.",
+    )
+
+
+def check_webhooks(settings: Settings) -> Iterator[Finding]:
+    """A secret, where they are used."""
+    if settings.webhook_secret is None:
+        yield Finding(
+            "Webhooks",
+            "ok",
+            "No LTXQ_WEBHOOK_SECRET: webhooks wait. They need one only if jobs have a webhook_url.",
+        )
+    else:
+        yield Finding("Webhooks", "ok", "They are signed with LTXQ_WEBHOOK_SECRET.")
+
+
+def check_workers(settings: Settings) -> Iterator[Finding]:
+    """Is somebody there to make what waits?"""
+    from ltxq.ops.operator import Operator
+
+    try:
+        with Operator(settings) as operator:
+            queues, _ = operator.queues()
+    except LtxqError:
+        yield Finding("Workers", "skipped", "Redis, where they are known, cannot be asked.")
+        return
+    for queue in queues:
+        if queue.workers:
+            yield Finding("Workers", "ok", f"{queue.model}: {queue.workers} ready.")
+        elif queue.depth:
+            yield Finding(
+                "Workers",
+                "warning",
+                f"{queue.model}: {queue.depth} queued, and no worker is ready.",
+                f"Start one: ltxq worker --model {queue.model}",
+            )
+    if not any(queue.workers or queue.depth for queue in queues):
+        yield Finding("Workers", "ok", "None is ready, and nothing waits.")
+
+
+def no_worker(_: Settings) -> Iterator[Finding]:
+    """Said in place of the worker's checks."""
+    yield Finding("Worker", "skipped", "The worker is not installed here: no GPU is looked at.")

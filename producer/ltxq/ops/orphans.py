@@ -1,0 +1,90 @@
+"""Objects in the bucket that belong to no job any more: found, and removed.
+
+A job's objects go with its record. What is left behind stems from storage that was away at that
+moment, or from an upload whose worker was lost: no record has its id, and it is older than any
+record lives. Other objects are never touched, nor is a bucket in which another queue has clips:
+its jobs are unknown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from ltxq.errors import BucketShared
+from ltxq.ledger import Ledger
+from ltxq.storage.s3 import PAGE, Storage, Stored
+
+CLEAN_SECONDS = 6 * 3600.0  # between two looks at the whole bucket, by the whole fleet
+MARGIN = timedelta(days=1)  # beyond the retention: an upload's patience, clocks that differ
+MARKS = (
+    ".queues/"  # in it lies an empty object named for each queue that keeps clips under the prefix
+)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Objects without a job."""
+
+    objects: int = 0
+    size: int = 0  # bytes
+
+    def __str__(self) -> str:
+        return f"{self.objects} object{'' if self.objects == 1 else 's'}, {self.size / 1e6:.1f} MB"
+
+
+def clean(
+    ledger: Ledger,
+    storage: Storage,
+    retention: float,
+    *,
+    remove: bool = True,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Cleaned:
+    """Look through the whole bucket and remove objects without a job.
+
+    Args:
+        retention: seconds a record lives, at the longest of all workers.
+        remove: False: only count them.
+        unwanted: asked between pages; True ends it early.
+
+    Raises:
+        BucketShared: another queue has clips there; nothing was removed.
+        StorageRefused, StorageUnavailable, QueueUnavailable: what was removed before stays so.
+    """
+    _claim(storage, ledger.queue_id())
+    before = datetime.now(UTC) - timedelta(seconds=retention) - MARGIN
+    found = Cleaned()
+    old = (stored for stored in storage.entries() if stored.modified < before)
+    for page in _pages(old):
+        if unwanted():
+            break
+        claims = {stored.key: storage.claim_of(stored.key) for stored in page}
+        jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
+        known = ledger.known(set(jobs.values()))
+        orphans = [s for s in page if s.key in jobs and jobs[s.key] not in known]
+        if remove:
+            storage.delete(stored.key for stored in orphans)
+        found = Cleaned(found.objects + len(orphans), found.size + sum(s.size for s in orphans))
+    return found
+
+
+def _claim(storage: Storage, queue_id: str) -> None:
+    mine = storage.prefix + MARKS + queue_id
+    marks = set(storage.list(MARKS))
+    if others := sorted(marks - {mine}):
+        raise BucketShared(
+            f"Another queue keeps clips under {storage.prefix} in the bucket {storage.bucket} too "
+            f"({others[0]}): objects without a job here may be that queue's, and stay.",
+            hint="Give each queue an LTXQ_S3_PREFIX of its own; if the other queue is gone, delete "
+            f"{others[0]}.",
+        )
+    if not marks:
+        storage.mark(mine)
+
+
+def _pages(stored: Iterator[Stored]) -> Iterator[list[Stored]]:
+    while page := list(islice(stored, PAGE)):
+        yield page

@@ -1,0 +1,195 @@
+"""`ltxq demo`, `ltxq up` and `ltxq worker`: a queue, or its worker, on this machine. No torch here.
+
+The CLI loads this by name. What starts and keeps the processes is `embedded/stack.py` and
+`supervisor/`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ltxq.cli import screen
+from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
+from ltxq.job import Job, VideoRequest
+from ltxq.logs import set_up_logging
+from ltxq.settings import Settings
+from ltxq_worker.embedded.stack import STOP_SIGNALS, Stack, held_signals
+from ltxq_worker.pipeline import INSTANT
+
+DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
+FETCH_TIMEOUT = 30.0  # seconds without a byte
+
+TINY = "tiny"
+TINY_FILES = {"checkpoint.safetensors", "spatial_upsampler.safetensors", "gemma"}
+
+
+def demo(prompt: str, *, as_json: bool) -> None:
+    """Start everything in a temporary folder, make one clip, save it, stop everything."""
+    request = VideoRequest.parse(
+        {"prompt": prompt, "model": TINY, "width": 256, "height": 256, "num_frames": 33}
+    )
+    screen.note(
+        "This demo runs Redis, an S3 server and one worker on this machine, on the CPU.",
+        "Its model is tiny and has random weights: the picture and the sound are abstract,",
+        "whatever the prompt says. All else is as it is with the real models.",
+        "",
+    )
+    ensure_tiny(Settings.read())
+    with (
+        tempfile.TemporaryDirectory(prefix="ltxq-demo-") as folder,
+        Stack(Path(folder), model=TINY, ports={"redis_port": 0, "s3_port": 0}) as stack,
+    ):
+        log = Path(folder) / "worker.log"
+        stack.start_worker(model=TINY, gpus="cpu", log=log)
+        try:
+            job = _made(request, stack)
+        except LtxqError:
+            last = log.read_text(errors="replace").splitlines()[-20:]
+            screen.note("The worker's log ends:", *last)
+            raise
+        result = job.result_or_raise()
+        file = _fetched(result.url, Path("clips") / f"{job.id}.mp4")
+    if as_json:
+        screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
+        return
+    shown = f"“{request.prompt}”: {result.duration:.1f} s of {result.width}×{result.height}."
+    screen.note("", shown)
+    screen.say(f"URL   {result.url}")
+    screen.say(f"File  {file}")
+    screen.note("The URL ended with the demo, the file stays. Next: ltxq up, and README.md.")
+
+
+def _made(request: VideoRequest, stack: Stack) -> Job:
+    """The request's finished job, with a bar meanwhile."""
+    from ltxq.client import Client
+
+    deadline = time.monotonic() + DEMO_SECONDS
+    with Client() as client, screen.Bar() as bar:
+        bar.at("starting the worker", 0)
+        job = client.submit(request)
+        while not job.finished:
+            stack.check()
+            try:
+                for seen in client.watch(job.id, timeout=2):
+                    job = seen
+                    if job.state != "queued":
+                        screen.show_job(bar, job)
+            except WaitTimeout:
+                if time.monotonic() > deadline:
+                    raise
+    return job
+
+
+def _fetched(url: str, path: Path) -> Path:
+    """What is at `url`, saved at `path`."""
+    import urllib.request
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    with urllib.request.urlopen(url, timeout=FETCH_TIMEOUT) as answer, partial.open("wb") as file:  # noqa: S310 - our own server's
+        shutil.copyfileobj(answer, file)
+    partial.replace(path)
+    return path.absolute()
+
+
+def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_json: bool) -> None:
+    """Run servers and a worker on `data` until SIGINT or SIGTERM."""
+    settings = Settings.read()
+    if model == TINY:
+        ensure_tiny(settings)
+    with Stack(data, model=model, ports=ports) as stack:
+        stack.start_worker(model=model, gpus=gpus or ("cpu" if model in (TINY, INSTANT) else "all"))
+        url = stack.start_gateway()
+        flower = stack.start_flower()
+        file = stack.write_environment()
+        if as_json:
+            about = {"data": str(stack.folder), "environment_file": str(file), "model": model}
+            servers = {"redis_port": stack.redis.port, "s3_endpoint": stack.s3.endpoint}
+            screen.emit(about | servers | {"url": url, "api": f"{url}/v1", "flower": flower})
+        else:
+            _welcome(stack, file, model, url, flower)
+        # Held from here on: one that nobody waits for would end Redis before the worker.
+        with held_signals():
+            _sleep_until_a_signal(stack)
+            screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+            stack.stop_flower()
+            stack.stop_gateway()
+            stack.stop_worker()
+    screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
+
+
+def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> None:
+    program = "ltxq" if shutil.which("ltxq") else f"{shlex.quote(sys.executable)} -m ltxq"
+    screen.say(
+        f"  Page     {url}/",
+        f"  API      {url}/v1, described at {url}/docs",
+        f"  Flower   {flower}/",
+        f"  Redis    port {stack.redis.port}",
+        f"  S3       {stack.s3.endpoint}",
+        f"  Worker   loads {model}",
+        "",
+        "In another terminal:",
+        "",
+        f"  . {shlex.quote(str(file))}",
+        f"  {program} submit 'a red fox in the snow' --wait",
+        "",
+        f"Clips are files under {stack.folder / 's3' / stack.s3.bucket}. Ctrl-C stops everything; "
+        "jobs and clips are kept.",
+    )
+    if model == TINY:
+        screen.say(
+            "The tiny model has random weights: its pictures are abstract. For the real ones see "
+            "`ltxq model list`."
+        )
+    sys.stdout.flush()
+
+
+def _sleep_until_a_signal(stack: Stack) -> None:
+    """Return at SIGINT or SIGTERM; raise if a part of the stack ends by itself."""
+    stack.check()  # a child that ended before the signals were held
+    while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
+        stack.check()
+
+
+def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> int:
+    """Run a supervisor in this process; returns its exit code."""
+    from ltxq_worker.supervisor import supervisor
+
+    settings = Settings.read()
+    model = model or settings.default_model
+    set_up_logging(settings.log)
+    code = supervisor.main(settings, model=model, gpus=gpus, name=name)
+    if as_json:
+        screen.emit({"model": model, "exit_code": code})
+    return code
+
+
+def ensure_tiny(settings: Settings) -> Path:
+    """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds.
+
+    One that another version made and this one cannot use is made anew: it holds nothing of worth.
+    """
+    from ltxq_worker.models.files.folder import ModelFolder
+
+    folder = settings.model_dir.expanduser() / TINY
+    try:
+        ModelFolder.open(folder)
+    except ModelUnusable:
+        if folder.exists():
+            if not {path.name for path in folder.iterdir()} <= TINY_FILES:
+                raise  # somebody's own folder of that name
+            shutil.rmtree(folder)
+        screen.note(f"Making the tiny model in {folder} …")
+        # In a process of its own: torch stays out of this one, which has a long life.
+        command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode and not folder.exists():  # another may have made it meanwhile
+            raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None
+    return folder

@@ -1,0 +1,181 @@
+"""`ltxq generate` and `ltxq model`: what needs a model and no queue.
+
+The CLI loads this by name. torch is imported inside the commands that run a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ltxq.cli import screen
+from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
+from ltxq.job import VideoRequest
+from ltxq.settings import Settings
+from ltxq_worker.pipeline import INSTANT
+
+
+def generate(
+    fields: dict[str, Any],
+    *,
+    output: Path,
+    model: str,
+    device: str | None,
+    frames_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Make one clip with the pipeline in this process."""
+    from ltxq_worker.encode.clip import encode
+    from ltxq_worker.process.attempt import progress_at
+
+    request = VideoRequest.parse(fields).settled(Path(model).name)
+    if not output.absolute().parent.is_dir():
+        raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
+    began = time.monotonic()
+    with (
+        screen.Bar() as bar,
+        tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".ltxq-") as folder,
+    ):
+
+        def report(stage: Any, step: int, steps: int) -> None:
+            screen.show_progress(bar, progress_at(stage, step, steps))
+
+        pipeline = _loaded(model, device, bar, rgb=frames_out is not None)
+        clip = pipeline.generate(request, report)
+        if frames_out is not None:
+            clip = replace(clip, frames=_recorded(clip.frames, request, frames_out))
+        encoded = encode(clip, request, Path(folder), report)
+        encoded.mp4.replace(output)
+    seconds = time.monotonic() - began
+    if as_json:
+        about = {"file": str(output.absolute()), "sha256": encoded.sha256, "size": encoded.size}
+        screen.emit(about | {"seed": request.seed, "seconds": round(seconds, 3)})
+    else:
+        screen.say(str(output))
+        screen.note(f"Seed {request.seed}, {seconds:.1f} s, loading included.")
+
+
+def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Iterator[Any]:
+    """`frames` as they pass, and all of them in a NumPy file: uint8 [F, H, W, 3], uncropped."""
+    import numpy as np
+
+    shape = (request.num_frames, request.height, request.width, 3)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        count = 0
+        for chunk in frames:
+            kept[count : count + len(chunk)] = chunk
+            count += len(chunk)
+            yield chunk
+        kept.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
+    """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
+    if model == INSTANT:
+        from ltxq_worker.pipeline.instant import InstantPipeline
+
+        return InstantPipeline()
+    settings = Settings.read()
+    bar.at("loading the model", 0)
+    from ltxq_worker.pipeline.ltx import LtxPipeline
+
+    folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
+    return LtxPipeline.load(
+        folder,
+        model=folder.absolute().name,
+        device=device,
+        quantization=settings.quantization,
+        optimize=settings.optimize,
+        rgb=rgb,
+        report=lambda what, fraction: bar.at("loading the model", fraction, what),
+    )
+
+
+def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
+    """Write a tiny model."""
+    from ltxq_worker.models.tiny.model import Base, make_tiny
+
+    kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
+    if kind not in kinds:
+        raise UnknownModel(f"No checkpoint is called {kind!r}.", hint=f"One of {', '.join(kinds)}.")
+    try:
+        make_tiny(folder, kind, seed)  # type: ignore[arg-type]
+    except FileExistsError as exc:
+        raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
+    if as_json:
+        screen.emit({"folder": str(folder.absolute()), "kind": kind, "seed": seed})
+    else:
+        screen.say(str(folder))
+
+
+def model_download(name: str, *, as_json: bool) -> None:
+    """Download a model into LTXQ_MODEL_DIR."""
+    from ltxq_worker.models.catalog import known_model
+    from ltxq_worker.models.files.download import download
+
+    model = known_model(name)
+    model_dir = Settings.read().model_dir.expanduser()
+    screen.note(f"{model.name}: about {model.size / 1e9:.0f} GB, into {model_dir}")
+    with screen.Bar() as bar:
+
+        def report(done: int, total: int) -> None:
+            share = done / total if total else 1.0
+            bar.at("downloading", share, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB")
+
+        bar.at("asking the hub", 0)
+        folder = download(name, model_dir, report=report)
+    if as_json:
+        screen.emit({"model": name, "folder": str(folder)})
+    else:
+        screen.say(str(folder))
+        screen.note(f"Start a worker with it: ltxq worker --model {name}")
+
+
+def model_list(*, as_json: bool) -> None:
+    """The models that are here, and those that can be had."""
+    from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
+
+    model_dir = Settings.read().model_dir.expanduser()
+    here = {path.name: path for path in sorted(model_dir.glob("[!.]*")) if path.is_dir()}
+    models: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "about": CATALOG[name].about if name in CATALOG else "",
+            "here": name in here,
+        }
+        | _condition(here.get(name))
+        for name in sorted(CATALOG.keys() | here.keys() - {SHARED_TEXT_ENCODER})
+    ]
+    if as_json:
+        screen.emit({"model_dir": str(model_dir), "models": models})
+        return
+    for model in models:
+        state = "here" if model["usable"] else "broken" if model["here"] else "not here"
+        size = f"{CATALOG[model['name']].size / 1e9:.0f} GB" if model["name"] in CATALOG else ""
+        screen.say(
+            f"{model['name']:24}  {state:8}  {size:>6}  {model['problem'] or model['about']}"
+        )
+    screen.note(f"In {model_dir}; get one with: ltxq model download NAME")
+
+
+def _condition(folder: Path | None) -> dict[str, Any]:
+    """Whether a model's folder is complete, and what is wrong with it if not."""
+    from ltxq_worker.models.files.folder import ModelFolder
+
+    if folder is None:
+        return {"usable": False, "problem": ""}
+    try:
+        tiny = ModelFolder.open(folder).tiny
+    except ModelUnusable as exc:
+        return {"usable": False, "problem": exc.message}
+    about = {"about": "random weights, abstract pictures"} if tiny else {}
+    return {"usable": True, "problem": "", **about}

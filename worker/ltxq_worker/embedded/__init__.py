@@ -1,0 +1,1 @@
+"""The servers that `ltxq demo`, `ltxq up` and the tests start on this machine."""

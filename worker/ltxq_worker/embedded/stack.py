@@ -1,0 +1,266 @@
+"""A whole queue on one machine: embedded Redis and S3 server, and a worker, on one data folder.
+
+Ports and keys are drawn once and kept in the folder, so that jobs, clips and their URLs outlive a
+restart. What to submit and what to show is left to the commands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+from ltxq.errors import ConfigurationError, LtxqError
+from ltxq_worker.embedded.servers import (
+    LOOPBACK,
+    RedisServer,
+    S3Server,
+    free_port,
+    port_is_free,
+    spawn,
+)
+
+SERVERS = "servers.json"  # ports and keys
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+GATEWAY_SECONDS = 10.0  # for the requests under way when it is told to stop
+LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
+USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080, "flower_port": 5555}
+# What Flower's table of tasks shows, from the left.
+FLOWER_COLUMNS = "uuid,args,state,result,received,runtime,worker"
+
+# What decides which queue and bucket are used: never the surroundings' while a stack runs.
+_OURS = (
+    *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
+    *("LTXQ_API_KEY", "LTXQ_API_KEYS", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
+    *("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+)
+
+
+class Stack:
+    """Running servers and, once started, a worker. Leaving the context ends them in order.
+
+    Args:
+        folder: made where missing, for its owner's eyes only.
+        model: what requests that name none get.
+        ports: `redis_port`, `s3_port`, `http_port`, `flower_port`; 0: any that is free. One not
+            given is the last time's, the usual one, or any that is free.
+
+    Raises:
+        ConfigurationError: another stack has the folder, or a server does not start.
+    """
+
+    def __init__(self, folder: Path, *, model: str, ports: dict[str, int] | None = None) -> None:
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
+        self._flower: subprocess.Popen[bytes] | None = None
+        with ExitStack() as parts:
+            parts.enter_context(_lock(self.folder))
+            kept = _kept(self.folder, ports or {})
+            self.redis = parts.enter_context(
+                RedisServer.start(
+                    self.folder / "redis",
+                    port=kept["redis_port"] or None,
+                    password=kept["redis_password"],
+                )
+            )
+            self.s3 = parts.enter_context(
+                S3Server.start(
+                    self.folder / "s3",
+                    port=kept["s3_port"] or None,
+                    access_key=kept["access_key"],
+                    secret_key=kept["secret_key"],
+                )
+            )
+            self._http_port = kept["http_port"] or free_port()
+            ports = {"redis_port": self.redis.port, "s3_port": self.s3.port}
+            self._flower_port = kept["flower_port"] or free_port()
+            self._flower_password = kept["flower_password"]
+            kept |= ports | {"http_port": self._http_port, "flower_port": self._flower_port}
+            _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
+            self._parts = parts.pop_all()
+        self.environment = {
+            "LTXQ_URL": self.redis.url,
+            "LTXQ_S3_ENDPOINT": self.s3.endpoint,
+            "LTXQ_S3_BUCKET": self.s3.bucket,
+            "LTXQ_DEFAULT_MODEL": model,
+            **self.s3.credentials,
+        }
+
+    def use_here(self) -> None:
+        """Point this process's environment, and its children's, at this stack."""
+        for name in _OURS:
+            os.environ.pop(name, None)
+        os.environ.update(self.environment)
+
+    def write_environment(self) -> Path:
+        """Write `env.sh`, which points a shell at this stack; returns its path."""
+        path = self.folder / "env.sh"
+        lines = [f"unset {' '.join(_OURS)}"]
+        lines += [f"export {name}={shlex.quote(text)}" for name, text in self.environment.items()]
+        _write_private(path, "\n".join(lines) + "\n")
+        return path
+
+    def start_worker(self, *, model: str, gpus: str, log: Path | None = None) -> None:
+        """Start `ltxq worker` here; it loads its model while jobs are already taken in.
+
+        Args:
+            log: gets what it says; None: standard error does.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus]
+        # Folder and name of its own: another stack's worker may run beside it.
+        spool = {"LTXQ_SPOOL_DIR": str(self.folder / "spool")}
+        self._worker = spawn([*command, "--name", "local"], log, environment=spool)
+        self._parts.callback(self.stop_worker)
+
+    def start_gateway(self, log: Path | None = None) -> str:
+        """Start `ltxq gateway` here; returns its address once it answers there.
+
+        Args:
+            log: as of the worker.
+
+        Raises:
+            LtxqError: a part has ended by itself meanwhile, the gateway perhaps.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "ltxq", "gateway", "--port", str(self._http_port)]
+        self._gateway = spawn(command, log)
+        self._parts.callback(self.stop_gateway)
+        while port_is_free(self._http_port):
+            self.check()
+            time.sleep(LOOK_SECONDS)
+        return f"http://{LOOPBACK}:{self._http_port}"
+
+    def start_flower(self, log: Path | None = None) -> str:
+        """Start Flower here; returns its address, with the user and password it asks for.
+
+        Args:
+            log: as of the worker.
+        """
+        self.use_here()
+        command = [sys.executable, "-m", "celery", "-A", "ltxq.celery:app", "flower"]
+        options = {
+            "FLOWER_ADDRESS": LOOPBACK,
+            "FLOWER_PORT": str(self._flower_port),
+            "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
+            "FLOWER_BASIC_AUTH": f"flower:{self._flower_password}",
+        }
+        # By the environment, so that the password is in no list of processes. Below errors it tells
+        # of workers that do not answer yet, while they load.
+        self._flower = spawn([*command, "--logging=error"], log, environment=options)
+        self._parts.callback(self.stop_flower)
+        return f"http://flower:{self._flower_password}@{LOOPBACK}:{self._flower_port}"
+
+    @property
+    def processes(self) -> dict[str, subprocess.Popen[bytes]]:
+        """What runs, by a name for people."""
+        processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
+        started = {
+            "The worker": self._worker,
+            "The gateway": self._gateway,
+            "Flower": self._flower,
+        }
+        return processes | {name: process for name, process in started.items() if process}
+
+    def check(self) -> None:
+        """Raise LtxqError if a part has ended by itself."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
+
+    def stop_gateway(self) -> None:
+        """Let the gateway finish what it answers, and wait."""
+        _stop(self._gateway)
+
+    def stop_flower(self) -> None:
+        """End Flower, which holds nothing."""
+        _stop(self._flower)
+
+    def stop_worker(self) -> None:
+        """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
+        if self._worker is None or self._worker.poll() is not None:
+            return
+        self._worker.terminate()
+        with held_signals():
+            while self._worker.poll() is None:
+                if signal.sigtimedwait(STOP_SIGNALS, LOOK_SECONDS):
+                    self._worker.terminate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._parts.close()
+
+
+def _stop(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GATEWAY_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the news of a child's end wait until they are asked for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the folder until the file returned is closed."""
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigurationError(
+            f"Another ltxq runs on {folder}.", hint="Stop that one, or use another folder: --data."
+        ) from None
+    return lock
+
+
+def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
+    """Ports and keys of this folder: those of the last time, or new ones."""
+    path = folder / SERVERS
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise ConfigurationError(
+            f"{path} is damaged.", hint="Delete it; new ports and keys are drawn then."
+        ) from None
+    for name, usual in USUAL_PORTS.items():
+        new = usual if port_is_free(usual) else free_port()
+        kept[name] = ports[name] if name in ports else kept.get(name, new)
+    sizes = {"redis_password": 20, "access_key": 10, "secret_key": 20, "flower_password": 10}
+    for name, size in sizes.items():
+        kept.setdefault(name, secrets.token_hex(size))
+    return kept
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)

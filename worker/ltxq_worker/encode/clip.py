@@ -1,0 +1,268 @@
+"""A clip to files: MP4, poster, spritesheet and sidecar, each complete or absent.
+
+Encoding goes on in a thread of its own while the caller's thread decodes on the GPU; the codecs
+are in `mp4.py` and `stills.py`. Leaves uploading to others.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import av
+import numpy as np
+
+from ltxq.errors import PermanentError, StorageUnavailable
+from ltxq.job import VideoRequest
+from ltxq_worker.encode.frame_queue import Abandoned, Frames, Handover
+from ltxq_worker.encode.mp4 import Mp4Writer, exact_rate, yuv_picture
+from ltxq_worker.encode.stills import Spritesheet, write_jpeg
+from ltxq_worker.pipeline import Clip, Report, crop_offset
+
+MAX_WAITING = 1 << 30  # bytes of frames: 910 of 768×512, 172 of 1920×1080
+
+MP4, POSTER, SPRITESHEET = "clip.mp4", "poster.jpg", "spritesheet.jpg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A clip's files and what is in them."""
+
+    mp4: Path
+    poster: Path  # JPEG, the first frame at full size
+    spritesheet: Path  # JPEG, frames across the clip in a grid
+    sha256: str  # of the MP4, hex
+    size: int  # of the MP4, bytes
+    width: int  # pixels
+    height: int  # pixels
+    num_frames: int
+    frame_rate: float  # frames per second, as played: 23.976 asked for is 24000/1001
+    duration: float  # seconds of picture
+
+
+class Encoding:
+    """A clip on its way into files: `take` its frames, then `finish`. Used with `with`.
+
+    The two may be called from different threads: taking frames decodes them, which is for the
+    thread that drives the GPU; finishing waits for the encoder, which is not.
+    """
+
+    def __init__(self, request: VideoRequest, folder: Path) -> None:
+        """`folder`: for clip.mp4, poster.jpg and spritesheet.jpg; made where missing."""
+        self._request, self._folder = request, folder
+        self._handover = Handover(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._unfinished = Path()
+
+    def __enter__(self) -> Self:
+        """May raise DiskFull."""
+        with full_disk_named(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handover.abandon()
+        if self._thread is not None:
+            self._thread.join()
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def take(self, clip: Clip) -> None:
+        """Take every frame of `clip`; they are encoded meanwhile. The arrays taken must not be
+        written to again by the thread that made them.
+
+        Raises:
+            PermanentError: the frames or the sound are not what the request asks for.
+            DiskFull
+            Whatever `clip.frames` raises.
+        """
+        self._thread = threading.Thread(
+            target=_encode_all,
+            args=(self._handover, clip, self._request, self._unfinished),
+            name="encode",
+        )
+        self._thread.start()
+        try:
+            with full_disk_named(self._folder):
+                for chunk in _checked(clip, self._request):
+                    self._handover.put(chunk)
+            self._handover.end()
+        finally:
+            if isinstance(clip.frames, Generator):
+                clip.frames.close()  # let go of the latents now, not when it is collected
+
+    def finish(self, report: Report) -> Encoded:
+        """Wait until the files are complete, and put them into their folder.
+
+        Raises:
+            DiskFull
+            Whatever `report` raises.
+        """
+        with full_disk_named(self._folder):
+            for coded in self._handover.progress():
+                report("encode", coded, self._request.num_frames)
+            return _moved_into_place(self._unfinished, self._request, self._folder)
+
+
+def encode(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> Encoded:
+    """Take every frame from `clip` and write clip.mp4, poster.jpg and spritesheet.jpg to `folder`.
+
+    `report("encode", …)` is called once the frames are exhausted: from its first call on, the GPU
+    is free. No file stays behind where it raises; it raises what `Encoding` does.
+    """
+    with Encoding(request, folder) as encoding:
+        encoding.take(clip)
+        return encoding.finish(report)
+
+
+def write_sidecar(
+    path: Path,
+    *,
+    request: VideoRequest,
+    seed: int,
+    model: str,
+    versions: dict[str, str],
+    timings: dict[str, float],
+    encoded: Encoded,
+    job_id: str | None = None,
+) -> None:
+    """Write what made the clip, and what the clip is, as JSON: complete or not at all.
+
+    The request's webhook URL stays out: it may hold a secret, and the sidecar is public with the
+    clip. `timings`: seconds by stage.
+
+    Raises:
+        DiskFull
+    """
+    files = {"mp4", "poster", "spritesheet"}
+    about = {
+        "job_id": job_id,
+        "request": request.model_dump(mode="json", exclude={"webhook_url"}),
+        "seed": seed,
+        "model": model,
+        "versions": versions,
+        "timings": timings,
+        "clip": {name: value for name, value in asdict(encoded).items() if name not in files},
+    }
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with full_disk_named(path.parent):
+        try:
+            text = json.dumps(about, ensure_ascii=False, indent=2, allow_nan=False)
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: Path) -> None:
+    """The encoder's thread: write the three files from what is handed over."""
+    rate = exact_rate(request.frame_rate)
+    width, height = request.output_size
+    sound = clip.sound if request.audio else None
+    sheet = Spritesheet(request.num_frames, (width, height))
+    index = 0
+    try:
+        with Mp4Writer(folder / MP4, size=(width, height), rate=rate, sound=sound) as mp4:
+            if sound is not None:
+                mp4.write_sound(sound, request.num_frames / rate)
+            for chunk in handover.chunks():
+                for picture in _pictures(chunk, clip.pixels, request):
+                    if index == 0:
+                        write_jpeg(picture, folder / POSTER)
+                    sheet.add(picture, index)
+                    mp4.write_frame(picture, index)
+                    index += 1
+                    handover.coded(mp4.packets)
+            for _ in mp4.write_last():
+                handover.coded(mp4.packets)
+        sheet.write(folder / SPRITESHEET)
+        handover.finish()
+    except Abandoned:
+        pass  # the caller has the reason
+    except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
+        handover.finish(exc)
+
+
+def _pictures(
+    chunk: Frames, pixels: Literal["rgb24", "yuv420p"], request: VideoRequest
+) -> Iterator[av.VideoFrame]:
+    """A chunk's frames, cropped."""
+    if pixels == "yuv420p":
+        for planes in chunk:
+            yield yuv_picture(planes)
+        return
+    width, height = request.output_size
+    left, top = crop_offset(request)
+    for picture in chunk[:, top : top + height, left : left + width]:
+        yield av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+
+
+def _checked(clip: Clip, request: VideoRequest) -> Iterator[Frames]:
+    """The chunks, once they are what the request asks for."""
+    width, height = request.output_size
+    wanted: tuple[int, ...] = (request.height, request.width, 3)
+    if clip.pixels == "yuv420p":
+        wanted = (height * 3 // 2, width)
+    count = 0
+    for chunk in clip.frames:
+        if chunk.dtype != np.uint8 or chunk.shape[1:] != wanted:
+            raise PermanentError(
+                f"The pipeline's frames are {chunk.dtype} {list(chunk.shape)}, "
+                f"not uint8 [n, {', '.join(map(str, wanted))}]."
+            )
+        count += len(chunk)
+        if count > request.num_frames:
+            break
+        yield chunk
+    if count != request.num_frames:
+        made = f"more than {request.num_frames}" if count > request.num_frames else count
+        raise PermanentError(f"The pipeline made {made} frames, not {request.num_frames}.")
+
+
+def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> Encoded:
+    with (unfinished / MP4).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # The MP4 comes last: where it is, the others are.
+    for name in (POSTER, SPRITESHEET, MP4):
+        (unfinished / name).replace(folder / name)
+    rate = exact_rate(request.frame_rate)
+    width, height = request.output_size
+    return Encoded(
+        mp4=folder / MP4,
+        poster=folder / POSTER,
+        spritesheet=folder / SPRITESHEET,
+        sha256=sha256,
+        size=(folder / MP4).stat().st_size,
+        width=width,
+        height=height,
+        num_frames=request.num_frames,
+        frame_rate=float(rate),
+        duration=float(request.num_frames / rate),
+    )
+
+
+class DiskFull(StorageUnavailable):
+    """The disk that clips are written to before they are uploaded has no room."""
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises DiskFull for what the system says when the disk of `folder` is full."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"The disk that holds {folder} is full.",
+            hint="Free space there, or set LTXQ_SPOOL_DIR to a folder on another disk.",
+        ) from exc

@@ -1,0 +1,1 @@
+"""A model's files: downloaded, checked, their headers read. Without torch."""

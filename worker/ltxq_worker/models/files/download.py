@@ -1,0 +1,218 @@
+"""A known model's files from the hub to LTXQ_MODEL_DIR: resumed, checked, whole or not there.
+
+What is being downloaded lies in a hidden folder that takes its name when it is complete. What
+can go wrong, and what to do then, is in `hub_errors.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+from ltxq.errors import ConfigurationError, ModelUnusable
+from ltxq_worker.models.catalog import Repo, known_model
+from ltxq_worker.models.files.hub_errors import HubUnavailable, advice, disk_full
+
+TIMEOUT = 10.0  # seconds for the hub to answer; for each piece of a file, HF_HUB_DOWNLOAD_TIMEOUT
+
+HASHES = "SHA256SUMS"  # in a model's folder: what its files were, as sha256sum writes it
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+DownloadReport = Callable[[int, int], None]
+"""Told (bytes done, bytes in all). May raise, to stop; what has come is kept."""
+
+
+def download(name: str, model_dir: Path, *, report: DownloadReport) -> Path:
+    """Get the model `name` into `model_dir/name`, and the text encoder beside it; the folder.
+
+    Goes on where an earlier call stopped. What is there already is not asked for again.
+
+    Raises:
+        UnknownModel: no such model.
+        ConfigurationError: a token or a licence is missing; one step to take, with its page.
+        HubUnavailable: no connection; the same call goes on later.
+        StorageUnavailable: not enough space, and how much is needed.
+        ModelUnusable: a file did not arrive as the hub has it.
+    """
+    model = known_model(name)
+    model_dir = model_dir.expanduser()
+    model_dir.mkdir(parents=True, exist_ok=True)
+    with _alone_in(model_dir):
+        missing = {
+            folder: repo
+            for folder, repo in model.parts.items()
+            if not (model_dir / folder).exists()
+        }
+        # Every repository is asked before the first long download: a licence that is not
+        # accepted shows now, not an hour later.
+        files = [
+            file
+            for folder, repo in missing.items()
+            for file in _files_of(repo, model_dir / f".downloading-{folder}")
+        ]
+        _check_space(files, model_dir)
+        progress = _Progress(files, report)
+        for file in files:
+            _fetch(file, progress)
+        for folder in missing:
+            (model_dir / f".downloading-{folder}").replace(model_dir / folder)
+    return model_dir / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file on the hub and its place here."""
+
+    repo: Repo
+    url: str
+    etag: str  # SHA-256 in hex for the large ones
+    size: int  # bytes
+    path: Path
+
+    @property
+    def part(self) -> Path:
+        """Where it grows. Named after its content: another version never continues it."""
+        return self.path.with_name(f".{self.path.name}.{self.etag[:16]}")
+
+    @property
+    def done(self) -> int:
+        """Bytes that are here."""
+        if self.path.exists() and self.path.stat().st_size == self.size:
+            return self.size
+        return min(self.part.stat().st_size, self.size) if self.part.exists() else 0
+
+
+def _files_of(repo: Repo, folder: Path) -> list[_File]:
+    """What to get from `repo`; asks the hub for every file, with the token, so access is known."""
+    with advice(repo, folder):
+        info = HfApi().model_info(repo.id, timeout=TIMEOUT)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        files = []
+        for pattern in repo.files:
+            found = [name for name in names if "/" not in name and fnmatch(name, pattern)]
+            if not found:
+                raise ModelUnusable(
+                    f"{repo.id} has no file {pattern}: it was renamed or removed.",
+                    hint=f"See {repo.page}/tree/main, and upgrade ltxq.",
+                )
+            for name in found:
+                url = hf_hub_url(repo.id, name, revision=info.sha)
+                known = get_hf_file_metadata(url, timeout=TIMEOUT)
+                if known.etag is None or known.size is None:
+                    raise HubUnavailable(
+                        f"The answer for {url} lacks a size or an ETag: it is not the hub's.",
+                        hint="Check HF_ENDPOINT, and proxies on the way.",
+                    )
+                path = folder / name
+                files.append(_File(repo=repo, url=url, etag=known.etag, size=known.size, path=path))
+    return files
+
+
+def _check_space(files: list[_File], model_dir: Path) -> None:
+    needed = sum(file.size - file.done for file in files)
+    free = shutil.disk_usage(model_dir).free
+    if needed > free:
+        raise disk_full(
+            f"{_gb(needed)} more are needed in {model_dir}, and {_gb(free)} are free.",
+            free_up=_gb(needed - free),
+        )
+
+
+def _fetch(file: _File, progress: _Progress) -> None:
+    """Download what is missing of `file`, check it, and give it its name."""
+    done = file.done
+    if file.path.exists() and done == file.size:
+        return
+    with advice(file.repo, file.path.parent):
+        file.path.parent.mkdir(exist_ok=True)
+        with file.part.open("ab") as part:
+            http_get(
+                file.url,
+                part,
+                resume_size=done,
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                tqdm_class=progress.bar_of(file),
+            )
+        with file.part.open("rb") as part:
+            sha256 = hashlib.file_digest(part, "sha256").hexdigest()
+        if _SHA256.fullmatch(file.etag) and sha256 != file.etag:
+            file.part.unlink()
+            raise ModelUnusable(
+                f"{file.path.name} arrived damaged: its SHA-256 is {sha256}, not {file.etag}.",
+                hint="It was deleted. Run the same command again; if this happens again, look at "
+                "the disk and at proxies on the way.",
+            )
+        file.part.replace(file.path)
+        with (file.path.parent / HASHES).open("a") as sums:
+            sums.write(f"{sha256}  {file.path.name}\n")
+
+
+class _Progress:
+    """Bytes done over all files, told to `report`."""
+
+    def __init__(self, files: list[_File], report: DownloadReport) -> None:
+        self._total = sum(file.size for file in files)
+        self._done = {file.url: file.done for file in files}
+        self._report = report
+        if files:
+            self._tell()
+
+    def bar_of(self, file: _File) -> Any:
+        """What huggingface_hub takes for a class of progress bars, for this one file."""
+        progress = self
+
+        class Bar:
+            def __init__(self, *, initial: int = 0, **_: object) -> None:
+                progress._done[file.url] = initial
+
+            def update(self, count: int) -> None:
+                progress._done[file.url] += count
+                progress._tell()
+
+            def __enter__(self) -> Self:
+                return self
+
+            def __exit__(
+                self,
+                kind: type[BaseException] | None,
+                error: BaseException | None,
+                tb: TracebackType | None,
+            ) -> None:
+                """Nothing to close."""
+
+        return Bar
+
+    def _tell(self) -> None:
+        self._report(sum(self._done.values()), self._total)
+
+
+@contextmanager
+def _alone_in(model_dir: Path) -> Iterator[None]:
+    """Two processes writing to one file would damage it."""
+    with (model_dir / ".downloading.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"Another process is downloading to {model_dir}.", hint="Wait for it to end."
+            ) from None
+        yield
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

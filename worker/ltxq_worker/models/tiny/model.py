@@ -1,0 +1,264 @@
+"""A model of a few megabytes with random weights: every real code path, on any computer.
+
+It is shaped as a checkpoint it is named after, only smaller, so loaders, key maps, text encoder,
+transformer, decoders and vocoder all run. Its pictures are abstract; it knows nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ltx_core.model.audio_vae import AudioDecoderConfigurator, VocoderConfigurator
+from ltx_core.model.transformer import LTXModelConfigurator
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
+from ltx_core.model.video_vae import VideoDecoderConfigurator
+
+from ltxq_worker.models.tiny.text import HIDDEN, LAYERS, write_text_encoder
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.models.weights.text import build_embeddings
+
+Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
+
+SHARPNESS = 4.0  # of attention: a prompt's few tokens must show among 1,024
+CHECKPOINT = "checkpoint.safetensors"
+UPSAMPLER = "spatial_upsampler.safetensors"
+
+_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
+VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
+
+# Where the random numbers start: of sixteen looked at, the most varied colours.
+_PALETTE: dict[Base, int] = {"ltx-2-19b": 3, "ltx-2.3-22b": 14}
+
+
+def make_tiny(
+    folder: Path,
+    base: Base = "ltx-2-19b",
+    seed: int = 0,
+    *,
+    blocks: int = 2,
+    published_fp8: bool = False,
+) -> None:
+    """Write a tiny model into `folder`, all of it or nothing; the same bytes for the same seed.
+
+    `blocks`: of the transformer. In FP8 the first and the last five stay in bf16, so there must be
+    more to see any of it. `published_fp8`: the checkpoint in the form of the published FP8 ones, of
+    the weights it has else.
+
+    Raises:
+        FileExistsError: `folder` is there and is not empty.
+        OSError: it cannot be written.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is there already and is not empty.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
+            write_text_encoder(partial / "gemma", seed, _filled)
+            _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
+            _write_upsampler(partial / UPSAMPLER, base, seed)
+        partial.chmod(0o755)  # mkdtemp's is for this user alone
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def shrunk(base: Base, blocks: int) -> dict[str, Any]:
+    """The real checkpoint's configuration with everything small that may be small."""
+    source = files("ltxq_worker.models") / f"{base}.json"
+    config: dict[str, Any] = json.loads(source.read_text())
+    config["random_weights"] = True
+    config["transformer"] |= {
+        "num_layers": blocks,
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "cross_attention_dim": 128,
+        "caption_channels": HIDDEN,
+        "audio_num_attention_heads": 4,
+        "audio_attention_head_dim": 16,
+        "audio_cross_attention_dim": 64,
+        "connector_num_layers": 2,
+    }
+    config["transformer"] |= (
+        {"connector_num_attention_heads": 4, "connector_attention_head_dim": 16}  # Gemma's width
+        if base == "ltx-2-19b"
+        else {
+            "connector_num_attention_heads": 4,  # the transformer's widths
+            "connector_attention_head_dim": 32,
+            "audio_connector_num_attention_heads": 4,
+            "audio_connector_attention_head_dim": 16,
+        }
+    )
+    config["vae"]["decoder_base_channels"] = 8
+    for name, settings in config["vae"]["decoder_blocks"]:
+        if name == "res_x":
+            settings["num_layers"] = 1
+    config["audio_vae"]["model"]["params"]["ddconfig"] |= {
+        "ch_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+    }
+    vocoders = config["vocoder"]
+    for vocoder in (vocoders,) if base == "ltx-2-19b" else (vocoders["vocoder"], vocoders["bwe"]):
+        vocoder["upsample_initial_channel"] = 64
+    return config
+
+
+def _write_checkpoint(
+    path: Path, config: dict[str, Any], base: Base, seed: int, published_fp8: bool
+) -> None:
+    generator = torch.Generator().manual_seed(_PALETTE[base] + seed)
+    tensors = {
+        name: _filled(name, tensor, generator).to(torch.bfloat16)
+        for name, tensor in sorted(named(config))
+    }
+    if published_fp8:
+        with torch.device("meta"):
+            layers = fp8.large_layers(LTXModelConfigurator.from_config(config))
+        for layer in layers:
+            tensors |= _as_published(f"model.diffusion_model.{layer}", tensors)
+    metadata = {"config": json.dumps(config, sort_keys=True), "model_version": VERSION[base]}
+    _write_safetensors(path, tensors, metadata)
+
+
+def _as_published(layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A layer's weight in FP8 with one scale for all of it, and one for its inputs."""
+    weight = tensors[layer + fp8.WEIGHT].float()
+    scale = weight.abs().max() / fp8.LARGEST
+    return {
+        layer + fp8.WEIGHT: (weight / scale).to(torch.float8_e4m3fn),
+        layer + fp8.SCALE: scale,
+        layer + fp8.INPUT_SCALE: torch.tensor(4 / fp8.LARGEST),  # inputs up to 4, as if measured
+    }
+
+
+def _write_upsampler(path: Path, base: Base, seed: int) -> None:
+    """The second stage's: twice the size, in latents. 64: the fewest channels its norms take, whose
+    32 groups want two values each, also of a latent of one place.
+
+    LTX-2's published one has a resampler for any ratio, LTX-2.3's has not.
+    """
+    rational = base == "ltx-2-19b"
+    config = {"mid_channels": 64, "num_blocks_per_stage": 1, "rational_resampler": rational}
+    generator = torch.Generator().manual_seed(seed)
+    weights = LatentUpsamplerConfigurator.from_config(config).state_dict()
+    tensors = {
+        name: _filled(name, tensor, generator).to(torch.bfloat16)
+        for name, tensor in sorted(weights.items())
+    }
+    _write_safetensors(path, tensors, {"config": json.dumps(config)})
+
+
+def named(
+    config: dict[str, Any], hidden: int = HIDDEN, layers: int = LAYERS
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint under its name in the published files, beside a Gemma of that
+    width and depth.
+    """
+    for name, tensor in LTXModelConfigurator.from_config(config).state_dict().items():
+        yield f"model.diffusion_model.{name}", tensor
+    for name, tensor in build_embeddings(config, hidden, layers).state_dict().items():
+        part, _, rest = name.partition(".")
+        yield (
+            {
+                "feature_extractor": f"text_embedding_projection.{rest}",
+                "video_connector": f"model.diffusion_model.video_embeddings_connector.{rest}",
+                "audio_connector": f"model.diffusion_model.audio_embeddings_connector.{rest}",
+            }[part],
+            tensor,
+        )
+    for vae, configurator in (
+        ("vae", VideoDecoderConfigurator),
+        ("audio_vae", AudioDecoderConfigurator),
+    ):
+        for name, tensor in configurator.from_config(config).state_dict().items():
+            shared = name.startswith("per_channel_statistics.")
+            yield f"{vae}.{name}" if shared else f"{vae}.decoder.{name}", tensor
+    for name, tensor in VocoderConfigurator.from_config(config).state_dict().items():
+        yield f"vocoder.{name}", tensor
+
+
+def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random values for the weight `name`, sized to keep a signal about as large as it came."""
+    part, kind = name.partition(".")[0], name.rpartition(".")[2]
+    if kind in ("filter", "kernel"):  # resampling, not learned
+        return like
+    if name.endswith((".q_norm.weight", ".k_norm.weight")):
+        return torch.full(like.shape, SHARPNESS)
+    if kind == "std-of-means" or (kind == "weight" and "norm" in name):
+        return torch.ones(like.shape)
+    if kind in ("mean-of-means", "alpha", "beta"):
+        return torch.zeros(like.shape)
+    if part in ("vae", "vocoder") and like.ndim < 2:  # biases: a tint, a hum
+        return torch.zeros(like.shape)
+    noise = torch.randn(like.shape, generator=generator)
+    if kind == "mel_basis":
+        return noise.abs() / like.shape[1]
+    if like.ndim < 2 or "table" in kind:
+        return noise * 0.1
+    if kind == "learnable_registers":
+        return noise
+    if part == "vae":
+        return _smooth(noise, 16 if "conv_out" in name else 8)
+    gain = _loudness(name) if part == "vocoder" else 1.0
+    return noise * gain * math.sqrt(like.shape[0] / like.numel())
+
+
+def _loudness(name: str) -> float:
+    """So that a vocoder's many residual layers make a murmur, neither silence nor clipping."""
+    if ".resblocks." in name:
+        return 0.25
+    return 0.7 if name.startswith(("vocoder.vocoder.", "vocoder.bwe_generator.")) else 1.0
+
+
+def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
+    """A convolution [out, in, T, H, W] that blurs, so that frames are clouds and not grain.
+
+    Output channels are equal in groups: depth-to-space makes neighbouring pixels of a group.
+    """
+    mixed = noise[::group, :, :1, :1, :1].repeat_interleave(group, 0)
+    blur = torch.tensor([0.25, 0.5, 0.25])
+    kernel = blur[:, None, None] * blur[:, None] * blur
+    return mixed * kernel * 2 / math.sqrt(noise.shape[1])  # 2: for strong colours
+
+
+def _write_safetensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    """As safetensors.torch.save_file, which orders its metadata anew each time."""
+    tensors, head = safetensors_head(tensors, metadata)
+    with path.open("xb") as file:
+        file.write(head)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def safetensors_head(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], bytes]:
+    """The tensors in the order of a .safetensors file, and what stands before their bytes in it.
+
+    The widest types come first, so that each number lies at a multiple of its size.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks that tensors start at a multiple of 8
+    return tensors, len(text).to_bytes(8, "little") + text

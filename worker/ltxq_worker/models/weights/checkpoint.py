@@ -1,0 +1,154 @@
+"""A checkpoint's parts, built by ltx-core's configurators and filled strictly, onto the device.
+
+ltx-core's own builder leaves a missing weight uninitialised and only logs it; here every weight
+of a part must be in the file, and every weight in the file must have a place. Each is read once,
+in the order of the file, and made what the part wants of it: bf16, or FP8 with scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ltx_core.loader.sd_ops import SDOps
+from safetensors import SafetensorError, safe_open
+
+from ltxq.errors import ModelUnusable
+from ltxq_worker.models.files.header import SafetensorsHeader
+from ltxq_worker.models.weights import fp8
+
+LoadReport = Callable[[str, float], None]  # what is being loaded, share of all that is done, 0..1
+Build = Callable[[dict[str, Any]], torch.nn.Module]
+Weights = dict[str, torch.Tensor]
+
+_AGAIN = "Download the checkpoint again."
+
+
+class Checkpoint:
+    """One checkpoint file being read onto a device, part by part, told to `report`."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        device: torch.device,
+        report: LoadReport,
+        *,
+        done: float,
+        fp8_scales: dict[str, float],
+    ) -> None:
+        """`done`: the share of all loading that is done before it. `fp8_scales`: `ModelFolder`'s.
+
+        Raises:
+            ModelUnusable: `path` is no longer what it was.
+        """
+        self._path = path
+        self._tensors = SafetensorsHeader.read(path, _AGAIN).tensors
+        self._config = config
+        self._device = device
+        self._report = report
+        self._done = done
+        self._fp8_scales = fp8_scales
+
+    def fp8_layers(self, keys: SDOps) -> list[str]:
+        """The layers whose weights are stored in FP8, by their names in the part of `keys`."""
+        weights = (keys.apply_to_key(name) for name in self._fp8_scales)
+        return [weight.removesuffix(fp8.WEIGHT) for weight in weights if weight]
+
+    def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
+        """One part, filled with the weights `keys` selects: in FP8 where it has an `Fp8Linear`, or
+        where `keys` makes them FP8, in bf16 else.
+
+        Raises:
+            ModelUnusable: it cannot be built or read, or file and part disagree on a weight.
+        """
+        try:
+            with torch.device("meta"):
+                module = build(self._config)
+        except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
+            raise ModelUnusable(
+                f"{self._path} describes a {what} that this ltx-core cannot build: {exc!r}.",
+                hint="Use an LTX-2 or LTX-2.3 checkpoint.",
+            ) from exc
+        expected, mine = module.state_dict(), self._select(keys)
+        self._check(what, expected, mine, keys)
+        weights = self._read(what, expected, mine, keys, until)
+        module.load_state_dict(weights, strict=True, assign=True)
+        self._done = until
+        module.requires_grad_(False)
+        return module.to(self._device).eval()  # filters that are in no file move here
+
+    def _select(self, keys: SDOps) -> dict[str, str]:
+        """The names of a part's weights and what `keys` calls them, in the order of the file."""
+        names = sorted(self._tensors, key=lambda name: self._tensors[name].start)
+        found = ((name, keys.apply_to_key(name)) for name in names)
+        return {
+            name: key
+            for name, key in found
+            if key and not _elsewhere(key) and not self._is_scale(name)
+        }
+
+    def _is_scale(self, name: str) -> bool:
+        """Whether it belongs to an FP8 weight: its scale, or that which the published files have
+        for activations, which are measured here as they come.
+        """
+        for kind in (fp8.SCALE, fp8.INPUT_SCALE):
+            if name.endswith(kind):
+                return name.removesuffix(kind) + fp8.WEIGHT in self._fp8_scales
+        return False
+
+    def _check(self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps) -> None:
+        """Before a byte is read. An `Fp8Linear`'s scales come with its weight."""
+        wanted = {key: value for key, value in expected.items() if not key.endswith(fp8.SCALE)}
+        found: Weights = {}
+        for name, key in mine.items():
+            shaped = torch.empty(self._tensors[name].shape, device="meta")
+            found |= keys.apply_to_key_value(key, shaped)
+        both = wanted.keys() & found.keys()
+        for problem, names in (
+            ("lacks", wanted.keys() - found.keys()),
+            ("has unknown", found.keys() - wanted.keys()),
+            ("has misshapen", {key for key in both if wanted[key].shape != found[key].shape}),
+        ):
+            if names:
+                raise ModelUnusable(
+                    f"{self._path} {problem} weights of the {what}: "
+                    f"{', '.join(sorted(names)[:3])} ({len(names)} in all).",
+                    hint=_AGAIN,
+                )
+
+    def _read(
+        self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps, until: float
+    ) -> Weights:
+        """The weights, one at a time, so that no two forms of all of them are ever held."""
+        weights: Weights = {}
+        in_fp8 = {key for key, value in expected.items() if value.dtype == torch.float8_e4m3fn}
+        total, read = sum(self._tensors[name].size for name in mine), 0
+        try:
+            with safe_open(self._path, framework="pt", device=str(self._device)) as file:
+                for name, key in mine.items():
+                    self._report(what, self._done + read / total * (until - self._done))
+                    read += self._tensors[name].size
+                    value, scale = file.get_tensor(name), self._fp8_scales.get(name)
+                    if key in in_fp8:
+                        weights |= fp8.state(key, value, scale)
+                    else:
+                        value = fp8.in_bf16(value, scale)
+                        weights |= keys.apply_to_key_value(key, value)
+        except (OSError, SafetensorError) as exc:
+            raise ModelUnusable(f"{self._path} cannot be read: {exc}.", hint=_AGAIN) from exc
+        return weights
+
+
+def _elsewhere(key: str) -> bool:
+    """A key that belongs to another part, or to none.
+
+    The text connectors lie among the transformer's keys. The published VAEs carry statistics
+    beside the two the decoders use, as diffusers' conversion of these files shows.
+    """
+    return key.startswith(("video_embeddings_connector.", "audio_embeddings_connector.")) or (
+        key.startswith("per_channel_statistics.")
+        and not key.endswith((".mean-of-means", ".std-of-means"))
+    )

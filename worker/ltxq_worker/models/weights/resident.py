@@ -1,0 +1,151 @@
+"""What stays on the device between jobs: which parts, from which files, in which numbers.
+
+How a part is read from a checkpoint is in `checkpoint.py`, Gemma in `text.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from ltx_core.loader.sd_ops import SDOps
+from ltx_core.model.audio_vae import (
+    AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
+    VOCODER_COMFY_KEYS_FILTER,
+    AudioDecoderConfigurator,
+    VocoderConfigurator,
+)
+from ltx_core.model.transformer import LTXV_MODEL_COMFY_RENAMING_MAP, LTXModelConfigurator, X0Model
+from ltx_core.model.upsampler import LatentUpsamplerConfigurator
+from ltx_core.model.video_vae import VAE_DECODER_COMFY_KEYS_FILTER, VideoDecoderConfigurator
+from ltx_core.quantization import QuantizationPolicy
+from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
+
+from ltxq.errors import ConfigurationError
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.weights import fp8
+from ltxq_worker.models.weights.checkpoint import Checkpoint, LoadReport
+from ltxq_worker.models.weights.text import (
+    TextEncoder,
+    build_embeddings,
+    load_gemma,
+    load_tokenizer,
+)
+
+# fp8_cast is ltx-core's own, which widens each weight to bf16 as it is used: for comparison alone.
+Quantization = Literal["bf16", "fp8", "fp8_cast"]
+
+_FP8_CARDS = (8, 9)  # the first compute capability with FP8 arithmetic: Ada; Hopper has 9.0
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What stays on the device between jobs."""
+
+    text: TextEncoder
+    transformer: X0Model
+    video_decoder: torch.nn.Module
+    audio_decoder: torch.nn.Module
+    vocoder: torch.nn.Module
+    upsampler: torch.nn.Module | None  # for two stages, where the folder has one
+
+
+def load(
+    folder: ModelFolder, device: torch.device, quantization: Quantization, report: LoadReport
+) -> Resident:
+    """Every part a text-to-video job needs, in bf16, or with the transformer's layers in fp8.
+
+    A checkpoint may be of either kind, bf16 or published FP8.
+
+    Raises:
+        ConfigurationError: the device has no FP8 arithmetic.
+        ModelUnusable: the checkpoint or the text encoder does not hold what it says.
+        torch.OutOfMemoryError: the device cannot hold them.
+    """
+    if quantization == "fp8" and device.type == "cuda":
+        _require_fp8(device)
+    # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
+    tokenizer = load_tokenizer(folder.text_encoder)
+    gemma = load_gemma(
+        folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
+    )
+    file = Checkpoint(
+        folder.checkpoint,
+        folder.config,
+        device,
+        report,
+        done=0.35,
+        fp8_scales=folder.fp8_scales,
+    )
+    embeddings = file.part(
+        "text connectors",
+        lambda config: build_embeddings(
+            config, gemma.config.hidden_size, gemma.config.num_hidden_layers
+        ),
+        EMBEDDINGS_PROCESSOR_KEY_OPS,
+        until=0.43,
+    )
+    resident = Resident(
+        text=TextEncoder(tokenizer, gemma, embeddings),
+        transformer=_transformer(file, quantization, until=0.97),
+        video_decoder=file.part(
+            "video decoder",
+            VideoDecoderConfigurator.from_config,
+            VAE_DECODER_COMFY_KEYS_FILTER,
+            until=0.99,
+        ),
+        audio_decoder=file.part(
+            "audio decoder",
+            AudioDecoderConfigurator.from_config,
+            AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
+            until=0.995,
+        ),
+        vocoder=file.part(
+            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=0.996
+        ),
+        upsampler=_upsampler(folder, device, report, done=0.996),
+    )
+    report("model", 1.0)
+    return resident
+
+
+def _transformer(file: Checkpoint, quantization: Quantization, until: float) -> X0Model:
+    """The transformer, predicting clean latents."""
+    keys = LTXV_MODEL_COMFY_RENAMING_MAP
+
+    def build(config: dict[str, Any]) -> torch.nn.Module:
+        model = LTXModelConfigurator.from_config(config)
+        if quantization == "fp8":
+            fp8.use_fp8(model, file.fp8_layers(keys) or fp8.large_layers(model))
+        return model
+
+    if quantization != "fp8_cast":
+        return X0Model(file.part("transformer", build, keys, until)).eval()
+    policy = QuantizationPolicy.fp8_cast()
+    keys = replace(keys, name="fp8_cast", mapping=(*keys.mapping, *policy.sd_ops.mapping))
+    velocity = file.part("transformer", build, keys, until)
+    for operation in policy.module_ops:
+        velocity = operation.mutator(velocity)
+    return X0Model(velocity).eval()
+
+
+def _require_fp8(device: torch.device) -> None:
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < _FP8_CARDS:
+        raise ConfigurationError(
+            f"{torch.cuda.get_device_name(device)} has no FP8 arithmetic.",
+            hint="Set LTXQ_QUANTIZATION=bf16, or use an H100, an H200 or another card that has.",
+        )
+
+
+def _upsampler(
+    folder: ModelFolder, device: torch.device, report: LoadReport, done: float
+) -> torch.nn.Module | None:
+    if folder.upscaler is None:
+        return None
+    file = Checkpoint(
+        folder.upscaler, folder.upscaler_config, device, report, done=done, fp8_scales={}
+    )
+    every = SDOps("upsampler").with_matching()
+    return file.part("upsampler", LatentUpsamplerConfigurator.from_config, every, until=1.0)

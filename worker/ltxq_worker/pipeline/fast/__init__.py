@@ -1,0 +1,1 @@
+"""The transformer's fast path: hoisted inputs, compiled blocks, CUDA graphs."""

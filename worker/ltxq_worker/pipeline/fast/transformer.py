@@ -1,0 +1,310 @@
+"""ltx-core's transformer without its waste: what a clip or a step needs once is made once.
+
+The blocks, their weights and their arithmetic are the library's own. What it works out anew for
+every token, block or step, though it is the same, is worked out here and handed in. Equal to
+`LibraryTransformer` up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig
+from ltx_core.model.transformer import Modality, X0Model
+from ltx_core.model.transformer.attention import Attention, PytorchAttention
+from ltx_core.model.transformer.transformer_args import (
+    MultiModalTransformerArgsPreprocessor,
+    TransformerArgs,
+)
+from ltx_core.types import LatentState
+from ltx_core.utils import to_denoised
+
+from ltxq_worker.models.weights.text import TextContext
+from ltxq_worker.pipeline.denoise import Step
+from ltxq_worker.pipeline.fast.attention import AttentionKernels
+
+Streams = tuple[torch.Tensor, torch.Tensor]  # picture and sound, [1, tokens, width]
+RunBlock = Callable[[torch.nn.Module, TransformerArgs, TransformerArgs], Streams]
+
+
+Tree = torch.Tensor | tuple["Tree", ...]
+# The rotations of a stream's own and of cross attention, and a mask of one token: its noise level
+# at a step is the mask times sigma.
+Still = tuple[Tree, Tree, torch.Tensor]
+T = TypeVar("T", bound=Tree)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What stays the same in all steps of a clip."""
+
+    # For each block what it attends to for picture and for sound. Keys and values where they stay
+    # the same, which is when the noise level does not modulate the text (LTX-2 19B); else the
+    # context itself, which is one and the same for all blocks.
+    text: Tree
+    # For picture and for sound.
+    rest: tuple[Still, Still]
+
+
+def leaves(tree: Tree) -> Iterator[torch.Tensor]:
+    """The tensors of `tree`, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    else:
+        for part in tree:
+            yield from leaves(part)
+
+
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: T) -> T:
+    """`tree` with every tensor changed; one that is in it twice is changed once."""
+    changed = {id(tensor): change(tensor) for tensor in {id(t): t for t in leaves(tree)}.values()}
+
+    def walk(tree: Tree) -> Tree:
+        return tuple(map(walk, tree)) if isinstance(tree, tuple) else changed[id(tree)]
+
+    return cast("T", walk(tree))
+
+
+class FastTransformer:
+    """A `Transformer` over ltx-core's modules, which it shares and leaves as they are."""
+
+    def __init__(
+        self,
+        model: X0Model,
+        *,
+        run_block: RunBlock | None = None,
+        attention: AttentionKernels | None = None,
+    ) -> None:
+        """`run_block`: what runs a block in place of `run_one_block`. `attention`: whose kernels
+        run; None: in torch's order.
+        """
+        self._model = model.velocity_model
+        self._text_is_fixed = not self._model.cross_attention_adaln
+        self._blocks = [
+            _shared(block, fixed_text=self._text_is_fixed)
+            for block in self._model.transformer_blocks
+        ]
+        self._run_block = run_block or run_one_block
+        self._attention = attention or AttentionKernels()
+
+    def bind(
+        self,
+        video: LatentState,
+        audio: LatentState,
+        context: TextContext,
+        levels: Sequence[float],
+    ) -> Step:
+        """As `Transformer.bind`: positions, projected text, and keys and values of it."""
+        bound = self.prepare(video, audio, context)
+        sigmas = noise_levels(tuple(levels), video.latent.device)
+        return lambda video, audio, index: self.step(
+            bound, video, audio, sigmas[index], sigmas[index + 1]
+        )
+
+    def step(
+        self,
+        bound: Bound,
+        video: torch.Tensor,
+        audio: torch.Tensor,
+        sigma: torch.Tensor,
+        after: torch.Tensor,
+    ) -> Streams:
+        """Picture and sound from the noise level `sigma`, a scalar on the device, to `after`."""
+        with self._attention.kernels(video.shape[1]):
+            clean_video, clean_audio = self.predict(bound, video, audio, sigma)
+        return (
+            _towards(clean_video, video, sigma, after),
+            _towards(clean_audio, audio, sigma, after),
+        )
+
+    def prepare(self, video: LatentState, audio: LatentState, context: TextContext) -> Bound:
+        """What `predict` needs of a clip."""
+        sigma = torch.ones((), device=video.latent.device)
+        noisy_video = _modality(video, context.video, sigma)
+        noisy_audio = _modality(audio, context.audio, sigma)
+        of_video = self._model.video_args_preprocessor.prepare(noisy_video, noisy_audio)
+        of_audio = self._model.audio_args_preprocessor.prepare(noisy_audio, noisy_video)
+        return Bound(
+            text=tuple(
+                (
+                    self._text(block.attn2, of_video.context),
+                    self._text(block.audio_attn2, of_audio.context),
+                )
+                for block in self._model.transformer_blocks
+            ),
+            rest=(_still(of_video, video), _still(of_audio, audio)),
+        )
+
+    def _text(self, attention: Attention, context: torch.Tensor) -> Tree:
+        if not self._text_is_fixed:
+            return context
+        return attention.k_norm(attention.to_k(context)), attention.to_v(context)
+
+    def predict(
+        self, bound: Bound, video: torch.Tensor, audio: torch.Tensor, sigma: torch.Tensor
+    ) -> Streams:
+        """The clean picture and sound; nothing in it waits for the device."""
+        model = self._model
+        for_video, for_audio = bound.rest
+        video_args = _at(model.video_args_preprocessor, for_video, video, sigma)
+        audio_args = _at(model.audio_args_preprocessor, for_audio, audio, sigma)
+        vx, ax = video_args.x, audio_args.x
+        for block, (video_text, audio_text) in zip(self._blocks, bound.text, strict=True):
+            vx, ax = self._run_block(
+                block,
+                replace(video_args, x=vx, context=video_text),
+                replace(audio_args, x=ax, context=audio_text),
+            )
+        vx = model._process_output(
+            model.scale_shift_table,
+            model.norm_out,
+            model.proj_out,
+            vx,
+            video_args.embedded_timestep,
+        )
+        ax = model._process_output(
+            model.audio_scale_shift_table,
+            model.audio_norm_out,
+            model.audio_proj_out,
+            ax,
+            audio_args.embedded_timestep,
+        )
+        return (
+            to_denoised(video, vx, for_video[-1] * sigma),
+            to_denoised(audio, ax, for_audio[-1] * sigma),
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def noise_levels(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A schedule on the device, put there once: each time would be waited for."""
+    return torch.tensor(levels, device=device)
+
+
+def run_one_block(
+    block: torch.nn.Module, video: TransformerArgs, audio: TransformerArgs
+) -> Streams:
+    """A block's picture and sound."""
+    video, audio = block(video, audio, _UNPERTURBED)
+    return video.x, audio.x
+
+
+def _towards(
+    clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, after: torch.Tensor
+) -> torch.Tensor:
+    """Euler's step, with the library's roundings; its own asks a GPU for the value of `sigma`."""
+    velocity = ((noisy.float() - clean.float()) / sigma).to(noisy.dtype)
+    return (noisy.float() + velocity.float() * (after - sigma)).to(noisy.dtype)
+
+
+def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) -> Modality:
+    """A clip at any noise level, which one token tells of: the others are as noisy."""
+    return Modality(
+        latent=state.latent,
+        sigma=sigma,
+        timesteps=state.denoise_mask[:, :1] * sigma,
+        positions=state.positions,
+        context=context,
+    )
+
+
+def _still(args: TransformerArgs, state: LatentState) -> Still:
+    mask = state.denoise_mask[:, :1]
+    return args.positional_embeddings, args.cross_positional_embeddings, mask
+
+
+def _at(
+    preprocessor: MultiModalTransformerArgsPreprocessor,
+    still: Still,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+) -> TransformerArgs:
+    """What blocks take at a step: the latents projected, and what the noise level modulates."""
+    inner, batch, dtype = preprocessor.simple_preprocessor, noisy.shape[0], noisy.dtype
+    positions, cross_positions, mask = still
+    timesteps, embedded = inner._prepare_timestep(mask * sigma, inner.adaln, batch, dtype)
+    prompt = None
+    if inner.prompt_adaln is not None:
+        prompt, _ = inner._prepare_timestep(sigma, inner.prompt_adaln, batch, dtype)
+    cross, gate = preprocessor._prepare_cross_attention_timestep(
+        sigma.view(1, 1, 1), inner.timestep_scale_multiplier, batch, dtype
+    )
+    return TransformerArgs(
+        x=inner.patchify_proj(noisy),
+        context=None,  # each block's own
+        context_mask=None,
+        timesteps=timesteps,
+        embedded_timestep=embedded,
+        positional_embeddings=positions,
+        cross_positional_embeddings=cross_positions,
+        cross_scale_shift_timestep=cross,
+        cross_gate_timestep=gate,
+        enabled=True,
+        prompt_timestep=prompt,
+    )
+
+
+def _shared(block: torch.nn.Module, *, fixed_text: bool) -> torch.nn.Module:
+    """`block` with the same weights. With `fixed_text` its attention to the text takes the keys
+    and values for the context, as a pair.
+    """
+    view = _view(block)
+    view.idx = 0  # which only perturbations ask for; compiled code must not depend on it
+    for name, part in block.named_children():
+        if isinstance(part, Attention):
+            attention = _view(part)
+            attention.attention_function = _ATTENTION
+            if fixed_text and name in ("attn2", "audio_attn2"):
+                attention.to_k, attention.to_v = _Part(0), _Part(1)
+                attention.k_norm = torch.nn.Identity()
+            setattr(view, name, attention)
+    return view
+
+
+def _view(module: torch.nn.Module) -> Any:
+    """Another module with the same parts, whose parts may be exchanged."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    return view
+
+
+class _Part(torch.nn.Module):
+    """One of a pair."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self._index = index
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return pair[self._index]
+
+
+class _One:
+    """Times a tensor it is that tensor, at no cost."""
+
+    def __rmul__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+class _Unperturbed(BatchedPerturbationConfig):
+    """No attention is skipped. The library's own multiplies both streams by a tensor of ones."""
+
+    def mask_like(self, *_: Any) -> Any:
+        # The compiler knows no _One, and what a 1.0 is worth.
+        return 1.0 if torch.compiler.is_compiling() else _One()
+
+    def any_in_batch(self, *_: Any) -> bool:
+        return False
+
+    def all_in_batch(self, *_: Any) -> bool:
+        return False
+
+
+_UNPERTURBED = _Unperturbed([])
+# The library's default, which it looks up at each call through an enum no compiler sees through.
+_ATTENTION = PytorchAttention()

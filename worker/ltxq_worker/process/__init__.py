@@ -1,0 +1,1 @@
+"""The worker process: one GPU, one loaded model, one job after another."""

@@ -1,0 +1,282 @@
+"""The worker process: loads a model, then takes messages from Celery, one GPU to itself. Started
+and watched over by the supervisor, `python -m ltxq_worker.process.main` is not for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, signals
+from celery.platforms import SecurityWarning
+
+from ltxq.celery import follow_up, make_app, report_outcome
+from ltxq.celery.flower import Showcase, show_outcome
+from ltxq.errors import LtxqError, OutOfMemory
+from ltxq.ledger import TASK, Ledger, queue_name
+from ltxq.logs import set_up_logging
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.consumer.admission import admit, is_wakeup
+from ltxq_worker.consumer.message_guard import Pool, bound_decompression, inbox_step
+from ltxq_worker.consumer.reconnect import reconnect_step
+from ltxq_worker.consumer.remote_control import control_step
+from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
+from ltxq_worker.pipeline.fast.options import parse_shapes
+from ltxq_worker.pipeline.thread import GpuThread
+from ltxq_worker.process.runner import Runner
+
+log = logging.getLogger("ltxq.worker")
+
+# Made before a worker is ready unless LTXQ_SHAPES says otherwise: the default clip, or a small one.
+WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
+
+
+class Supervisor:
+    """This process's end of the line to its supervisor: news go up, and when it breaks the
+    supervisor is dead.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._line = socket.socket(fileno=fd)
+
+    def tell(self, **news: Any) -> None:
+        """Send one JSON object: a packet of its own."""
+        self._line.sendall(json.dumps(news).encode())
+
+    def try_to_tell(self, **news: Any) -> bool:
+        """The same, unless it would have to wait for a supervisor that does not listen."""
+        try:
+            self._line.send(json.dumps(news).encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def when_gone(self, act: Any) -> None:
+        """Call `act` from a thread of its own when the supervisor has died."""
+
+        def listen() -> None:
+            with suppress(OSError):  # a reset, where it died before it had read all
+                while self._line.recv(1024):
+                    pass
+            act()
+
+        threading.Thread(target=listen, name="supervisor", daemon=True).start()
+
+
+def load_pipeline(model: str, settings: Settings, device: str, supervisor: Supervisor) -> Pipeline:
+    """The pipeline of `model`, loaded and warm.
+
+    Raises:
+        ModelUnusable
+        DeviceBroken
+        ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
+    """
+    if model == INSTANT:
+        from ltxq_worker.pipeline.instant import InstantPipeline
+
+        return InstantPipeline(denoise_seconds=settings.instant_seconds)
+    shapes = parse_shapes(settings.shapes or WARM_UP[device])
+    from ltxq_worker.pipeline.ltx import LtxPipeline
+
+    pipeline = LtxPipeline.load(
+        settings.model_dir.expanduser() / model,
+        model=model,
+        device=device,
+        quantization=settings.quantization,
+        optimize=settings.optimize,
+        report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
+    )
+    supervisor.tell(loading="warm-up clip", fraction=1.0)
+    pipeline.warm_up(shapes)
+    log.info("optimizations: %s", pipeline.optimizations)
+    return pipeline
+
+
+def build_app(runner: Runner, settings: Settings) -> Celery:
+    """The Celery app of a worker: the task, and what guards its doors."""
+    app = make_app(settings)
+    ledger = runner.ledger
+    showcase = Showcase(app, runner.worker)
+    runner.begins = lambda claim: showcase.begins(claim.job_id)
+    runner.show = lambda claim, progress: showcase.progress(claim.job_id, progress)
+    runner.ends = lambda claim: showcase.ends(claim.job_id)
+
+    def report(job_id: str) -> None:
+        showcase.ends(job_id)
+        report_outcome(app, ledger, job_id)
+
+    runner.report_outcome = report
+    runner.given_back = lambda returned: follow_up(app, ledger, returned)
+    app.steps["consumer"].add(reconnect_step(ledger))
+    model = runner.pipeline.model
+    app.steps["consumer"].add(
+        inbox_step(
+            lambda message: admit(app, ledger, model, message),
+            queue_name(model),
+            ledger.taken_key(runner.worker),
+        )
+    )
+    app.conf.worker_disable_prefetch = True  # a message is taken when the GPU is free
+    app.conf.worker_enable_remote_control = False  # Celery's own takes any command
+    app.steps["consumer"].add(control_step(app, ledger))
+
+    # Celery's events would tell of the job that a message names; the claimed one may be another.
+    @app.task(name=TASK, ignore_result=True, send_events=False)
+    def generate(*args: Any, **kwargs: Any) -> None:
+        if is_wakeup(args, kwargs):
+            named = args[0]
+            if runner.take_turn() != named:
+                show_why_not(app, ledger, named, runner.worker)
+
+    return app
+
+
+def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
+    """The job that a message names may have ended without a worker, cancelled while it was queued:
+    Flower does not know yet.
+    """
+    try:
+        job = ledger.get(job_id)
+    except LtxqError:
+        return  # of no job, or when Redis is away
+    if job.finished and job.worker is None:
+        show_outcome(app, job, worker)
+
+
+def main() -> None:
+    """The process's whole life."""
+    options = _options()
+    supervisor = Supervisor(options.line)
+    try:
+        settings = Settings.read()
+        _set_up_logging(settings, options.name)
+        runner, app = _prepare(options, settings, supervisor)
+    except LtxqError as exc:
+        # The memory may be a process's that is still ending.
+        later = exc.retryable or isinstance(exc, OutOfMemory)
+        supervisor.tell(failed=str(exc), retryable=later)
+        sys.exit(1)
+    except DeviceBroken as exc:
+        supervisor.tell(failed=f"The GPU refuses all work: {exc}", retryable=True)
+        sys.exit(1)
+    _watch_for_the_end(runner, app, supervisor)
+    ended = threading.Event()
+    threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
+    reports = threading.Thread(
+        target=runner.meter.keep_reporting,
+        args=(lambda figures: supervisor.try_to_tell(figures=figures), ended),
+        name="figures",
+        daemon=True,
+    )
+    reports.start()
+
+    @signals.worker_ready.connect(weak=False)
+    def on_ready(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: _drain(runner, app))
+        supervisor.tell(ready=True)
+
+    bound_decompression()
+    worker = app.Worker(
+        hostname=options.name,
+        queues=[queue_name(options.model)],
+        pool=Pool,
+        concurrency=1,
+        quiet=True,
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    runner.join()
+    ended.set()
+    reports.join()
+    sys.exit(worker.exitcode)
+
+
+def _set_up_logging(settings: Settings, name: str) -> None:
+    set_up_logging(settings.log, name)
+    signals.setup_logging.connect(lambda **_: None, weak=False)  # else Celery sets up its own
+    # Celery warns of pickle under root; ltxq's workers read JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--device", required=True, choices=["cpu", "cuda"])
+    parser.add_argument("--spool", required=True, type=Path)
+    parser.add_argument("--line", required=True, type=int)
+    return parser.parse_args()
+
+
+def _prepare(
+    options: argparse.Namespace, settings: Settings, supervisor: Supervisor
+) -> tuple[Runner, Celery]:
+    shutil.rmtree(options.spool, ignore_errors=True)  # left by a process that died
+    options.spool.mkdir(parents=True)
+    storage = Storage.from_settings(settings)
+    storage.check()
+    ledger = Ledger.from_settings(settings)
+    gpu = GpuThread()
+    runner = Runner(
+        ledger=ledger,
+        storage=storage,
+        pipeline=gpu.run(
+            lambda: load_pipeline(options.model, settings, options.device, supervisor)
+        ),
+        gpu=gpu,
+        settings=settings,
+        worker=options.name,
+        spool=options.spool,
+    )
+    return runner, build_app(runner, settings)
+
+
+def _watch_for_the_end(runner: Runner, app: Celery, supervisor: Supervisor) -> None:
+    def supervisor_died() -> None:
+        log.error("The supervisor has died: jobs are given back, this worker ends.")
+        _give_back_and_exit(runner, app, 1)
+
+    supervisor.when_gone(supervisor_died)
+
+
+def _drain(runner: Runner, app: Celery) -> None:
+    """First SIGTERM: take no more, finish what runs. A second one gives it back."""
+    from celery.worker import state
+
+    def give_back(*_: Any) -> None:
+        # In a thread: the one that is interrupted may hold a lock that this needs.
+        threading.Thread(target=_give_back_and_exit, args=(runner, app, 0)).start()
+
+    # First: a second signal may come in the midst of the rest, which waits for a lock of its own.
+    signal.signal(signal.SIGTERM, give_back)
+    runner.close()
+    state.should_stop = 0
+    log.info("draining: running jobs finish, no more are taken")
+
+
+def _give_back_and_exit(runner: Runner, app: Celery, code: int) -> None:
+    try:
+        follow_up(app, runner.ledger, *runner.give_back())
+    except LtxqError as exc:
+        log.warning("Not all jobs were given back; their leases end instead: %s", exc)
+    shutil.rmtree(runner.spool, ignore_errors=True)
+    logging.shutdown()
+    os._exit(code)  # the threads that run the jobs cannot be asked
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""A worker's place on this machine and the process that fills it. No torch: what is told of the
+process comes over a line of its own, and when that line breaks the process knows to end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ltxq.errors import ConfigurationError
+from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq.supervisor")
+
+MOST_NEWS = 256 * 1024  # bytes of one packet of the line
+ORPHAN_SECONDS = 10.0  # given to the workers of a supervisor that died to notice and end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one worker runs. The name is stable: by it the ledger knows whose jobs are whose."""
+
+    name: str  # "gpu0@host"
+    device: Literal["cuda", "cpu"]
+    gpu: str | None  # the only GPU it sees, by CUDA's index
+
+    @property
+    def file_name(self) -> str:
+        """The name, fit for a file."""
+        return re.sub(r"[^A-Za-z0-9.-]", "_", self.name)
+
+
+def find_places(gpus: str, name: str) -> list[Place]:
+    """The places `--gpus` asks for.
+
+    Args:
+        gpus: 'all', CUDA indexes ('0,1'), or 'cpu' ('cpu,cpu' for two).
+        name: of this machine.
+
+    Raises:
+        ConfigurationError: no such GPU, or none at all.
+    """
+    wanted = [part.strip() for part in gpus.split(",") if part.strip()]
+    if wanted and all(part == "cpu" for part in wanted):
+        return [Place(name=f"cpu{i}@{name}", device="cpu", gpu=None) for i in range(len(wanted))]
+    present = _present_gpus()
+    if wanted == ["all"]:
+        wanted = present
+    if not wanted or not set(wanted) <= set(present):
+        raise ConfigurationError(
+            f"No such GPU here: {gpus!r}; nvidia-smi lists {', '.join(present) or 'none'}.",
+            hint="Name those to use with --gpus, or use --gpus cpu (only the tiny model and the "
+            "instant test pipeline are quick enough for that).",
+        )
+    return [Place(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
+
+
+def _present_gpus() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return out.stdout.split()
+
+
+def spool_root(settings: Settings) -> Path:
+    """The folder clips are written in before they are uploaded."""
+    return settings.spool_dir or Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
+
+
+def lock_place(place: Place, folder: Path) -> IO[str]:
+    """Take a place for this supervisor and its workers, until the last of them has ended.
+
+    Raises:
+        ConfigurationError: another supervisor has it, or other users can change the folder or
+            where its path leads.
+    """
+    lock = _open_lock(folder, f"{place.file_name}.lock")
+    end = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                lock.close()
+                raise ConfigurationError(
+                    f"A worker named {place.name} runs on this machine already.",
+                    hint="Stop it, choose other --gpus, or give this one another --name.",
+                ) from None
+            time.sleep(0.2)
+        else:
+            return lock
+
+
+def read_instance(lock: IO[str]) -> str:
+    """The instance of the supervisor that had this place before. It has ended: it held the lock."""
+    lock.seek(0)
+    return lock.read(64).strip()
+
+
+def note_instance(lock: IO[str], instance: str) -> None:
+    """Note the instance of the supervisor that has this place now."""
+    lock.seek(0)
+    lock.truncate()
+    lock.write(instance)
+    lock.flush()
+
+
+def _open_lock(folder: Path, name: str) -> IO[str]:
+    """The lock file in the folder, which is made if it is missing.
+
+    Folder and lock are opened once and looked at as opened, so that nobody can put another one in
+    its place between a look and its use.
+    """
+    choose = "Set LTXQ_SPOOL_DIR to a folder of your own."
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_strangers_links(folder, choose)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _refuse_strangers_folder(folder, os.fstat(opened), choose)
+            how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            return os.fdopen(os.open(name, how, 0o600, dir_fd=opened), "r+")
+        finally:
+            os.close(opened)
+    except OSError as exc:
+        where = folder / name if exc.errno == errno.ELOOP else folder
+        why = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        raise ConfigurationError(f"{where} cannot be used: {why}.", hint=choose) from None
+
+
+def _refuse_strangers_links(folder: Path, hint: str) -> None:
+    """In a common temp folder another user may have made a link where ours was to be."""
+    path = folder.absolute()
+    for part in (path, *path.parents):
+        about = part.lstat()
+        if stat.S_ISLNK(about.st_mode) and about.st_uid not in (0, os.getuid()):
+            raise ConfigurationError(
+                f"{part} is a symbolic link of another user, who can lead it elsewhere.", hint=hint
+            )
+
+
+def _refuse_strangers_folder(folder: Path, about: os.stat_result, hint: str) -> None:
+    if about.st_uid != os.getuid():
+        raise ConfigurationError(f"{folder} belongs to another user.", hint=hint)
+    if about.st_mode & stat.S_IWOTH:
+        raise ConfigurationError(
+            f"Every user of this machine may write to {folder}.",
+            hint=f"Forbid it with: chmod o-w {folder}. Or: {hint}",
+        )
+
+
+@dataclass(kw_only=True)
+class WorkerProcess:
+    """A running `ltxq_worker.process.main`."""
+
+    place: Place
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    started: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    stops: int = 0  # times it was asked to stop
+    hung: bool = False  # killed for a job past its time
+    loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
+    failure: str | None = None  # why it cannot start, in its own words
+    failure_is_final: bool = False  # and will not, however often it is tried
+    hear_figures: Callable[[Place, dict[str, Any]], None]
+
+    @classmethod
+    def start(
+        cls,
+        place: Place,
+        model: str,
+        spool: Path,
+        lock: IO[str],
+        hear_figures: Callable[[Place, dict[str, Any]], None],
+    ) -> WorkerProcess:
+        """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on.
+
+        Args:
+            hear_figures: told what the process measures, from a thread of its own.
+        """
+        # Packets: what is sent without waiting is sent whole or not at all.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [
+            *(sys.executable, "-m", "ltxq_worker.process.main"),
+            *("--model", model, "--name", place.name, "--device", place.device),
+            *("--spool", str(spool), "--line", str(theirs.fileno())),
+        ]
+        environment = dict(os.environ)
+        environment["CUDA_VISIBLE_DEVICES"] = place.gpu or ""
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which --gpus means
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), lock.fileno()),  # the lock lives as long as it does
+            start_new_session=True,
+        )
+        theirs.close()
+        worker = cls(place=place, process=process, line=ours, hear_figures=hear_figures)
+        threading.Thread(target=worker._listen, name=f"line-{place.name}", daemon=True).start()
+        return worker
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self.process.poll() is not None
+
+    def ask_to_stop(self) -> None:
+        """Once: running jobs finish. Twice: they are given back."""
+        self.stops += 1
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """At once, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+    def describe_end(self) -> str:
+        """'exit 1', 'killed by SIGKILL'."""
+        code = self.process.returncode
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+
+    def _listen(self) -> None:
+        with self.line:
+            while news := self.line.recv(MOST_NEWS):
+                self._hear(json.loads(news))
+
+    def _hear(self, news: dict[str, object]) -> None:
+        name = self.place.name
+        if news.get("ready"):
+            self.ready = True
+            log.info("%s is ready after %.0f s", name, time.monotonic() - self.started)
+        elif "loading" in news:
+            percent = int(10 * float(str(news["fraction"]))) * 10
+            if (news["loading"], percent) != self.loaded:  # it is told tensor by tensor
+                log.info("%s loads the %s (%d %%)", name, news["loading"], percent)
+            self.loaded = news["loading"], percent
+        elif isinstance(figures := news.get("figures"), dict):
+            self.hear_figures(self.place, figures)
+        elif "failed" in news:
+            self.failure = str(news["failed"])
+            self.failure_is_final = not news["retryable"]
+            log.error("%s cannot start: %s", name, self.failure)

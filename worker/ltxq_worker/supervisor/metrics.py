@@ -1,0 +1,270 @@
+"""What a supervisor's `/metrics` says beside the fleet's figures: its workers, their stages, spool,
+GPUs and failures, and its own sweeps. The processes tell over their line (process/stats.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ltxq.errors import LtxqError
+from ltxq.ledger import Ledger, WorkerState
+from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
+from ltxq.settings import Settings
+from ltxq_worker.supervisor.child import Place
+
+log = logging.getLogger("ltxq.supervisor")
+
+# Seconds; the upper ends of a histogram's buckets: an instant test clip to the longest timeout.
+STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 1800)
+WAIT_BUCKETS = (0.1, 1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
+SWEEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+STAGES = ("encode_text", "denoise", "decode", "encode", "upload")
+
+GPU_SECONDS = 10.0  # between questions to nvidia-smi
+GPU_STALE_SECONDS = 60.0  # after which its last answer is not told any more
+
+
+class WorkerMetrics:
+    """The figures of the workers on this machine; they outlive the processes."""
+
+    def __init__(self, model: str, places: Sequence[Place], spool_limit: int) -> None:
+        self._model = model
+        self.registry = registry = new_registry()
+        labels = ("worker", "model")
+
+        def gauge(name: str, text: str, *more: str) -> Gauge:
+            return Gauge(name, text, (*labels, *more), registry=registry)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *names: str) -> Histogram:
+            return Histogram(name, text, names, buckets=buckets, registry=registry)
+
+        self._ready = gauge("ltxq_worker_ready", "1: its model is loaded and it takes jobs.")
+        self._starts = counter("ltxq_worker_starts", "Processes started for this worker.")
+        self._gpu_busy = counter("ltxq_worker_gpu_busy_seconds", "The GPU was some job's.")
+        self._jobs = gauge(
+            "ltxq_worker_jobs", "Jobs in hand: on the GPU, or encoding or uploading.", "phase"
+        )
+        self._spool_limit = gauge("ltxq_worker_spool_limit_jobs", "LTXQ_SPOOL_JOBS.")
+        self._storage_failures = counter(
+            "ltxq_worker_storage_failures", "Uploads the storage did not take, each tried again."
+        )
+        self._lease_failures = counter(
+            "ltxq_worker_lease_failures", "Renewals of a lease that Redis did not take."
+        )
+        self._stages = histogram(
+            "ltxq_stage_seconds", "By stage, of jobs that succeeded.", STAGE_BUCKETS,
+            "model", "stage",
+        )  # fmt: skip
+        self._wait = histogram(
+            "ltxq_job_wait_seconds", "From submission to claim.", WAIT_BUCKETS, "model"
+        )
+        self._gpu = histogram(
+            "ltxq_job_gpu_seconds", "From claim to the last frame decoded.", STAGE_BUCKETS, "model"
+        )
+        self._whole = histogram(
+            "ltxq_job_seconds", "From claim to the clip's URL.", STAGE_BUCKETS, "model"
+        )
+        self._sweeps = Counter("ltxq_sweeps", "By outcome.", ("outcome",), registry=registry)
+        self._sweep_seconds = histogram("ltxq_sweep_seconds", "One sweep.", SWEEP_BUCKETS)
+        self._make_known(places, spool_limit)
+
+    def _make_known(self, places: Sequence[Place], spool_limit: int) -> None:
+        """Every series from the start: a counter that appears at 1 has no rate."""
+        for place in places:
+            labels = (place.name, self._model)
+            self._ready.labels(*labels)
+            self._spool_limit.labels(*labels).set(spool_limit)
+            for counter in (self._starts, self._gpu_busy):
+                counter.labels(*labels)
+            for counter in (self._storage_failures, self._lease_failures):
+                counter.labels(*labels)
+            for phase in ("gpu", "spool"):
+                self._jobs.labels(*labels, phase)
+        for stage in STAGES:
+            self._stages.labels(self._model, stage)
+        for histogram in (self._wait, self._gpu, self._whole):
+            histogram.labels(self._model)
+        for outcome in ("done", "failed"):
+            self._sweeps.labels(outcome)
+
+    def hear(self, place: Place, figures: dict[str, Any]) -> None:
+        """What a process measured since it told last."""
+        labels = (place.name, self._model)
+        self._gpu_busy.labels(*labels).inc(figures["gpu_busy"])
+        self._jobs.labels(*labels, "gpu").set(figures["on_gpu"])
+        self._jobs.labels(*labels, "spool").set(figures["spooled"])
+        counts = figures["counts"]
+        self._storage_failures.labels(*labels).inc(counts.get("storage_failures", 0))
+        self._lease_failures.labels(*labels).inc(counts.get("lease_failures", 0))
+        for timings in figures["timings"]:
+            for stage in STAGES:
+                if stage in timings:
+                    self._stages.labels(self._model, stage).observe(timings[stage])
+            for histogram, name in (
+                (self._wait, "queued"),
+                (self._gpu, "gpu"),
+                (self._whole, "total"),
+            ):
+                if name in timings:
+                    histogram.labels(self._model).observe(timings[name])
+
+    def serve(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        places: Sequence[Place],
+        spool: Path,
+        *,
+        healthy: Callable[[], bool],
+        state: Callable[[Place], WorkerState],
+    ) -> MetricsServer | None:
+        """Serve `/metrics` where the settings say so; the caller closes it.
+
+        Args:
+            healthy: whether the supervisor does its work.
+            state: of the worker of a place, now.
+
+        Raises:
+            ConfigurationError: the address cannot be listened on.
+        """
+        if settings.metrics_address is None:
+            return None
+        for place in places:
+            ready = partial(_is_ready, state, place)
+            self._ready.labels(place.name, self._model).set_function(ready)
+        self.registry.register(FleetCollector(ledger, default_model=settings.default_model))
+        self.registry.register(SpoolCollector(spool))
+        gpus = GpuCollector(places)
+        self.registry.register(gpus)
+        gpus.start()
+        checks = {  # for who starts containers
+            "/healthz": healthy,
+            "/readyz": lambda: any(_is_ready(state, place) for place in places),
+        }
+        return MetricsServer(settings.metrics_address, self.registry, checks)
+
+    def started(self, place: Place) -> None:
+        """A process was started for the place."""
+        self._starts.labels(place.name, self._model).inc()
+
+    @contextmanager
+    def sweep(self) -> Iterator[None]:
+        """One of this supervisor's sweeps."""
+        try:
+            with self._sweep_seconds.time():
+                yield
+        except LtxqError:
+            self._sweeps.labels("failed").inc()
+            raise
+        self._sweeps.labels("done").inc()
+
+    def ended(self, place: Place) -> None:
+        """The place's process is gone: it has nothing in hand."""
+        for phase in ("gpu", "spool"):
+            self._jobs.labels(place.name, self._model, phase).set(0)
+
+
+class SpoolCollector(Collector):
+    """The disk that finished clips wait on."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def collect(self) -> Iterator[Metric]:
+        """Bytes now."""
+        disk = shutil.disk_usage(self._root)
+        yield GaugeMetricFamily("ltxq_spool_free_bytes", "Left on the spool's disk.", disk.free)
+        yield GaugeMetricFamily("ltxq_spool_size_bytes", "Of the spool's disk.", disk.total)
+        used = 0
+        for path in self._root.rglob("*"):
+            try:
+                used += path.stat().st_size
+            except FileNotFoundError:  # uploaded meanwhile
+                continue
+        yield GaugeMetricFamily("ltxq_spool_used_bytes", "Of clips on their way.", used)
+
+
+class GpuCollector(Collector):
+    """Memory and load as NVIDIA's driver tells them: also of a process that hangs or is gone.
+
+    nvidia-smi is asked in a thread of its own: a broken GPU may keep it from ever answering.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._workers = {place.gpu: place.name for place in places if place.gpu is not None}
+        self._told: dict[str, tuple[float, float, float]] = {}  # used, size, load
+        self._told_at = 0.0
+
+    def start(self) -> None:
+        """Ask from now on; nothing where there is no GPU."""
+        if self._workers:
+            threading.Thread(target=self._keep_asking, name="gpus", daemon=True).start()
+
+    def collect(self) -> Iterator[Metric]:
+        """The last answer, unless it is old."""
+        used = GaugeMetricFamily(
+            "ltxq_worker_gpu_memory_used_bytes", "Of the worker's GPU.", labels=("worker",)
+        )
+        size = GaugeMetricFamily(
+            "ltxq_worker_gpu_memory_size_bytes", "All of it.", labels=("worker",)
+        )
+        load = GaugeMetricFamily(
+            "ltxq_worker_gpu_utilization_ratio",
+            "Share of the last second or so in which a kernel ran.",
+            labels=("worker",),
+        )
+        if time.monotonic() - self._told_at < GPU_STALE_SECONDS:
+            for gpu, figures in self._told.items():
+                for family, value in zip((used, size, load), figures, strict=True):
+                    if not math.isnan(value):
+                        family.add_metric((self._workers[gpu],), value)
+        yield from (used, size, load)
+
+    def _keep_asking(self) -> None:
+        while True:
+            try:
+                self._told, self._told_at = self._answer(), time.monotonic()
+            except (OSError, subprocess.SubprocessError, ValueError) as exc:
+                log.debug("nvidia-smi: %s", exc)
+            time.sleep(GPU_SECONDS)
+
+    def _answer(self) -> dict[str, tuple[float, float, float]]:
+        fields = "index,memory.used,memory.total,utilization.gpu"
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        told = {}
+        for line in out.splitlines():
+            gpu, *numbers = [word.strip() for word in line.split(",")]
+            if gpu in self._workers:
+                used, size, load = (_number(number) for number in numbers)
+                told[gpu] = (used * 2**20, size * 2**20, load / 100)
+        return told
+
+
+def _is_ready(state: Callable[[Place], WorkerState], place: Place) -> bool:
+    return state(place) == "ready"
+
+
+def _number(text: str) -> float:
+    """A figure of nvidia-smi's; NaN where the card does not tell it ('[N/A]')."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,366 @@
+"""`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger,
+sends webhooks, and removes what is past its retention and objects without a job.
+
+No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
+noticed at once, its jobs are queued again, and only then is it replaced under the same name.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from celery import Celery
+
+from ltxq.celery import follow_up, make_app, report_outcome
+from ltxq.errors import LtxqError, NameTaken
+from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, WorkerState
+from ltxq.logs import about_job
+from ltxq.ops.metrics import MetricsServer
+from ltxq.ops.orphans import CLEAN_SECONDS, clean
+from ltxq.settings import Settings
+from ltxq.storage import Storage
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.pipeline import INSTANT
+from ltxq_worker.supervisor.child import (
+    Place,
+    WorkerProcess,
+    find_places,
+    lock_place,
+    note_instance,
+    read_instance,
+    spool_root,
+)
+from ltxq_worker.supervisor.metrics import WorkerMetrics
+from ltxq_worker.webhooks.sender import Webhooks
+
+log = logging.getLogger("ltxq.supervisor")
+
+LOOK_SECONDS = 0.1  # between looks at the processes
+SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+NAME_SECONDS = 0.5  # between attempts to have the workers' names
+HOUSE_SECONDS = 5.0  # between looks for what is past its retention
+STUCK_SECONDS = 60.0  # without a look at the processes: this one hangs itself
+HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
+BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each next replacement
+_NEVER = float("inf")
+STEADY_SECONDS = 60.0  # a worker that ran for so long begins again at the first
+
+
+@dataclass
+class Post:
+    """A place, and the process in it, if there is one."""
+
+    place: Place
+    lock: IO[str]
+    spool: Path
+    worker: WorkerProcess | None = None
+    ends: int = 0  # of its processes, in a row
+    start_at: float = 0.0  # not before
+    holds_jobs: bool = True  # a process of this name, perhaps before a reboot, may have left some
+    hung: bool = False  # its last process was killed for a job past its time
+    leaves: bool = False  # its process was asked to finish and end, for the host is to drain
+
+
+class Supervisor:
+    """Keeps the posts manned until it is told to stop."""
+
+    def __init__(self, settings: Settings, model: str, host: str, posts: list[Post]) -> None:
+        self._model = model
+        self._host = host
+        self._posts = posts
+        self._settings = settings
+        self._instance = secrets.token_hex(8)  # by which the ledger knows whose the names are
+        self._gone = {post.place.name: read_instance(post.lock) for post in posts}
+        self._noted = False  # the instance, in the places' lock files
+        self._name_taken: NameTaken | None = None  # by another supervisor: this one must end
+        self._drained = False  # no process is to run here until the operator says otherwise
+        self._app: Celery = make_app(settings)
+        self._ledger = Ledger.from_settings(settings)
+        self._storage = Storage.from_settings(settings)
+        self._webhooks = Webhooks(self._ledger, self._storage, settings)
+        self._metrics = WorkerMetrics(model, [p.place for p in posts], settings.spool_jobs)
+        self._looked = time.monotonic()  # at the posts, last
+        self._stops = 0  # asked for so far
+        self._ended = threading.Event()
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT: then running jobs finish; a second one gives them back.
+
+        Returns:
+            0; 1 if no worker can ever start.
+
+        Raises:
+            NameTaken: another supervisor has workers of these names.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        self._take_names()
+        metrics = self._serve_metrics()
+        threads = [
+            threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True),
+            threading.Thread(target=self._keep_house, name="house", daemon=True),
+            threading.Thread(target=self._keep_clean, name="clean", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        threads += self._webhooks.start(self._ended)
+        try:
+            while True:
+                self._looked = time.monotonic()
+                if self._name_taken:
+                    raise self._name_taken
+                for post in self._posts:
+                    self._look_after(post)
+                if all(post.worker is None for post in self._posts) and self._stops:
+                    return 0
+                if all(post.start_at == _NEVER for post in self._posts):
+                    return 1
+                time.sleep(LOOK_SECONDS)
+        finally:
+            self._ended.set()
+            for thread in threads:
+                thread.join()
+            for post in self._posts:
+                if post.worker:
+                    post.worker.kill()
+                    self._give_back(post)
+                shutil.rmtree(post.spool, ignore_errors=True)
+            with suppress(LtxqError):  # else the names are free after a lease
+                self._ledger.leave(self._instance, list(self._gone))
+            if metrics:
+                metrics.close()
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        return self._metrics.serve(
+            self._settings,
+            self._ledger,
+            [post.place for post in self._posts],
+            spool_root(self._settings),
+            healthy=lambda: time.monotonic() - self._looked < STUCK_SECONDS,
+            state=lambda place: next(self._state(p) for p in self._posts if p.place == place),
+        )
+
+    def _on_stop(self, *_: Any) -> None:
+        # No more than this: it interrupts the loop wherever that is, also while it holds a lock or
+        # starts a process.
+        self._stops += 1
+
+    def _look_after(self, post: Post) -> None:
+        if post.worker and post.worker.has_ended:
+            self._note_end(post, post.worker)
+        if post.worker:
+            if self._drained and not (post.leaves or self._stops):
+                post.leaves = True
+                post.worker.ask_to_stop()
+            elif post.worker.stops < self._stops:
+                post.worker.ask_to_stop()
+            return
+        if post.holds_jobs and not self._give_back(post):
+            return
+        if not (self._stops or self._drained) and time.monotonic() >= post.start_at:
+            post.worker = WorkerProcess.start(
+                post.place, self._model, post.spool, post.lock, self._metrics.hear
+            )
+            self._metrics.started(post.place)
+            log.info("%s starts (%s)", post.place.name, self._model)
+
+    def _note_end(self, post: Post, worker: WorkerProcess) -> None:
+        post.worker, post.holds_jobs, post.hung = None, True, worker.hung
+        self._metrics.ended(post.place)
+        lived = time.monotonic() - worker.started
+        post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
+        wait = BACKOFF[min(post.ends, len(BACKOFF)) - 1]
+        post.start_at = _NEVER if worker.failure_is_final else time.monotonic() + wait
+        if post.leaves:
+            post.leaves, post.ends, post.start_at = False, 0, 0.0
+            log.info("%s is drained", post.place.name)
+        elif not self._stops:
+            log.error("%s ended (%s)", post.place.name, worker.describe_end())
+
+    def _give_back(self, post: Post) -> bool:
+        """Queue again what the dead process of this post had. False while Redis is away."""
+        try:
+            why = TIMED_OUT if post.hung else WORKER_LOST
+            returned = self._ledger.give_back_all(post.place.name, instance=self._instance, why=why)
+        except LtxqError as exc:
+            log.warning("The jobs of %s are not given back yet: %s", post.place.name, exc)
+            return False
+        for job in returned:
+            with about_job(job.job_id):
+                again = job.state == "queued"
+                log.warning("%s is %s", job.job_id, "queued again" if again else job.state)
+        follow_up(self._app, self._ledger, *returned)
+        post.holds_jobs = post.hung = False
+        return True
+
+    def _keep_sweeping(self) -> None:
+        away = False
+        while not self._ended.wait(SWEEP_SECONDS):
+            try:
+                self._say_who_is_there()
+                with self._metrics.sweep():
+                    self._sweep()
+                self._kill_hung()
+                away = False
+            except NameTaken as exc:  # while this supervisor was not heard for a lease
+                self._name_taken = exc
+                return
+            except LtxqError as exc:
+                if not away:
+                    log.warning("No sweep: %s", exc)
+                away = True
+            except Exception:
+                log.exception("A sweep met an error it does not know; the next one goes on.")
+
+    def _say_who_is_there(self) -> None:
+        """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
+        says whether this host is to drain.
+        """
+        states = {post.place.name: self._state(post) for post in self._posts}
+        drained = self._ledger.present(
+            self._model, self._host, states, instance=self._instance, gone=self._gone
+        )
+        if not self._noted:  # for the next supervisor of these places
+            for post in self._posts:
+                note_instance(post.lock, self._instance)
+            self._noted = True
+        if drained != self._drained:
+            log.info(
+                "%s is to drain: running jobs finish, no more are taken"
+                if drained
+                else "%s takes jobs again",
+                self._host,
+            )
+        self._drained = drained
+
+    def _take_names(self) -> None:
+        """Before any process starts: wait until the workers' names are free. Where Redis is away,
+        the first sweep sees to it.
+
+        Raises:
+            NameTaken: another supervisor has a name, and lives: it was heard meanwhile.
+        """
+        silent = 0.0
+        while not self._stops:
+            try:
+                self._say_who_is_there()
+            except NameTaken as exc:
+                if exc.silent < silent:
+                    raise
+                if not silent:
+                    log.warning("%s Waiting whether that is still heard.", exc.message)
+                silent = exc.silent + 0.001
+                with suppress(LtxqError):  # Redis goes away: the next look says so
+                    self._sweep()  # no name is free while no supervisor sweeps
+                time.sleep(NAME_SECONDS)
+            except LtxqError as exc:
+                log.warning("Whether this host is to drain is not known yet: %s", exc)
+                return
+            else:
+                return
+
+    def _state(self, post: Post) -> WorkerState:
+        worker = post.worker  # the loop may take it away
+        if worker is None:
+            return "drained" if self._drained else "down"
+        if post.leaves or self._stops:
+            return "draining"
+        return "ready" if worker.ready else "loading"
+
+    def _sweep(self) -> None:
+        swept = self._ledger.sweep(interval=SWEEP_SECONDS)
+        for returned in swept.lease_ended:
+            with about_job(returned.job_id):
+                log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
+        follow_up(self._app, self._ledger, *swept.lease_ended)
+        for job_id in swept.unreported:
+            report_outcome(self._app, self._ledger, job_id)
+        if swept.spoilt:
+            log.error("An index of the jobs in Redis was written over: built anew from the records")
+            self._ledger.rebuild()
+
+    def _keep_clean(self) -> None:
+        """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
+        while True:
+            try:
+                if self._ledger.may_clean(CLEAN_SECONDS):
+                    found = clean(
+                        self._ledger,
+                        self._storage,
+                        self._settings.retention,
+                        unwanted=self._ended.is_set,
+                    )
+                    if found.objects:
+                        log.info("removed %s without a job", found)
+            except LtxqError as exc:
+                log.warning("No look for objects without a job: %s", exc)
+            except Exception:
+                log.exception("The look for objects without a job met an unknown error")
+            if self._ended.wait(CLEAN_SECONDS / 10):
+                return
+
+    def _kill_hung(self) -> None:
+        for post in self._posts:
+            worker = post.worker  # the loop may take it away
+            if not worker:
+                continue
+            for job in self._ledger.held(post.place.name):
+                if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
+                    with about_job(job.job_id):
+                        log.error("%s hangs in %s: killed", post.place.name, job.job_id)
+                    worker.hung = True
+                    worker.process.kill()
+
+    def _keep_house(self) -> None:
+        """Apart from the sweeps, which must wait for no storage."""
+        while not self._ended.wait(HOUSE_SECONDS):
+            try:
+                while self._delete_garbage():
+                    pass
+            except LtxqError as exc:
+                log.warning("Clips that no job needs stay for now: %s", exc)
+            except Exception:
+                log.exception("Clips that no job needs stay for now, for an unknown reason.")
+
+    def _delete_garbage(self) -> bool:
+        """Delete some objects that no job needs. Whether there may be more."""
+        claims, more = self._ledger.take_garbage()
+        self._storage.delete_clips(claims)
+        self._ledger.garbage_deleted(claims)
+        return more and not self._ended.is_set()
+
+
+def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:
+    """Run workers for `model` until told to stop.
+
+    Args:
+        gpus: 'all', CUDA indexes ('0,1'), or 'cpu'.
+        name: of this machine, stable over restarts; default its host name.
+
+    Returns:
+        The exit code: 0, or 1 if no worker can ever start.
+
+    Raises:
+        ConfigurationError: no such GPU, no bucket, or another supervisor is at work here.
+        ModelUnusable: the model's folder is missing or broken.
+    """
+    if model != INSTANT:
+        ModelFolder.open(settings.model_dir.expanduser() / model)  # before any GPU is set up
+    host = name or socket.gethostname()
+    places = find_places(gpus, host)
+    root = spool_root(settings)
+    posts = [
+        Post(place=place, lock=lock_place(place, root), spool=root / place.file_name)
+        for place in places
+    ]
+    return Supervisor(settings, model, host, posts).run()

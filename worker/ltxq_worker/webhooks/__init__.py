@@ -1,0 +1,1 @@
+"""Webhooks: what is sent, how often, and HTTP that reaches no private network."""
