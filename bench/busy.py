@@ -2,7 +2,7 @@
 
 Two ways, `--parts process queue`. In this process clips are made as a worker makes them: one
 thread drives the GPU, and a clip is encoded to its end while the next one begins. Between two jobs
-it waits as long as `bench/queue.py` measured from one job's last frame to the next one's claim.
+it waits as long as `bench/queue_overhead.py` measured between two jobs.
 Through the queue, a real worker process takes real jobs from a real Redis and uploads to a stand-in
 for S3; it is started twice, to see how soon a second start is ready. The GPU is idle where nothing
 was queued on it, by events on its own timeline. The full-size model has random weights. Without a
@@ -31,10 +31,10 @@ from typing import Any, get_args
 
 import torch
 
-from bench.rig import plan, report, workloads
-from bench.rig.arms import LtxqArm
-from bench.rig.timed import TimedPipeline
-from bench.rig.weights import Base, Sizes, build_shared, build_transformer
+from bench.harness import plan, report, workloads
+from bench.harness.arms import LtxqArm
+from bench.harness.timed import TimedPipeline
+from bench.harness.weights import Base, Sizes, build_shared, build_transformer
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.encode.clip import Encoding
 from ltxq_worker.pipeline import Pipeline
@@ -83,7 +83,7 @@ def in_process(options: argparse.Namespace, device: torch.device, tiny: bool) ->
 
 def through_queue(options: argparse.Namespace, device: torch.device, tiny: bool) -> dict[str, Any]:
     """A backlog of each size, taken from a queue by a worker of its own process."""
-    from bench.rig.queued import measure  # Celery, Redis and boto3, for this part alone
+    from bench.harness.queued import measure  # Celery, Redis and boto3, for this part alone
 
     return measure(
         model=options.model,
@@ -152,7 +152,7 @@ def _ignore(stage: Stage, step: int, steps: int) -> None:
 
 
 def _between_jobs() -> float:
-    """Seconds, as `bench/queue.py` measured them."""
+    """Seconds, as `bench/queue_overhead.py` measured them."""
     queue = json.loads((report.RESULTS / "queue.json").read_text())
     return queue["a backlog on the tiny model"]["GPU idle between two jobs p50 (ms)"] / 1000
 

@@ -26,10 +26,10 @@ from typing import get_args
 
 import torch
 
-from bench.rig import plan, readme, report
-from bench.rig.contest import Contest
-from bench.rig.phases import Phases
-from bench.rig.weights import Base, Sizes
+from bench.harness import plan, readme, report
+from bench.harness.contest import Contest
+from bench.harness.phases import Phases
+from bench.harness.weights import Base, Sizes
 from ltxq_worker.pipeline import DeviceBroken
 
 

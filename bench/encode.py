@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ltxq.job import VideoRequest
 from ltxq_worker.encode import mp4 as encode_mp4
 from ltxq_worker.encode.clip import encode
-from ltxq_worker.pipeline import Clip, Sound
+from ltxq_worker.pipeline import ClipStream, Sound
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"
 SIZES = {
@@ -76,7 +76,10 @@ def made(
     with tempfile.TemporaryDirectory() as folder:
         clock, cpu = time.perf_counter(), time.process_time()
         encoded = encode(
-            Clip(frames=iter(chunks), sound=SOUND, pixels=pixels), request, Path(folder), ignore
+            ClipStream(frames=iter(chunks), sound=SOUND, pixels=pixels),
+            request,
+            Path(folder),
+            ignore,
         )
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     return {

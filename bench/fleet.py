@@ -223,10 +223,10 @@ def supervise(options: argparse.Namespace) -> None:
         began = time.monotonic()
         for first in hosts:
             names = [f"gpu{n}@host0" for n in range(first, min(first + HOST, options.workers))]
-            ledger.present(MODEL, f"host{first}", dict.fromkeys(names, "ready"))
+            ledger.heartbeat(MODEL, f"host{first}", dict.fromkeys(names, "ready"))
             ledger.sweep(interval=SWEEP_SECONDS)
             for name in names:
-                ledger.held(name)
+                ledger.running_on(name)
         time.sleep(max(0.0, SWEEP_SECONDS - (time.monotonic() - began)))
 
 

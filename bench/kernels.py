@@ -27,10 +27,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench import busy
-from bench.rig import report, workloads
-from bench.rig.phases import Phases
-from bench.rig.timeline import wait_for
-from bench.rig.weights import Base
+from bench.harness import report, workloads
+from bench.harness.phases import Phases
+from bench.harness.timeline import wait_for
+from bench.harness.weights import Base
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.pipeline import Pipeline
 

@@ -46,8 +46,8 @@ def main() -> None:
         return
     import torch
 
-    from bench.rig import files, report
-    from bench.rig.weights import Sizes
+    from bench.harness import files, report
+    from bench.harness.weights import Sizes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = files.divided(Sizes.of(options.model, tiny_one=False), options.divide)

@@ -34,7 +34,7 @@ CHECKOUT = os.environ.get("SCOPE_CHECKOUT")
 # In place of this folder, whose `queue` and `scope` would stand in for others of that name.
 sys.path[:1] = [str(TESTS), str(Path(CHECKOUT, "src") if CHECKOUT else TESTS / "stand_in")]
 
-import stage
+import scope_world
 from ltxq import Client
 from ltxq.job import Job
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
@@ -96,14 +96,14 @@ def watch(options: argparse.Namespace, up: psutil.Process) -> Watched:
     """The session."""
     sizes = {name: getattr(options, name) for name in ("width", "height", "num_frames")}
     pipeline = Timed(Ltx2QueuePipeline(**sizes, randomize_seed=True))
-    with stage.Session(pipeline) as session:
+    with scope_world.Session(pipeline) as session:
         viewer = session.viewer
         viewer.wait_until(lambda v: v.shown)
         end = time.monotonic() + options.seconds
         memory = [used_by(viewer)]
         time.sleep(0.4 * options.seconds)
         changed = time.monotonic()
-        session.send(prompts=stage.OWL)
+        session.send(prompts=scope_world.OWL)
         time.sleep(0.2 * options.seconds)
         killed = time.monotonic()
         kill_worker(up)

@@ -33,7 +33,7 @@ from fleet import SMALL, Fleet, eventually, name_of, worker_environment
 from ltxq import Client, LtxqError
 from ltxq.errors import JobNotFound
 from ltxq.job import Job
-from ltxq.ledger import Held, Ledger
+from ltxq.ledger import Ledger, RunningJob
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from receiver import LOOPBACK, SECRET, Answer, Handler, Receiver
@@ -292,18 +292,18 @@ class World:
         eventually(look)
         return self.random.choice(busy or found)
 
-    def _held(self, name: str) -> list[Held]:
+    def _held(self, name: str) -> list[RunningJob]:
         """What a worker has; nothing while Redis is away."""
         try:
-            return list(self.ledger.held(name))
+            return list(self.ledger.running_on(name))
         except LtxqError:
             return []
 
-    def _watch_return(self, held: list[Held], returns: list[float]) -> None:
+    def _watch_return(self, held: list[RunningJob], returns: list[float]) -> None:
         """Note how long it takes until what was `held` is queued, final or another's."""
         killed = time.monotonic()
 
-        def watch(job: Held) -> None:
+        def watch(job: RunningJob) -> None:
             claimed_at: datetime | None = None
             while time.monotonic() - killed < 60:
                 try:

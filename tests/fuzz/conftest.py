@@ -11,22 +11,26 @@ import typer
 
 import generated
 from fleet import Fleet, worker_environment
+from hostile_worker import HostileWorker
 from ltxq import cli
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
-from yard import Yard
 
 
 @pytest.fixture(scope="session")
-def yard(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+def hostile(
+    s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HostileWorker]:
     """For all tests of this process: leave it in order."""
     with start_or_skip(lambda: RedisServer.start(tmp_path_factory.mktemp("redis"))) as server:
         url = f"redis://127.0.0.1:{server.port}/0"
         environment = worker_environment(url, s3_server, tmp_path_factory.mktemp("spool"))
         with Fleet(environment) as fleet:
-            yard = Yard(fleet.wait_until_ready(), url, tmp_path_factory.mktemp("marks") / "loaded")
-            yield yard
-            yard.close()
+            hostile = HostileWorker(
+                fleet.wait_until_ready(), url, tmp_path_factory.mktemp("marks") / "loaded"
+            )
+            yield hostile
+            hostile.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

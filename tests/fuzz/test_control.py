@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fleet import PATIENCE, eventually
 from generated import count, fuzzed, json_values, mutated, scalars
+from hostile_worker import JSON, HostileWorker, message
 from ltxq.celery import make_app
 from ltxq.ledger import queue_name
-from yard import JSON, Yard, message
 
 WORKER = "cpu0@host"
 QUEUE = queue_name("instant")
@@ -28,9 +28,9 @@ NESTED = b"[" * 50_000 + b"]" * 50_000
 
 
 @pytest.fixture(scope="module")
-def flower(yard: Yard) -> Iterator[Celery]:
+def flower(hostile: HostileWorker) -> Iterator[Celery]:
     """What Flower, or a plain Celery program, controls workers with."""
-    with make_app(yard.settings) as app:
+    with make_app(hostile.settings) as app:
         yield app
 
 
@@ -82,11 +82,11 @@ def test_flower_is_answered(flower: Celery) -> None:
 
 
 def test_a_message_that_fails_on_its_way_in_is_not_held_for_ever(
-    yard: Yard, flower: Celery
+    hostile: HostileWorker, flower: Celery
 ) -> None:
     for wrong in ({"timelimit": [1, 2, 3]}, {"shadow": {"a": 1}}):
-        yard.put([message(headers={"task": "ltxq.generate", "id": "x", **wrong})])
-        yard.still_works()
+        hostile.put([message(headers={"task": "ltxq.generate", "id": "x", **wrong})])
+        hostile.still_works()
     eventually(lambda: asked(flower, "reserved") == asked(flower, "active") == [])
 
 
@@ -112,22 +112,22 @@ def test_a_message_that_fails_on_its_way_in_is_not_held_for_ever(
     ],
 )
 def test_no_other_command_is_obeyed(
-    yard: Yard, flower: Celery, command: str, arguments: dict[str, Any]
+    hostile: HostileWorker, flower: Celery, command: str, arguments: dict[str, Any]
 ) -> None:
     answer = asked(flower, command, **arguments)
     assert answer == {"error": "ltxq's workers do not take this command."}
     assert asked(flower, "active_queues")[0]["name"] == QUEUE
     assert asked(flower, "stats")["pool"]["max-concurrency"] == 1
     assert asked(flower, "revoked") == []
-    yard.still_works()
+    hostile.still_works()
 
 
-def test_revoke_takes_ids_of_jobs_and_not_too_many(yard: Yard, flower: Celery) -> None:
+def test_revoke_takes_ids_of_jobs_and_not_too_many(hostile: HostileWorker, flower: Celery) -> None:
     assert "ok" in asked(flower, "revoke", task_id="video_1")
     assert "ok" in asked(flower, "revoke", task_id=["video_1"] * 1000, terminate=True)
     for wrong in (5, [5], ["a\nb"], ["video_1"] * 1001, {"a": 1}, [["video_1"]]):
         assert "at most 1000" in asked(flower, "revoke", task_id=wrong)["error"]
-    yard.still_works()
+    hostile.still_works()
 
 
 fields = st.fixed_dictionaries(
@@ -162,15 +162,15 @@ entries = st.one_of(
 
 @fuzzed(0.02, batch=BATCH, forged=st.lists(entries, min_size=BATCH, max_size=BATCH))
 def test_nothing_published_ends_the_worker_or_hides_what_follows(
-    yard: Yard, flower: Celery, forged: list[bytes]
+    hostile: HostileWorker, flower: Celery, forged: list[bytes]
 ) -> None:
     count(len(forged))
-    with yard.redis.pipeline(transaction=True) as pipe:  # in one piece, and so is what follows
+    with hostile.redis.pipeline(transaction=True) as pipe:  # in one piece, and so is what follows
         for entry in forged:
             pipe.publish(TOPIC, entry)
         pipe.execute()
     assert asked(flower, "ping") == {"ok": "pong"}
-    assert yard.fleet.workers() == [yard.worker], yard.fleet.log
+    assert hostile.fleet.workers() == [hostile.worker], hostile.fleet.log
 
 
 @pytest.mark.parametrize(
@@ -186,41 +186,43 @@ def test_nothing_published_ends_the_worker_or_hides_what_follows(
     ],
     ids=["nested", "nested-body", "number", "pattern", "ids", "method", "bytes"],
 )
-def test_a_message_made_to_hurt_does_not(yard: Yard, flower: Celery, forged: bytes) -> None:
-    yard.redis.publish(TOPIC, forged)
-    yard.redis.publish(TOPIC, forged)
+def test_a_message_made_to_hurt_does_not(
+    hostile: HostileWorker, flower: Celery, forged: bytes
+) -> None:
+    hostile.redis.publish(TOPIC, forged)
+    hostile.redis.publish(TOPIC, forged)
     assert asked(flower, "ping") == {"ok": "pong"}
-    yard.still_works()
+    hostile.still_works()
 
 
-def test_a_forged_clock_is_not_taken_over(yard: Yard, flower: Celery) -> None:
+def test_a_forged_clock_is_not_taken_over(hostile: HostileWorker, flower: Celery) -> None:
     for clock in ("9" * 4300, "1e308", '"late"', "-1"):
-        yard.redis.publish(TOPIC, control().replace(b'"clock": 1', f'"clock": {clock}'.encode()))
+        hostile.redis.publish(TOPIC, control().replace(b'"clock": 1', f'"clock": {clock}'.encode()))
     assert asked(flower, "clock")["clock"] < 2**53
-    yard.still_works()
+    hostile.still_works()
 
 
-def test_pickle_and_yaml_are_never_loaded(yard: Yard, flower: Celery) -> None:
-    for kind, body in yard.poisons():
-        yard.redis.publish(TOPIC, control(raw=body, content_type=kind))
+def test_pickle_and_yaml_are_never_loaded(hostile: HostileWorker, flower: Celery) -> None:
+    for kind, body in hostile.poisons():
+        hostile.redis.publish(TOPIC, control(raw=body, content_type=kind))
     assert asked(flower, "ping") == {"ok": "pong"}
-    yard.still_works()
+    hostile.still_works()
 
 
 @pytest.mark.parametrize("kind", ["string", "members"])
 def test_garbage_where_replies_are_looked_up_ends_nothing(
-    yard: Yard, flower: Celery, kind: str
+    hostile: HostileWorker, flower: Celery, kind: str
 ) -> None:
     key = f"_kombu.binding.{REPLIES}"
-    yard.redis.delete(key)
+    hostile.redis.delete(key)
     if kind == "string":
-        yard.redis.set(key, "foreign")
+        hostile.redis.set(key, "foreign")
     else:
-        yard.redis.sadd(key, "foreign", b"\xff", "a\x06\x16b")
-    said = yard.fleet.log.count("is dropped")
+        hostile.redis.sadd(key, "foreign", b"\xff", "a\x06\x16b")
+    said = hostile.fleet.log.count("is dropped")
     ping = {"method": "ping", "reply_to": {"exchange": REPLIES, "routing_key": "x"}}
-    yard.redis.publish(TOPIC, control(ping))
-    eventually(lambda: yard.fleet.log.count("is dropped") > said)
-    yard.redis.delete(key)
+    hostile.redis.publish(TOPIC, control(ping))
+    eventually(lambda: hostile.fleet.log.count("is dropped") > said)
+    hostile.redis.delete(key)
     assert asked(flower, "ping") == {"ok": "pong"}
-    yard.still_works()
+    hostile.still_works()

@@ -32,7 +32,7 @@ PLAIN = (
     "counter",
     "swept",
     "silent",
-    "spoilt",
+    "corrupt",
     "cleaned",
 )
 
@@ -57,7 +57,7 @@ def one_of_each(book: Book) -> tuple[str, Claim, str]:
     book.ledger.submit(waiting, REQUEST, owner="me", idempotency_key="key", digest="d")
     running, failed = claims
     book.ledger.finish(failed, JobUnreadable("It broke.").as_job_error())
-    book.ledger.present("instant", "here", {"cpu0@here": "ready"})
+    book.ledger.heartbeat("instant", "here", {"cpu0@here": "ready"})
     return waiting, running, failed.job_id
 
 
@@ -65,7 +65,7 @@ def looked_after(book: Book) -> None:
     """What a supervisor does."""
     book.let_time_pass()
     swept = book.ledger.sweep(interval=2.0)
-    if swept.spoilt:
+    if swept.corrupt:
         book.ledger.rebuild()
 
 
@@ -88,7 +88,7 @@ def test_an_index_of_another_type_is_built_anew(book: Book, name: str, early: st
     assert len(book.ledger.list(owner="me").jobs) == 3
     assert book.ledger.webhooks_waiting() == 1
     assert book.ledger.take_webhook(lease=1) is not None
-    assert [job.job_id for job in book.ledger.held("cpu0@here")] == [running.job_id]
+    assert [job.job_id for job in book.ledger.running_on("cpu0@here")] == [running.job_id]
     assert book.redis.zscore(f"{PREFIX}expiry", failed)
     while (claim := book.ledger.claim("instant", "cpu0@here")) and claim.job_id != waiting:
         pass  # the client's own

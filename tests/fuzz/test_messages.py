@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from generated import count, fuzzed, json_values, mutated, scalars, surrogates, texts
-from yard import QUEUE, Yard, message
+from hostile_worker import QUEUE, HostileWorker, message
 
 BATCH = 20
 
@@ -74,15 +74,17 @@ entries = st.one_of(
 
 
 @fuzzed(0.05, batch=BATCH, forged=st.lists(entries, min_size=BATCH, max_size=BATCH))
-def test_nothing_put_on_the_queue_ends_the_worker(yard: Yard, forged: list[bytes]) -> None:
+def test_nothing_put_on_the_queue_ends_the_worker(
+    hostile: HostileWorker, forged: list[bytes]
+) -> None:
     count(len(forged))
-    yard.put(forged)
-    yard.still_works()
+    hostile.put(forged)
+    hostile.still_works()
 
 
-def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
-    yard.put([message(body, content_type=kind) for kind, body in yard.poisons()])
-    yard.still_works()
+def test_pickle_and_yaml_are_never_loaded(hostile: HostileWorker) -> None:
+    hostile.put([message(body, content_type=kind) for kind, body in hostile.poisons()])
+    hostile.still_works()
 
 
 @pytest.mark.parametrize(
@@ -103,20 +105,20 @@ def test_pickle_and_yaml_are_never_loaded(yard: Yard) -> None:
     ids=["eta", "no-delivery", "other-delivery", "embed", "limits", "task", "shadow",
          "no-tag", "tags", "empty", "bytes"],
 )  # fmt: skip
-def test_many_of_one_kind_keep_no_slot(yard: Yard, forged: bytes) -> None:
+def test_many_of_one_kind_keep_no_slot(hostile: HostileWorker, forged: bytes) -> None:
     for _ in range(12):
-        yard.redis.lpush(QUEUE, forged)
-    yard.still_works()
+        hostile.redis.lpush(QUEUE, forged)
+    hostile.still_works()
 
 
-def test_a_message_that_unpacks_to_much_is_dropped(yard: Yard) -> None:
+def test_a_message_that_unpacks_to_much_is_dropped(hostile: HostileWorker) -> None:
     def peak() -> int:
         """Bytes of memory that the worker ever had."""
-        status = Path(f"/proc/{yard.worker.pid}/status").read_text("ascii")
+        status = Path(f"/proc/{hostile.worker.pid}/status").read_text("ascii")
         return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
 
     before = peak()
     headers = {"task": "ltxq.generate", "id": "forged", "compression": "application/x-gzip"}
-    yard.put([message(zlib.compress(b" " * 200 * 2**20), headers=headers)])
-    yard.still_works()
+    hostile.put([message(zlib.compress(b" " * 200 * 2**20), headers=headers)])
+    hostile.still_works()
     assert peak() - before < 50 * 2**20

@@ -141,7 +141,7 @@ def worked_on_by_all(book: Book, job_id: str) -> None:
     other = book.client.submit("another fox")
     assert other.id in [job.id for job in book.client.list().jobs]
     book.client.list(limit=1, after=other.id)
-    book.ledger.held("cpu0@here")
+    book.ledger.running_on("cpu0@here")
     book.ledger.give_back_all("cpu0@here")
     book.sweep_late()
     book.sweep_late()

@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model="m", device="cuda", optimize="lean", quantization="bf16")
+    return LtxPipeline.load(folder, model="m", device="cuda", optimize="hoist", quantization="bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_everything_on_makes_clips_and_nothing_steps_down(folder: Path) -> None:
         folder, model="m", device="cuda", optimize="all", quantization="bf16"
     )
     pipeline.warm_up([REQUEST])
-    assert str(pipeline.optimizations) == "lean,attention,compile,graphs,decode,text,frames"
+    assert str(pipeline.optimizations) == "hoist,attention,compile,graphs,decode,text,frames"
     clip = pipeline.generate(REQUEST, ignore)
     assert clip.pixels == "yuv420p"
     frames = np.concatenate(list(clip.frames))

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.rig import workloads
-from bench.rig.arms import Arm, LibraryArm, LtxqArm
-from bench.rig.measure import difference
-from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
+from bench.harness import workloads
+from bench.harness.arms import Arm, LibraryArm, LtxqArm
+from bench.harness.measure import difference
+from bench.harness.weights import Kind, Sizes, build_shared, build_transformer, draw
 from ltxq_worker.models.weights import fp8
 from ltxq_worker.pipeline.fast.options import Optimizations
 

@@ -111,7 +111,7 @@ def test_a_job_off_the_gpu_is_known_to_be(ledger: Ledger) -> None:
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=30) as attempt:
         attempt.free_gpu()
-        eventually(lambda: not ledger.held("w")[0].on_gpu)
+        eventually(lambda: not ledger.running_on("w")[0].on_gpu)
         attempt.free_gpu()
     assert attempt.timings["gpu"] > 0
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from bench import busy
-from bench.rig import s3_stub, smi, workloads
+from bench.harness import s3_stub, smi, workloads
 from fleet import eventually
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import spawn
-from ltxq_worker.pipeline import Clip, Report
+from ltxq_worker.pipeline import ClipStream, Report
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.pipeline.thread import GpuThread
 
@@ -109,10 +109,10 @@ class Noting:
         self.model, self.versions, self._inner = inner.model, inner.versions, inner
         self.threads: list[str] = []
 
-    def generate(self, request: VideoRequest, report: Report) -> Clip:
+    def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         self.threads.append(threading.current_thread().name)
         clip = self._inner.generate(request, report)
-        return Clip(frames=self._noted(clip.frames), sound=clip.sound)
+        return ClipStream(frames=self._noted(clip.frames), sound=clip.sound)
 
     def _noted(self, frames: Iterator[Any]) -> Iterator[Any]:
         for chunk in frames:
@@ -135,7 +135,7 @@ def test_a_backlog_is_made_on_the_thread_that_warmed_up() -> None:
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     """ltxq's own way to storage, by boto3, to the stand-in."""
-    from bench.rig.queued import _port
+    from bench.harness.queued import _port
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "bench")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "bench")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.rig import contest, plan
-from bench.rig.arms import LibraryArm, LtxqArm, Made
-from bench.rig.contest import Contest
-from bench.rig.phases import Phases
-from bench.rig.weights import Sizes, build_shared, build_transformer
+from bench.harness import contest, plan
+from bench.harness.arms import LibraryArm, LtxqArm, Made
+from bench.harness.contest import Contest
+from bench.harness.phases import Phases
+from bench.harness.weights import Sizes, build_shared, build_transformer
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.fast.options import Optimizations
 
@@ -35,7 +35,7 @@ LOST = "CUDA error: an illegal memory access was encountered"
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a bare checkout measures, by model: two stages, which have all that one has."""
     folder = tmp_path_factory.mktemp("results")
-    options = ("--runs=1", "--warmups=0", "--workloads=c", "--optimize=lean")
+    options = ("--runs=1", "--warmups=0", "--workloads=c", "--optimize=hoist")
     command = [sys.executable, str(ROOT / "bench" / "clip.py"), "--results", str(folder), *options]
     bare = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "bare")}
     subprocess.run([*command, "--model", *MODELS], check=True, cwd=folder, env=bare, timeout=300)
@@ -56,7 +56,7 @@ def test_every_arm_is_measured_stage_by_stage(results: dict[str, Any], model: st
         assert 0.8 < took / arm["prompt to MP4"]["median"] < 1.2  # no stage is left out
         assert arm["MP4 bytes"] > 1000
         assert arm["decoded in pieces"] == 1
-    assert arms["ltxq"]["on"] == "lean"
+    assert arms["ltxq"]["on"] == "hoist"
     assert results[model]["phases (s)"]["transformer in fp8 built"] > 0
 
 
@@ -65,7 +65,7 @@ def test_every_arm_is_measured_stage_by_stage(results: dict[str, Any], model: st
 def test_errors_tell_exact_arms_from_others(results: dict[str, Any], model: str, part: str) -> None:
     arms = results[model]["workloads"]["c"]["arms"]
     errors = {name: arm[f"error of the {part}'s latent"] for name, arm in arms.items()}
-    assert errors["ltxq"] == 0  # `lean` is exact: the library's clip, bit for bit
+    assert errors["ltxq"] == 0  # `hoist` is exact: the library's clip, bit for bit
     assert arms["library"]["the library's own difference"] == 0
     assert 0.001 < errors["ltxq-fp8"] < errors["library-fp8"] < 0.1
     blocks = {name: arm["error of the first blocks"][part] for name, arm in arms.items()}
@@ -83,7 +83,7 @@ def measure(
 ) -> dict[str, Any]:
     """What the file says after a run in this process."""
     torch.set_num_threads(1)
-    specs = plan.specs(arms, [], "lean", "cpu")
+    specs = plan.specs(arms, [], "hoist", "cpu")
     options = argparse.Namespace(
         workloads=list(workloads), runs=runs, warmups=1, results=folder, without=[]
     )
@@ -206,7 +206,7 @@ def test_the_first_blocks_are_looked_at_uncompiled() -> None:
     sizes = Sizes.of("ltx-2-19b", tiny_one=True)
     cpu = torch.device("cpu")
     model = build_transformer(sizes, cpu, "bf16")
-    on = Optimizations(lean=True, compile=True, graphs=True)
+    on = Optimizations(hoist=True, compile=True, graphs=True)
     plain = LtxqArm.over(_Arm(sizes, build_shared(sizes, cpu), on), model)  # type: ignore[arg-type]
     assert type(plain).__name__ == "FastTransformer"
     assert plain._run_block.__name__ == "run_one_block"  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from ltxq_worker.models.files.folder import ModelFolder
 
 sys.path.append(str(Path(__file__).parents[2]))
 from bench import load
-from bench.rig import files
-from bench.rig.weights import Sizes
+from bench.harness import files
+from bench.harness.weights import Sizes
 
 FORMS = ("bf16", "published")
 

@@ -102,11 +102,11 @@ def test_one_function_serves_all_blocks_and_each_size_has_its_own(
     fast = FastTransformer(
         pipeline._parts.transformer, run_block=blocks, attention=AttentionKernels(prefer_cudnn=True)
     )
-    lean = FastTransformer(pipeline._parts.transformer)
+    hoist = FastTransformer(pipeline._parts.transformer)
     assert len(pipeline._parts.transformer.velocity_model.transformer_blocks) == 2
     for count, frames in enumerate((9, 17, 9), start=1):
         shape = SHAPE._replace(frames=frames)
-        ours, theirs = made(fast, context, shape), made(lean, context, shape)
+        ours, theirs = made(fast, context, shape), made(hoist, context, shape)
         assert torch.equal(ours.video, theirs.video)
         assert torch.equal(ours.audio, theirs.audio)
         assert counters["stats"]["unique_graphs"] == min(count, 2)
@@ -117,7 +117,7 @@ def test_one_function_serves_all_blocks_and_each_size_has_its_own(
 def test_fp8_and_bf16_blocks_are_compiled_once_each(tmp_path: Path) -> None:
     make_tiny(tmp_path / "eight", "ltx-2-19b", blocks=8)  # of which two are in FP8
     pipeline = LtxPipeline.load(
-        tmp_path / "eight", model="m", device="cpu", quantization="fp8", optimize="lean"
+        tmp_path / "eight", model="m", device="cpu", quantization="fp8", optimize="hoist"
     )
     blocks = CompiledBlocks(CPU, backend="aot_eager")
     context = pipeline._context("a cat")
@@ -177,7 +177,7 @@ def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
     def broken(graph: Any, inputs: Any) -> Any:
         raise OSError("ld: cannot find -lcuda")
 
-    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,compile")
+    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,compile")
     pipeline._fast._blocks._backend = broken
     with caplog.at_level(logging.WARNING):
         pipeline.warm_up([SMALL])
@@ -185,9 +185,9 @@ def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
     assert "made without 'compile'" in line
     assert "ld: cannot find -lcuda" in line
     assert "gcc" in line
-    assert str(pipeline.optimizations) == "lean"
-    lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
-    assert frames_equal(pipeline, lean)
+    assert str(pipeline.optimizations) == "hoist"
+    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
+    assert frames_equal(pipeline, hoist)
 
 
 def test_no_compiler_is_told_at_loading_and_stops_nothing(
@@ -196,10 +196,10 @@ def test_no_compiler_is_told_at_loading_and_stops_nothing(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.WARNING):
-        pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,compile")
+        pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,compile")
     assert "there is no compiler: g++" in caplog.text
     assert "Install gcc" in caplog.text
-    assert str(pipeline.optimizations) == "lean"
+    assert str(pipeline.optimizations) == "hoist"
 
 
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

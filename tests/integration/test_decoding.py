@@ -20,7 +20,7 @@ from ltxq.job import Stage, VideoRequest
 from ltxq_worker.encode import mp4 as encode_mp4
 from ltxq_worker.encode.clip import encode
 from ltxq_worker.models.tiny.model import make_tiny
-from ltxq_worker.pipeline import Clip, memory
+from ltxq_worker.pipeline import ClipStream, memory
 from ltxq_worker.pipeline.decode import transfer as delivery
 from ltxq_worker.pipeline.decode.decoder import channels_last
 from ltxq_worker.pipeline.decode.transfer import Fetch, as_yuv420, handed_over
@@ -40,12 +40,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="lean")
+    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="hoist")
 
 
 @pytest.fixture(scope="module")
 def fast(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="lean,decode")
+    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="hoist,decode")
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -131,13 +131,13 @@ def test_a_decoder_that_cudnn_refuses_with_channels_last_is_the_librarys_from_th
     def refuse(*_: Any) -> torch.Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean,decode")
-    lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
+    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,decode")
+    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr("ltxq_worker.pipeline.decode.decoder.conv3d", refuse)
         ours = np.concatenate(list(pipeline.generate(SMALL, ignore).frames))
-    assert np.array_equal(ours, np.concatenate(list(lean.generate(SMALL, ignore).frames)))
-    assert str(pipeline.optimizations) == "lean"
+    assert np.array_equal(ours, np.concatenate(list(hoist.generate(SMALL, ignore).frames)))
+    assert str(pipeline.optimizations) == "hoist"
     (line,) = [record.getMessage() for record in caplog.records]
     assert "made without 'decode'" in line
     assert "unable to find an engine" in line
@@ -207,8 +207,12 @@ def test_files_from_yuv_frames_look_as_those_from_rgb(crop: dict[str, int], tmp_
     left, top = (96 - request.output_size[0]) // 2, (64 - request.output_size[1]) // 2
     part = slice(top, 64 - top), slice(left, 96 - left)
     yuv = as_yuv420(iter([torch.from_numpy(frames)]), part, handed_over)
-    ours = encode(Clip(frames=yuv, sound=None, pixels="yuv420p"), request, tmp_path / "yuv", ignore)
-    theirs = encode(Clip(frames=iter([frames]), sound=None), request, tmp_path / "rgb", ignore)
+    ours = encode(
+        ClipStream(frames=yuv, sound=None, pixels="yuv420p"), request, tmp_path / "yuv", ignore
+    )
+    theirs = encode(
+        ClipStream(frames=iter([frames]), sound=None), request, tmp_path / "rgb", ignore
+    )
     assert (ours.width, ours.height) == (theirs.width, theirs.height) == request.output_size
     for file in ("mp4", "poster", "spritesheet"):
         mine, its = pictures(getattr(ours, file)), pictures(getattr(theirs, file))
@@ -223,11 +227,11 @@ def test_files_from_yuv_frames_look_as_those_from_rgb(crop: dict[str, int], tmp_
 
 def test_the_pipeline_gives_yuv_frames_cropped_and_its_sound(folder: Path) -> None:
     request = SMALL.model_copy(update={"crop_width": 90, "crop_height": 58})
-    lean = LtxPipeline.load(folder, model="m", device="cpu", optimize="lean")
-    clip = lean.generate(request, ignore)
+    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
+    clip = hoist.generate(request, ignore)
     rgb = np.concatenate(list(clip.frames))
-    lean._decoding._send, lean._decoding.pixels = handed_over, "yuv420p"  # as on a GPU
-    other = lean.generate(request, ignore)
+    hoist._decoding._send, hoist._decoding.pixels = handed_over, "yuv420p"  # as on a GPU
+    other = hoist.generate(request, ignore)
     yuv = np.concatenate(list(other.frames))
     assert other.pixels == "yuv420p"
     assert np.array_equal(yuv, to_yuv420(torch.from_numpy(rgb[:, 3:61, 3:93])).numpy())

@@ -177,7 +177,7 @@ def test_jobs_that_nobody_makes(redis_url: str) -> None:
         client.submit("a fox")
     (line,) = said(base.check_workers(settings), "warning")
     assert "instant: 1 queued, and no worker is ready. Start one: ltxq worker --model" in line
-    ledger.present("instant", "a", {"gpu0@a": "ready"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
     assert said(base.check_workers(settings), "ok") == ["instant: 1 ready."]
 
 
@@ -236,7 +236,7 @@ def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("CC", raising=False)
     (line,) = said(doctor.check_compiler(Settings()), "warning")
     assert_matches("gcc.*without torch.compile.*apt install gcc", line)
-    assert said(doctor.check_compiler(Settings(optimize="lean")), "skipped")
+    assert said(doctor.check_compiler(Settings(optimize="hoist")), "skipped")
 
 
 def test_a_model_that_is_missing_cut_short_or_damaged(tiny: Settings) -> None:

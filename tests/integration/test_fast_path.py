@@ -56,9 +56,9 @@ def test_lean_equals_the_library_bit_for_bit(pipeline: LtxPipeline, shape: Video
     model = pipeline._parts.transformer
     context = pipeline._context(PROMPTS[0])
     library = made(LibraryTransformer(model), context, shape)
-    lean = made(FastTransformer(model), context, shape)
-    assert torch.equal(lean.video, library.video)
-    assert torch.equal(lean.audio, library.audio)
+    hoist = made(FastTransformer(model), context, shape)
+    assert torch.equal(hoist.video, library.video)
+    assert torch.equal(hoist.audio, library.audio)
     other = made(FastTransformer(model), pipeline._context(PROMPTS[1]), shape)
     assert not torch.equal(other.video, library.video)  # the text is heard
 
@@ -116,7 +116,7 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
 ) -> None:
     """Also where it is off: on Hopper torch itself takes cuDNN's first."""
     make_tiny(tmp_path / "tiny")
-    pipeline = LtxPipeline.load(tmp_path / "tiny", model="m", device="cpu", optimize="lean")
+    pipeline = LtxPipeline.load(tmp_path / "tiny", model="m", device="cpu", optimize="hoist")
     refused: list[str] = []
 
     def refuse(here: str) -> None:
@@ -135,14 +135,14 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
     monkeypatch.setattr(pipeline._parts.text, "encode", encode)
     monkeypatch.setattr("ltxq_worker.pipeline.fast.compiled._compiled", lambda backend: block)
     monkeypatch.setattr("ltxq_worker.pipeline.fast.path.CudaGraphs", lambda device: Records())
-    chosen = Optimizations(lean=True, attention=True, compile=True, graphs=True)
+    chosen = Optimizations(hoist=True, attention=True, compile=True, graphs=True)
     pipeline._fast = FastPath(pipeline._parts.transformer, chosen, torch.device("cpu"))
     try:
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 clip = pipeline.generate(SMALL, lambda *_: None)
                 assert sum(map(len, clip.frames)) == SMALL.num_frames
-        assert str(pipeline.optimizations) == "lean,compile,graphs"
+        assert str(pipeline.optimizations) == "hoist,compile,graphs"
         assert refused == [where]
         (line,) = [record.getMessage() for record in caplog.records]
         assert "made without 'attention'" in line

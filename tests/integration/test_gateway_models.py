@@ -75,7 +75,7 @@ def test_names_that_a_stranger_makes_up_become_no_queues(
 def test_a_model_that_is_served_is_known_at_once(gateway: Gateway, ledger: Ledger) -> None:
     for path in ROUTES:
         assert ask(gateway, path, model="instant").is_success
-    ledger.present("other", "host", {"gpu0@host": "ready"})
+    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
     for path in ROUTES:
         assert ask(gateway, path, model="other").is_success
 
@@ -84,7 +84,7 @@ def test_a_model_that_is_served_is_known_at_once(gateway: Gateway, ledger: Ledge
 def test_openais_routes_name_the_models_there_are(
     gateway: Gateway, ledger: Ledger, model: str
 ) -> None:
-    ledger.present("other", "host", {"gpu0@host": "ready"})
+    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
     told = error(ask(gateway, "/v1/videos", model=model), 404, "unknown_model")
     assert told["hint"] == "Served are: instant, other."
     assert told["message"].isprintable()
@@ -113,7 +113,7 @@ def test_a_retry_and_a_remix_are_refused_too(
 def test_a_submission_costs_no_look_at_the_models(
     gateway: Gateway, ledger: Ledger, server: redis.Redis
 ) -> None:
-    ledger.present("other", "host", {"gpu0@host": "ready"})
+    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
     steps = asked(server, "served", "submit")
     assert next(steps) == "listening"
     began = time.monotonic()

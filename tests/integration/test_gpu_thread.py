@@ -83,7 +83,7 @@ def runner(
         url=redis_url,
         default_model="tiny",
         model_dir=tmp_path / "models",
-        optimize="lean,decode,text",
+        optimize="hoist,decode,text",
         spool_jobs=2,
     )
     monkeypatch.setattr(app, "build_app", lambda *_: None)

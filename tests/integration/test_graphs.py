@@ -21,7 +21,13 @@ from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.denoise import Latents, Step, Transformer, in_one_stage, in_two_stages
 from ltxq_worker.pipeline.fast import graphs
 from ltxq_worker.pipeline.fast.graphs import CudaGraphs, GraphedTransformer, Run
-from ltxq_worker.pipeline.fast.transformer import Bound, FastTransformer, Streams, leaves, mapped
+from ltxq_worker.pipeline.fast.transformer import (
+    FastTransformer,
+    PreparedInputs,
+    Streams,
+    leaves,
+    mapped,
+)
 from ltxq_worker.pipeline.ltx import LtxPipeline
 
 SMALL = VideoPixelShape(1, 9, 64, 64, 24)
@@ -63,7 +69,7 @@ def pipeline(
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("models") / request.param
     make_tiny(path, request.param)
-    return LtxPipeline.load(path, model=request.param, device="cpu", optimize="lean")
+    return LtxPipeline.load(path, model=request.param, device="cpu", optimize="hoist")
 
 
 @pytest.fixture
@@ -129,7 +135,7 @@ def test_a_recording_has_the_positions_of_the_last_clip(
     fast = FastTransformer(pipeline._parts.transformer)
     prepare, prepared = fast.prepare, []
 
-    def elsewhere(*clip: Any) -> Bound:
+    def elsewhere(*clip: Any) -> PreparedInputs:
         bound = prepare(*clip)
         share = 1 / (1 + len(prepared))
         prepared.append(replace(bound, rest=mapped(lambda tensor: tensor * share, bound.rest)))

@@ -333,7 +333,7 @@ def test_the_message_that_a_worker_had_in_hand_is_queued_again(
     ledger: Ledger, server: redis.Redis, ends: str
 ) -> None:
     queue = queue_name("instant")
-    ledger.present("instant", "host", {"w": "ready", "other": "ready"})
+    ledger.heartbeat("instant", "host", {"w": "ready", "other": "ready"})
     server.lpush(ledger.taken_key("w"), "of a plain producer")
     server.lpush(ledger.taken_key("other"), "still in hand")
     server.lpush(queue, "next", "last")
@@ -352,7 +352,7 @@ def test_messages_with_a_priority_of_celerys_own_join_the_queue(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     queue = queue_name("instant")
-    ledger.present("instant", "host", {"w": "ready"})
+    ledger.heartbeat("instant", "host", {"w": "ready"})
     with Celery(broker=url_of(server), set_as_current=False) as plain:
         for priority in range(10):
             plain.send_task("ltxq.generate", queue=queue, priority=priority)
@@ -601,10 +601,10 @@ def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     long_ago(server, claimed, 6)
     ledger.finish(claimed, result(claimed))
     assert ledger.get(waiting[4].id).eta_seconds is None  # nobody is there to make it
-    ledger.present("instant", "host", {"w1": "ready"})
+    ledger.heartbeat("instant", "host", {"w1": "ready"})
     assert ledger.get(waiting[1].id).eta_seconds == pytest.approx(6, abs=0.5)
     assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
-    ledger.present("instant", "host", {"w2": "ready"})
+    ledger.heartbeat("instant", "host", {"w2": "ready"})
     assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
     running = claim(ledger, waiting[1])
     assert ledger.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
@@ -625,7 +625,7 @@ def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.
     for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
         server.delete(f"{PREFIX}pace:ltxq.3.instant")
         spoilt(f"{PREFIX}pace:ltxq.3.instant")
-        ledger.present("instant", "host", {"w": "ready"})
+        ledger.heartbeat("instant", "host", {"w": "ready"})
         job = submit(ledger)
         assert ledger.get(job.id).eta_seconds is None
         claimed = claim(ledger, job)
@@ -638,9 +638,9 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
 ) -> None:
     submit(ledger)
     assert ledger.served() == {}  # a name in a request is no worker
-    ledger.present("instant", "host", {"w1": "ready"})
-    ledger.present("instant", "host", {"w2": "ready"})
-    ledger.present("other", "host", {"w1": "ready"})
+    ledger.heartbeat("instant", "host", {"w1": "ready"})
+    ledger.heartbeat("instant", "host", {"w2": "ready"})
+    ledger.heartbeat("other", "host", {"w1": "ready"})
     assert ledger.served() == {"instant": 2, "other": 1}
     seconds, _ = server.time()
     server.zadd(f"{PREFIX}workers:ltxq.3.instant", {"w1": (seconds - 60) * 1000})

@@ -21,7 +21,7 @@ from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, queue_name
 from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
-from ltxq_worker.process.stats import MOST_TIMINGS, Meter
+from ltxq_worker.process.stats import MOST_TIMINGS, WorkerStats
 from scrape import Scrape
 from servers import S3, start_or_skip
 
@@ -287,7 +287,7 @@ def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.Mo
 
 
 def test_what_could_not_be_told_is_told_next_time() -> None:
-    meter, ended = Meter(), threading.Event()
+    stats, ended = WorkerStats(), threading.Event()
     reports: list[dict[str, Any]] = []
 
     def tell(figures: dict[str, Any]) -> bool:
@@ -295,15 +295,15 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
         ended.set()
         return len(reports) > 1
 
-    meter.count("storage_failures")
-    meter.finished({"denoise": 1.0})
-    meter.begins()
+    stats.count("storage_failures")
+    stats.finished({"denoise": 1.0})
+    stats.begins()
     time.sleep(0.01)
-    meter.frees_gpu()
+    stats.frees_gpu()
     ended.set()
-    meter.keep_reporting(tell, ended)
-    meter.count("storage_failures")
-    meter.keep_reporting(tell, ended)
+    stats.keep_reporting(tell, ended)
+    stats.count("storage_failures")
+    stats.keep_reporting(tell, ended)
     refused, told_then = reports
     assert refused["counts"] == {"storage_failures": 1}
     assert told_then["counts"] == {"storage_failures": 2}
@@ -313,30 +313,30 @@ def test_what_could_not_be_told_is_told_next_time() -> None:
 
 def test_busy_time_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltxq_worker.process.stats.TICK_SECONDS", 0.001)
-    meter, ended = Meter(), threading.Event()
-    meter.begins()
+    stats, ended = WorkerStats(), threading.Event()
+    stats.begins()
     reports: list[float] = []
 
     def tell(figures: dict[str, Any]) -> bool:
         reports.append(figures["gpu_busy"])
         if len(reports) == 5:
-            meter.frees_gpu()
+            stats.frees_gpu()
         if len(reports) == 20:
             ended.set()
         return True
 
     began = time.monotonic()
-    meter.keep_reporting(tell, ended)
+    stats.keep_reporting(tell, ended)
     assert 0 < sum(reports) < time.monotonic() - began
     assert sum(reports[6:]) == 0
 
 
 def test_a_report_stays_small_however_many_jobs_ended() -> None:
-    meter = Meter()
+    stats = WorkerStats()
     for _ in range(3 * MOST_TIMINGS):
-        meter.finished({"denoise": 1.0})
+        stats.finished({"denoise": 1.0})
     ended = threading.Event()
     ended.set()
     reports: list[dict[str, Any]] = []
-    meter.keep_reporting(lambda f: bool(reports.append(f)) or True, ended)
+    stats.keep_reporting(lambda f: bool(reports.append(f)) or True, ended)
     assert len(reports[0]["timings"]) == MOST_TIMINGS

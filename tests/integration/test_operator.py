@@ -65,8 +65,8 @@ def submit(ledger: Ledger, **fields: object) -> str:
 def test_workers_are_shown_with_their_jobs_until_nobody_tells_of_them(
     operator: Operator, ledger: Ledger, redis_url: str
 ) -> None:
-    ledger.present("instant", "a", {"gpu0@a": "ready", "gpu1@a": "loading"})
-    ledger.present("instant", "b", {"gpu0@b": "ready"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "loading"})
+    ledger.heartbeat("instant", "b", {"gpu0@b": "ready"})
     job_id = new_job_id()
     ledger.submit(job_id, VideoRequest(prompt="a fox", model="instant"))
     assert ledger.claim("instant", "gpu0@b")
@@ -108,7 +108,7 @@ def test_the_queue_tells_depth_age_and_when_it_is_empty(
         assert queue.empty_in is None  # nobody is there to make them
         assert finished == 0
         server.hset(f"{PREFIX}pace:ltxq.3.instant", mapping={"gpu": 4000, "whole": 6000})
-    ledger.present("instant", "a", {"gpu0@a": "ready", "gpu1@a": "ready"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "ready"})
     (queue,), _ = operator.queues()
     assert queue.workers == 2
     assert queue.empty_in == pytest.approx(5 / 2 * 4 + 6)
@@ -118,13 +118,13 @@ def test_the_queue_tells_depth_age_and_when_it_is_empty(
 
 
 def test_a_host_nobody_heard_of_cannot_be_drained(operator: Operator, ledger: Ledger) -> None:
-    ledger.present("instant", "a", {"gpu0@a": "ready"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
     with pytest.raises(InvalidRequest, match="There are: a"):
         operator.drain("b")
     operator.drain("a")
     assert operator.draining() == {"a"}
-    assert ledger.present("instant", "a", {"gpu0@a": "draining"})
-    assert not ledger.present("instant", "b", {"gpu0@b": "ready"})
+    assert ledger.heartbeat("instant", "a", {"gpu0@a": "draining"})
+    assert not ledger.heartbeat("instant", "b", {"gpu0@b": "ready"})
 
 
 def test_a_drained_host_finishes_its_job_takes_no_more_and_comes_back(
@@ -153,7 +153,7 @@ def test_draining_outlives_a_restart_of_the_supervisor(
 ) -> None:
     environment = worker_environment(redis_url, bucket, tmp_path / "spool")
     ledger = Ledger.from_settings(settings)
-    ledger.present("instant", "box", {"cpu0@box": "ready"})
+    ledger.heartbeat("instant", "box", {"cpu0@box": "ready"})
     operator.drain("box")
     with Fleet(environment, name="box") as fleet:
         fleet.wait_for("box is to drain")
@@ -240,7 +240,7 @@ def test_the_commands_show_it_to_a_person_and_to_a_program(
     monkeypatch.setenv("LTXQ_URL", redis_url)
     assert cli.main(["workers"]) == 0
     assert "Start one with: ltxq worker" in capsys.readouterr().err
-    ledger.present("instant", "a", {"gpu0@a": "ready"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
     submit(ledger)
     assert cli.main(["queue"]) == 0
     assert "normal         1 queued, the oldest for 0." in capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_the_commands_show_it_to_a_person_and_to_a_program(
     capsys.readouterr()
     assert cli.main(["drain", "a", "--wait", "--wait-timeout", "0"]) == 5
     assert "gpu0@a still at work" in capsys.readouterr().err
-    ledger.present("instant", "a", {"gpu0@a": "drained"})
+    ledger.heartbeat("instant", "a", {"gpu0@a": "drained"})
     assert cli.main(["drain", "a", "--wait"]) == 0
     capsys.readouterr()
     assert cli.main(["workers"]) == 0

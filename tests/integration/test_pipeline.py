@@ -18,7 +18,7 @@ from ltxq.errors import ConfigurationError, InvalidRequest, ModelUnusable, OutOf
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.tiny.model import make_tiny
-from ltxq_worker.pipeline import Clip, memory
+from ltxq_worker.pipeline import ClipStream, memory
 from ltxq_worker.pipeline.fast.options import parse_shapes
 from ltxq_worker.pipeline.ltx import PROMPTS_KEPT, LtxPipeline
 
@@ -331,7 +331,7 @@ def ignore(stage: Stage, step: int, steps: int) -> None:
 
 
 def frames(pipeline: LtxPipeline, request: VideoRequest) -> np.ndarray:
-    clip: Clip = pipeline.generate(request, ignore)
+    clip: ClipStream = pipeline.generate(request, ignore)
     return np.concatenate(list(clip.frames))
 
 

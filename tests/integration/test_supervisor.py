@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 
 from fleet import PATIENCE, eventually
-from ltxq.ledger import Held, Swept
-from ltxq_worker.supervisor.child import Place, WorkerProcess, lock_place
-from ltxq_worker.supervisor.supervisor import Post, Supervisor
+from ltxq.ledger import RunningJob, Swept
+from ltxq_worker.supervisor.child import WorkerProcess, WorkerSlot, lock_slot
+from ltxq_worker.supervisor.supervisor import SupervisedSlot, Supervisor
 from servers import S3
 
-PLACE = Place(name="cpu0@here", device="cpu", gpu=None)
+PLACE = WorkerSlot(name="cpu0@here", device="cpu", gpu=None)
 
 
 @pytest.fixture
 def supervisor(
     redis_url: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Supervisor]:
-    """One with one post; its worker finds the same servers."""
+    """One with one slot; its worker finds the same servers."""
     for name, value in {**s3.worker_environment, "LTXQ_URL": redis_url}.items():
         monkeypatch.setenv(name, value)
-    with lock_place(PLACE, tmp_path) as lock:
-        post = Post(place=PLACE, lock=lock, spool=tmp_path / PLACE.file_name)
-        made = Supervisor(s3.settings(url=redis_url), "instant", "here", [post])
+    with lock_slot(PLACE, tmp_path) as lock:
+        slot = SupervisedSlot(slot=PLACE, lock=lock, spool=tmp_path / PLACE.file_name)
+        made = Supervisor(s3.settings(url=redis_url), "instant", "here", [slot])
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         yield made
         for number, handler in handlers.items():
@@ -91,18 +91,18 @@ def test_a_sweep_that_meets_an_unknown_error_is_not_the_last(
 def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
     sweeping: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (post,) = sweeping._posts
-    worker = post.worker = WorkerProcess.start(
-        PLACE, "instant", post.spool, post.lock, lambda *_: None
+    (slot,) = sweeping._slots
+    worker = slot.worker = WorkerProcess.start(
+        PLACE, "instant", slot.spool, slot.lock, lambda *_: None
     )
 
-    def held(_name: str) -> tuple[Held, ...]:
-        post.worker = None  # as the loop does once the process has ended
-        return (Held(job_id="video_1", attempt=1, on_gpu=True, running=10_000, timeout=1),)
+    def running_on(_name: str) -> tuple[RunningJob, ...]:
+        slot.worker = None  # as the loop does once the process has ended
+        return (RunningJob(job_id="video_1", attempt=1, on_gpu=True, running=10_000, timeout=1),)
 
-    monkeypatch.setattr(sweeping._ledger, "held", held)
+    monkeypatch.setattr(sweeping._ledger, "running_on", running_on)
     thread = keep_sweeping(sweeping)
-    eventually(lambda: post.worker is None)
+    eventually(lambda: slot.worker is None)
     assert worker.process.wait(PATIENCE) == -signal.SIGKILL
     sweeping._ended.set()
     thread.join(PATIENCE)

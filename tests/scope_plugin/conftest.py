@@ -18,7 +18,7 @@ SCOPE = Path(CHECKOUT, "src") if CHECKOUT else Path(__file__).parent / "stand_in
 sys.path.insert(0, str(SCOPE))
 
 from ltxq.scope_plugin import fetcher  # noqa: E402
-from stage import World, eventually, plugin_threads  # noqa: E402
+from scope_world import World, eventually, plugin_threads  # noqa: E402
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ltxq import VideoRequest
-from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.clip import DownloadedClip
 
 if "SCOPE_CHECKOUT" in os.environ:
     pytest.skip("Scope's PyAV is too old for the encoder", allow_module_level=True)
@@ -21,16 +21,16 @@ if "SCOPE_CHECKOUT" in os.environ:
 import scope.core
 
 from ltxq_worker.encode.clip import encode
-from ltxq_worker.pipeline import Clip as Made
+from ltxq_worker.pipeline import ClipStream as Made
 from ltxq_worker.pipeline import Sound
 
 SCOPE = Path(scope.core.__file__).parents[2]
 DROPS = """
 import itertools, sys
 import scope.core.pipelines.registry
-from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.clip import DownloadedClip
 with open(sys.argv[1], "rb") as file:
-    clip = Clip(file.read())
+    clip = DownloadedClip(file.read())
 for drop in range(300):
     for picture in itertools.islice(clip.pictures(None), 1 + drop % 3):
         pass
@@ -39,7 +39,7 @@ LEFT, RIGHT = (200, 40, 60), (30, 90, 220)
 BEEP = 12  # the frame the sound begins with
 
 
-def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -> Clip:
+def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -> DownloadedClip:
     """33 frames of two colours; silence, then a tone."""
     request = VideoRequest(
         prompt="x", width=128, height=64, num_frames=33, frame_rate=rate, audio=sound
@@ -52,7 +52,7 @@ def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -
     with tempfile.TemporaryDirectory() as folder:
         clip = Made(frames=iter([frames]), sound=made)
         done = encode(clip, request, Path(folder), lambda *_: None)
-        return Clip(done.mp4.read_bytes())
+        return DownloadedClip(done.mp4.read_bytes())
 
 
 def test_colours_are_those_that_were_encoded() -> None:

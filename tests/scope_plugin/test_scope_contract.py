@@ -18,9 +18,9 @@ from pydantic_core import PydanticUndefined
 
 from ltxq import VideoRequest
 from ltxq.scope_plugin import fetcher, register_pipelines
+from ltxq.scope_plugin.playback_request import DEFAULTS
 from ltxq.scope_plugin.player import Player
-from ltxq.scope_plugin.wish import DEFAULTS
-from stage import FOX, World, eventually
+from scope_world import FOX, World, eventually
 
 SCOPE = Path(scope.core.__file__).parents[2]  # of the stand-in, or of the real one
 PROGRAM = """

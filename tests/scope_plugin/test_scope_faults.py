@@ -16,14 +16,14 @@ from ltxq import Client, VideoRequest
 from ltxq.errors import ErrorCode, JobError, QueueFull, QueueUnavailable, StorageUnavailable
 from ltxq.scope_plugin import download as downloads
 from ltxq.scope_plugin import fetcher
-from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.clip import DownloadedClip
 from ltxq.scope_plugin.fetcher import Fetcher
 from ltxq.scope_plugin.kept import KEPT_CLIPS, KeptClips
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
+from ltxq.scope_plugin.playback_request import PlaybackRequest
 from ltxq.scope_plugin.playlist import IDLE_SECONDS, Playlist
-from ltxq.scope_plugin.wish import Wish
 from ltxq.testing import MemoryTransport
-from stage import FOX, OWL, Fault, Session, World, eventually, plugin_threads
+from scope_world import FOX, OWL, Fault, Session, World, eventually, plugin_threads
 
 Load = Callable[..., Any]
 
@@ -263,7 +263,9 @@ def test_a_queue_that_gets_its_address_later_is_found(
     playlist = Playlist()
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
-    playlist.want(Wish(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1))
+    playlist.want(
+        PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
+    )
     eventually(lambda: world.clips.asked)
     playlist.close()
     thread.join(10)
@@ -282,10 +284,14 @@ def test_changed_settings_are_taken_up(world: World, monkeypatch: pytest.MonkeyP
     playlist = Playlist()
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
-    playlist.want(Wish(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1))
+    playlist.want(
+        PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
+    )
     eventually(lambda: world.clips.asked)
     monkeypatch.setenv("LTXQ_API_KEY", "sk-another")
-    playlist.want(Wish(VideoRequest(prompt="an owl", width=64, height=64, num_frames=9), 1))
+    playlist.want(
+        PlaybackRequest(VideoRequest(prompt="an owl", width=64, height=64, num_frames=9), 1)
+    )
     eventually(lambda: len(world.clips.asked) == 2)
     playlist.close()
     thread.join(10)
@@ -296,7 +302,7 @@ def test_nobody_asks_the_queue_while_scope_does_not_call() -> None:
     """A stream that stopped tells nothing; after a minute without calls the fetcher waits."""
     now = [0.0]
     playlist = Playlist(clock=lambda: now[0])
-    wish = Wish(VideoRequest(prompt="a fox"), 1)
+    wish = PlaybackRequest(VideoRequest(prompt="a fox"), 1)
     playlist.want(wish)
     now[0] += IDLE_SECONDS + 1
     waited = threading.Event()
@@ -318,9 +324,9 @@ def test_kept_clips_are_bounded() -> None:
     kept = KeptClips()
     playlist = Playlist(kept)
     for seed in range(3 * KEPT_CLIPS):
-        playlist.add(VideoRequest(prompt="a fox", seed=seed), Clip(b"x"))
+        playlist.add(VideoRequest(prompt="a fox", seed=seed), DownloadedClip(b"x"))
     assert len(kept) == KEPT_CLIPS
-    playlist.add(VideoRequest(prompt="a fox", seed=99), Clip(bytes(300 * 1024**2)))
+    playlist.add(VideoRequest(prompt="a fox", seed=99), DownloadedClip(bytes(300 * 1024**2)))
     assert len(kept) == 1
 
 
@@ -328,14 +334,14 @@ def test_a_session_holds_its_clip_though_other_sessions_clips_take_its_place() -
     """Else each one would have its clip made again and again."""
     kept, request = KeptClips(), VideoRequest(prompt="a fox")
     playlist, other = Playlist(kept), Playlist(kept)
-    playlist.want(Wish(request, 1))
-    playlist.add(request, Clip(b"x"))
-    other.add(VideoRequest(prompt="an owl"), Clip(bytes(300 * 1024**2)))
+    playlist.want(PlaybackRequest(request, 1))
+    playlist.add(request, DownloadedClip(b"x"))
+    other.add(VideoRequest(prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
     assert request not in kept
     assert playlist.to_order([]) == (request, 0, 0.0)
     showing = playlist.next_showing()
     assert showing is not None
-    assert showing.clip == Clip(b"x")
+    assert showing.clip == DownloadedClip(b"x")
 
 
 def test_unloading_in_the_midst_of_a_download_ends_it(world: World, load: Load) -> None:

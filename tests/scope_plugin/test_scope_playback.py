@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.clip import DownloadedClip
 from ltxq.scope_plugin.showing import Frame, Showing
 from ltxq_worker.pipeline.instant import Mark
-from stage import FOX, OWL, Session, World, eventually, plugin_threads
+from scope_world import FOX, OWL, Session, World, eventually, plugin_threads
 from viewer import Shown, apart, breaks, loud, onset, skews
 
 Load = Callable[..., Any]
@@ -452,7 +452,7 @@ def test_memory_does_not_grow_with_time(world: World, load: Load) -> None:
 
     def alive() -> int:
         gc.collect()
-        kinds = (torch.Tensor, Frame, Showing, Clip)
+        kinds = (torch.Tensor, Frame, Showing, DownloadedClip)
         return sum(type(thing) in kinds for thing in gc.get_objects())
 
     with Session(load(world, randomize_seed=True, frame_rate=60)) as session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stage import OWL, Session, World, eventually, plugin_threads
+from scope_world import OWL, Session, World, eventually, plugin_threads
 from viewer import apart, breaks, skews
 
 Load = Callable[..., Any]

@@ -19,8 +19,8 @@ import pytest
 
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
 from ltxq_worker.embedded.servers import rclone_binary, redis_binary
+from scope_world import FOX, eventually, plugin_threads
 from servers import start_or_skip
-from stage import FOX, eventually, plugin_threads
 
 BENCH = Path(__file__).parents[2] / "bench" / "scope.py"
 

@@ -13,8 +13,8 @@ from ltx_core.model.video_vae import decode_video
 from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, VideoLatentShape
 
-from bench.rig import flops, plan, workloads
-from bench.rig.weights import Kind, Sizes, build_shared, build_transformer, draw
+from bench.harness import flops, plan, workloads
+from bench.harness.weights import Kind, Sizes, build_shared, build_transformer, draw
 from ltxq_worker.models.weights.text import MAX_TOKENS, TextContext, _connected
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.denoise import LibraryTransformer
@@ -175,7 +175,7 @@ def test_each_optimization_can_be_left_out() -> None:
         assert not getattr(without, name)
         off = {other for other in vars(on) if not getattr(without, other)}
         stand_on_lean = {"attention", "compile", "graphs"}
-        assert off == {name} | (stand_on_lean if name == "lean" else set())
+        assert off == {name} | (stand_on_lean if name == "hoist" else set())
     with pytest.raises(ValueError, match="there is no 'speed'"):
         plan.specs(["ltxq"], ["speed"], "all", "cuda")
 

@@ -25,7 +25,7 @@ from ltxq.job import Stage, VideoRequest
 from ltxq_worker.encode import clip as encode_module
 from ltxq_worker.encode.clip import Encoded, encode, write_sidecar
 from ltxq_worker.encode.mp4 import exact_rate
-from ltxq_worker.pipeline import Clip, Sound
+from ltxq_worker.pipeline import ClipStream, Sound
 from ltxq_worker.pipeline.instant import InstantPipeline, read_mark
 
 FILES = {"clip.mp4", "poster.jpg", "spritesheet.jpg"}
@@ -39,7 +39,7 @@ def small(**fields: Any) -> VideoRequest:
     return VideoRequest(**{"prompt": "a", "width": 64, "height": 64, "num_frames": 9, **fields})
 
 
-def instant(request: VideoRequest) -> Clip:
+def instant(request: VideoRequest) -> ClipStream:
     return InstantPipeline().generate(request, silent)
 
 
@@ -98,7 +98,7 @@ def test_colours_are_converted_and_tagged_as_bt709(
 ) -> None:
     request = small(num_frames=1, audio=False)
     frames = np.broadcast_to(np.array(colour, np.uint8), (1, 64, 64, 3))
-    encoded = encode(Clip(frames=iter([frames]), sound=None), request, tmp_path, silent)
+    encoded = encode(ClipStream(frames=iter([frames]), sound=None), request, tmp_path, silent)
     red, green, blue = (value / 255 for value in colour)
     luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # ITU-R BT.709, limited range
     expected = (
@@ -158,7 +158,9 @@ def test_sound_is_as_long_as_the_picture(
     request = small(num_frames=num_frames)
     samples = np.full((2, int(ratio * num_frames / 24 * sample_rate)), 0.1, np.float32)
     sound = Sound(samples=samples, sample_rate=sample_rate)
-    encoded = encode(Clip(frames=chunks_of(num_frames), sound=sound), request, tmp_path, silent)
+    encoded = encode(
+        ClipStream(frames=chunks_of(num_frames), sound=sound), request, tmp_path, silent
+    )
     with av.open(str(encoded.mp4)) as container:
         audio = container.streams.audio[0]
         assert (audio.codec_context.name, audio.channels, audio.rate) == ("aac", 2, sample_rate)
@@ -173,7 +175,7 @@ def test_sound_starts_with_the_picture_and_keeps_left_left(tmp_path: Path) -> No
     samples = np.zeros((2, 25_000), np.float32)
     samples[0, 12_000:] = 0.5 * np.sin(2 * np.pi * 440 * np.arange(13_000) / 24_000)
     sound = Sound(samples=samples, sample_rate=24_000)
-    encoded = encode(Clip(frames=chunks_of(25), sound=sound), request, tmp_path, silent)
+    encoded = encode(ClipStream(frames=chunks_of(25), sound=sound), request, tmp_path, silent)
     with av.open(str(encoded.mp4)) as container:
         heard = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
     loud = np.abs(heard[0]) > 0.1
@@ -186,7 +188,7 @@ def test_sound_starts_with_the_picture_and_keeps_left_left(tmp_path: Path) -> No
 def test_silent_clip_has_no_audio_stream(tmp_path: Path, asked: bool) -> None:
     request = small(audio=asked)
     sound = None if asked else Sound(samples=np.ones((2, 9000), np.float32), sample_rate=24_000)
-    encoded = encode(Clip(frames=chunks_of(9), sound=sound), request, tmp_path, silent)
+    encoded = encode(ClipStream(frames=chunks_of(9), sound=sound), request, tmp_path, silent)
     with av.open(str(encoded.mp4)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
@@ -195,7 +197,7 @@ def test_crop_takes_the_same_from_both_sides(tmp_path: Path) -> None:
     request = small(num_frames=1, audio=False, crop_width=50, crop_height=36)
     frame = np.zeros((1, 64, 64, 3), np.uint8)
     frame[:, 14:-14, 7:-7] = 255
-    encoded = encode(Clip(frames=iter([frame]), sound=None), request, tmp_path, silent)
+    encoded = encode(ClipStream(frames=iter([frame]), sound=None), request, tmp_path, silent)
     for path in (encoded.mp4, encoded.poster):
         (picture,) = pictures(path)
         assert picture.shape == (36, 50, 3)
@@ -207,7 +209,7 @@ def test_poster_is_the_first_frame_and_the_sheet_goes_across_the_clip(tmp_path: 
     request = small(num_frames=33, audio=False)
     frames = np.empty((33, 64, 64, 3), np.uint8)
     frames[:] = (np.arange(33) * 7)[:, None, None, None]
-    encoded = encode(Clip(frames=iter([frames]), sound=None), request, tmp_path, silent)
+    encoded = encode(ClipStream(frames=iter([frames]), sound=None), request, tmp_path, silent)
     (poster,) = pictures(encoded.poster)
     assert poster.shape == (64, 64, 3)
     assert poster.max() < 3
@@ -253,7 +255,7 @@ def test_decoding_does_not_wait_for_the_encoder(
         all_taken.set()
 
     monkeypatch.setattr(encode_module, "Mp4Writer", Patient)
-    encode(Clip(frames=frames(), sound=None), small(num_frames=33), tmp_path, silent)
+    encode(ClipStream(frames=frames(), sound=None), small(num_frames=33), tmp_path, silent)
 
 
 def test_decoding_waits_while_too_many_bytes_wait(
@@ -272,7 +274,7 @@ def test_decoding_waits_while_too_many_bytes_wait(
             del made
 
     monkeypatch.setattr(encode_module, "MAX_WAITING", 2 * 8 * 64 * 64 * 3)  # bytes: two chunks
-    encode(Clip(frames=frames(), sound=None), small(num_frames=121), tmp_path, silent)
+    encode(ClipStream(frames=frames(), sound=None), small(num_frames=121), tmp_path, silent)
     assert most <= 4  # two that wait, one in the caller's hand, one just let go
 
 
@@ -320,7 +322,7 @@ def test_cancelled_job_is_not_encoded_to_the_end(
 
     monkeypatch.setattr(encode_module, "Mp4Writer", Slow)
     with pytest.raises(Stop):
-        encode(Clip(frames=frames(), sound=None), small(num_frames=33), tmp_path, silent)
+        encode(ClipStream(frames=frames(), sound=None), small(num_frames=33), tmp_path, silent)
     assert written < 32
 
 
@@ -328,7 +330,7 @@ def test_decoding_ends_at_the_first_error(tmp_path: Path) -> None:
     taken: list[int] = []
     frames = (taken.append(len(chunk)) or chunk for chunk in chunks_of(8, 8, 8))
     with pytest.raises(PermanentError, match="made more than 9 frames"):
-        encode(Clip(frames=frames, sound=None), small(), tmp_path, silent)
+        encode(ClipStream(frames=frames, sound=None), small(), tmp_path, silent)
     assert next(frames, None) is None
     assert taken == [8, 8]
 
@@ -347,7 +349,7 @@ def test_wrong_frames_are_an_error_and_no_file(
     tmp_path: Path, frames: Callable[[], Iterator[NDArray[np.uint8]]], says: str
 ) -> None:
     with pytest.raises(PermanentError, match=says):
-        encode(Clip(frames=frames(), sound=None), small(), tmp_path, silent)
+        encode(ClipStream(frames=frames(), sound=None), small(), tmp_path, silent)
     assert names_in(tmp_path) == set()
 
 
@@ -364,7 +366,7 @@ def test_wrong_sound_is_an_error_and_no_file(
 ) -> None:
     sound = Sound(samples=samples, sample_rate=24_000)
     with pytest.raises(PermanentError, match=says):
-        encode(Clip(frames=chunks_of(9), sound=sound), small(), tmp_path, silent)
+        encode(ClipStream(frames=chunks_of(9), sound=sound), small(), tmp_path, silent)
     assert names_in(tmp_path) == set()
 
 

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fleet import eventually
-from ltxq_worker.supervisor.child import Place
+from ltxq_worker.supervisor.child import WorkerSlot
 from ltxq_worker.supervisor.metrics import GPU_STALE_SECONDS, GpuCollector
 from scrape import Scrape
 
-PLACES = [Place(name=f"gpu{n}@host", device="cuda", gpu=str(n)) for n in (0, 1)]
+PLACES = [WorkerSlot(name=f"gpu{n}@host", device="cuda", gpu=str(n)) for n in (0, 1)]
 
 
 @pytest.fixture
@@ -66,6 +66,6 @@ def test_an_old_answer_is_not_told(says: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_machine_without_gpus_tells_none_and_asks_nobody(says: Path) -> None:
-    gpus = GpuCollector([Place(name="cpu0@host", device="cpu", gpu=None)])
+    gpus = GpuCollector([WorkerSlot(name="cpu0@host", device="cpu", gpu=None)])
     gpus.start()
     assert told(gpus).samples == {}

@@ -7,27 +7,27 @@ import pytest
 from ltxq.errors import ConfigurationError
 from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
 
-ALL = "lean,attention,compile,graphs,decode,text,frames"
+ALL = "hoist,attention,compile,graphs,decode,text,frames"
 
 
 @pytest.mark.parametrize(
     ("setting", "device", "on"),
     [
         ("auto", "cuda", ALL),
-        ("auto", "cpu", "lean,text"),
+        ("auto", "cpu", "hoist,text"),
         ("all", "cuda", ALL),
         ("none", "cuda", "none"),
         (" decode , text", "cuda", "decode,text"),
-        ("compile", "cuda", "lean,compile"),  # which is of lean's blocks
-        ("graphs", "cuda", "lean,graphs"),
-        ("all", "cpu", "lean,compile,decode,text"),  # the others are CUDA's
+        ("compile", "cuda", "hoist,compile"),  # which is of hoist's blocks
+        ("graphs", "cuda", "hoist,graphs"),
+        ("all", "cpu", "hoist,compile,decode,text"),  # the others are CUDA's
     ],
 )
 def test_a_setting_says_what_is_on(setting: str, device: str, on: str) -> None:
     assert str(Optimizations.parse(setting, device)) == on
 
 
-@pytest.mark.parametrize("setting", ["fast", "lean,none", "auto,lean", "", "lean;text"])
+@pytest.mark.parametrize("setting", ["fast", "hoist,none", "auto,hoist", "", "hoist;text"])
 def test_what_there_is_not_is_refused_with_what_there_is(setting: str) -> None:
     with pytest.raises(ConfigurationError, match="LTXQ_OPTIMIZE") as told:
         Optimizations.parse(setting, "cuda")

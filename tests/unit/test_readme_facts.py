@@ -16,7 +16,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 
-from bench.rig import readme
+from bench.harness import readme
 from ltxq import cli
 from ltxq.errors import ErrorCode
 from ltxq.job import VideoRequest
@@ -278,7 +278,7 @@ def test_results_of_each_card_fill_a_column_of_their_own(tmp_path: Path) -> None
 
 def test_what_a_clip_takes_without_each_optimization_fills_its_table(tmp_path: Path) -> None:
     arms = {"ltxq-fp8": clip(0.5, 1.0), "ltxq-fp8 −graphs": clip(0.6, 1.25)}
-    arms["ltxq-fp8 −lean"] = {"failed": "out of memory"}
+    arms["ltxq-fp8 −hoist"] = {"failed": "out of memory"}
     measured = {"workloads": {"b": {"arms": arms}}}
     (tmp_path / "each-ltx-2-19b-nvidia-h200.json").write_text(json.dumps(measured))
     seen = cells(readme.gains_table(tmp_path))

@@ -15,7 +15,7 @@ from ltxq.errors import WaitTimeout
 from ltxq.printable import one_line
 
 if TYPE_CHECKING:
-    from ltxq.ledger import Queue
+    from ltxq.ledger import QueueStats
     from ltxq.ops.operator import Operator
 
 _LOOK_SECONDS = 0.5  # between looks at whether a host is drained
@@ -127,7 +127,7 @@ def _wait_until_drained(operator: Operator, host: str, timeout: float | None) ->
         time.sleep(_LOOK_SECONDS)
 
 
-def _queue_lines(queue: Queue) -> Iterable[str]:
+def _queue_lines(queue: QueueStats) -> Iterable[str]:
     yield f"{queue.model}"
     for priority, waiting in queue.waiting.items():
         oldest = f", the oldest for {_span(waiting.oldest)}" if waiting.jobs else ""

@@ -20,7 +20,7 @@ from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai import openapi
 from ltxq.gateway.openai.errors import answer, not_known
 from ltxq.gateway.openai.request import invalid
-from ltxq.gateway.reads.queue_reader import Queue
+from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
 from ltxq.gateway.routes import fast_get, jobs, page, probes, videos
 from ltxq.gateway.state import State
@@ -38,7 +38,7 @@ def make_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        queue = Queue(transport)
+        queue = QueueReader(transport)
         app.state.gateway = State(keys, queue, rates, Prober(queue))
         yield
         await queue.close()

@@ -12,7 +12,7 @@ from ltxq.client import Client
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.openai.errors import Refused
-from ltxq.gateway.reads.queue_reader import Queue
+from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
 
 
@@ -21,7 +21,7 @@ class State:
     """One gateway."""
 
     keys: ApiKeys
-    queue: Queue
+    queue: QueueReader
     rates: Rates
     prober: Prober
 
@@ -39,7 +39,7 @@ class Caller:
         return self.gateway.queue.client(self.owner)
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> QueueReader:
         """The queue, for an event loop."""
         return self.gateway.queue
 

@@ -9,18 +9,18 @@ connection.py   Redis with patience, and its errors as ltxq's
 """
 
 from ltxq.ledger.connection import PATIENCE, Subscription
-from ltxq.ledger.fleet import FleetFigures, Queue, Worker, WorkerState
+from ltxq.ledger.fleet import FleetFigures, QueueStats, Worker, WorkerState
 from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
 from ltxq.ledger.reader import PREFIX, not_found
 from ltxq.ledger.records import (
     BANDS,
     TASK,
     Claim,
-    Delivery,
-    Held,
     Returned,
+    RunningJob,
     Standing,
     Swept,
+    WebhookAttempt,
     queue_name,
 )
 
@@ -33,15 +33,15 @@ __all__ = [
     "TIMED_OUT",
     "WORKER_LOST",
     "Claim",
-    "Delivery",
     "FleetFigures",
-    "Held",
     "Ledger",
-    "Queue",
+    "QueueStats",
     "Returned",
+    "RunningJob",
     "Standing",
     "Subscription",
     "Swept",
+    "WebhookAttempt",
     "Worker",
     "WorkerState",
     "not_found",

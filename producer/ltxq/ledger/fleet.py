@@ -44,7 +44,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class QueueStats:
     """The queue of one model."""
 
     model: str
@@ -74,7 +74,7 @@ class Queue:
 class FleetFigures:
     """What metrics are made of."""
 
-    queues: tuple[Queue, ...]
+    queues: tuple[QueueStats, ...]
     workers: tuple[Worker, ...]
     served: frozenset[str]  # models that had a worker within a week
     totals: Mapping[str, Mapping[str, int]]  # model → what happened → how often, since ever
@@ -98,7 +98,7 @@ class FleetRecords(JobReader):
         """
         return self._key("taken", worker)
 
-    def present(
+    def heartbeat(
         self,
         model: str,
         host: str,
@@ -121,7 +121,9 @@ class FleetRecords(JobReader):
             NameTaken: another instance holds one of the names; nothing was noted.
         """
         rows = [w for name, state in workers.items() for w in (name, state, gone.get(name, ""))]
-        said, *answer = self._run("present", queue_name(model), host, instance, self._lease, *rows)
+        said, *answer = self._run(
+            "heartbeat", queue_name(model), host, instance, self._lease, *rows
+        )
         if said == "taken":
             name, silent = answer
             raise NameTaken(name, silent / 1000)
@@ -147,7 +149,7 @@ class FleetRecords(JobReader):
         found = [worker for row in rows if (worker := _read_worker(*row))]
         return tuple(sorted(found, key=lambda worker: worker.name)), frozenset(draining)
 
-    def queues(self, *, retention: float) -> tuple[tuple[Queue, ...], int]:
+    def queues(self, *, retention: float) -> tuple[tuple[QueueStats, ...], int]:
         """The queues by model; and how many jobs of all of them finished within an hour.
 
         Args:
@@ -223,12 +225,12 @@ def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker |
 
 def _read_queue(
     queue: str, bands: list[list[int]], running: int, workers: int, gpu: str, whole: str
-) -> Queue:
+) -> QueueStats:
     waiting = {}
     for priority, band in BANDS.items():
         jobs, oldest = bands[band]
         waiting[priority] = Waiting(jobs=jobs, oldest=oldest / 1000)
-    return Queue(
+    return QueueStats(
         model=queue.removeprefix(QUEUE_PREFIX),
         waiting=waiting,
         running=running,

@@ -35,14 +35,14 @@ from ltxq.ledger.reader import READ_MOST, not_found
 from ltxq.ledger.records import (
     BANDS,
     Claim,
-    Delivery,
-    Held,
     Returned,
+    RunningJob,
     Standing,
     Swept,
+    WebhookAttempt,
     cost_of,
     queue_name,
-    read_place,
+    read_queue_position,
     read_returned,
     read_time,
     read_timeout,
@@ -172,7 +172,7 @@ class Ledger(FleetRecords):
                     idempotency_key=None if idempotency_key == job_id else idempotency_key,
                     submitted_at=read_time(submitted),
                 )
-                return read_place(job, place, int(submitted))
+                return read_queue_position(job, place, int(submitted))
             case ["repeated", other]:
                 return self.get(other)
             case ["conflict", other]:
@@ -348,7 +348,7 @@ class Ledger(FleetRecords):
         self, worker: str, *, instance: str = "", why: JobError = WORKER_LOST
     ) -> tuple[Returned, ...]:
         """Queue again all jobs of a worker that is dead; the one on the GPU is charged. None where
-        the name belongs to another supervisor's `instance` by now (see `present`).
+        the name belongs to another supervisor's `instance` by now (see `heartbeat`).
         """
         answer = self._run(
             "give_back_all", worker, instance, self._lease, self._max_lost, self._retention,
@@ -356,17 +356,17 @@ class Ledger(FleetRecords):
         )  # fmt: skip
         return tuple(read_returned(row) for row in answer)
 
-    def held(self, worker: str) -> tuple[Held, ...]:
+    def running_on(self, worker: str) -> tuple[RunningJob, ...]:
         """The running jobs of a worker."""
         return tuple(
-            Held(
+            RunningJob(
                 job_id=job_id,
                 attempt=attempt,
                 on_gpu=bool(gpu),
                 running=ms / 1000,
                 timeout=timeout,
             )
-            for job_id, attempt, gpu, ms, request in self._run("held", worker)
+            for job_id, attempt, gpu, ms, request in self._run("running_on", worker)
             if (timeout := read_timeout(request)) is not None
         )
 
@@ -386,15 +386,15 @@ class Ledger(FleetRecords):
         )  # fmt: skip
         if answer[0] != "swept":
             return Swept()
-        _, given, unreported, spoilt = answer
+        _, given, unreported, corrupt = answer
         return Swept(
             unreported=tuple(unreported),
-            spoilt=bool(spoilt),
+            corrupt=bool(corrupt),
             lease_ended=tuple(read_returned(row) for row in given),
         )
 
     def rebuild(self) -> None:
-        """Build the indexes anew from the records, where a sweep found one `spoilt`. A job that was
+        """Build the indexes anew from the records, where a sweep found one corrupt. A job that was
         in one of them alone is found again; one that is at work has another lease.
         """
         prefix = self._key("job", "")
@@ -405,7 +405,7 @@ class Ledger(FleetRecords):
             cursor, keys = patiently(self._redis, scan)
             ids = [str(key).removeprefix(prefix) for key in keys]
             self._run("index", self._lease, self._retention, *ids)
-        patiently(self._redis, lambda: self._redis.delete(self._key("spoilt")))
+        patiently(self._redis, lambda: self._redis.delete(self._key("corrupt")))
 
     def take_garbage(self) -> tuple[tuple[str, ...], bool]:
         """Remove the records past their retention, and take claims whose objects nobody needs: of
@@ -424,7 +424,7 @@ class Ledger(FleetRecords):
         if claims:
             self._run("garbage_deleted", *claims)
 
-    def take_webhook(self, *, lease: float) -> Delivery | None:
+    def take_webhook(self, *, lease: float) -> WebhookAttempt | None:
         """The webhook that has been due longest, or None.
 
         One receiver (a host, whatever the port) has at most four on their way at once, in the
@@ -437,13 +437,15 @@ class Ledger(FleetRecords):
         if not answer:
             return None
         job_id, attempt, age = answer
-        return Delivery(job_id=job_id, attempt=attempt, age=age / 1000)
+        return WebhookAttempt(job_id=job_id, attempt=attempt, age=age / 1000)
 
-    def webhook_delivered(self, delivery: Delivery) -> None:
+    def webhook_delivered(self, delivery: WebhookAttempt) -> None:
         """The receiver has it: there are no more attempts."""
         self._run("webhook_delivered", delivery.job_id)
 
-    def webhook_failed(self, delivery: Delivery, reason: str, *, again_in: float | None) -> None:
+    def webhook_failed(
+        self, delivery: WebhookAttempt, reason: str, *, again_in: float | None
+    ) -> None:
         """This attempt failed; one that lost its lease to a later attempt changes nothing.
 
         Args:

@@ -12,7 +12,7 @@ import redis
 from ltxq.errors import JobNotFound, JobUnreadable
 from ltxq.job import CONTRACT, Job, JobPage, JobState, Order, is_job_id
 from ltxq.ledger.connection import PATIENCE, patiently
-from ltxq.ledger.records import read_job, read_place, unreadable
+from ltxq.ledger.records import read_job, read_queue_position, unreadable
 
 PREFIX = f"ltxq:{CONTRACT}:"
 ALL_STATES: tuple[JobState, ...] = get_args(JobState)
@@ -155,4 +155,4 @@ def _read(job_id: str, row: _Row) -> Job:
         raise unreadable(job_id)
     if not record:
         raise not_found(job_id)
-    return read_place(read_job(job_id, record), place, now)
+    return read_queue_position(read_job(job_id, record), place, now)

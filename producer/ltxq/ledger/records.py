@@ -51,7 +51,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class RunningJob:
     """A running job of one worker, as its supervisor sees it."""
 
     job_id: str
@@ -62,7 +62,7 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class WebhookAttempt:
     """One attempt at telling a job's webhook_url of its outcome."""
 
     job_id: str
@@ -84,7 +84,7 @@ class Swept:
 
     unreported: tuple[str, ...] = ()  # finished jobs that Celery was not told of
     lease_ended: tuple[Returned, ...] = ()
-    spoilt: bool = False  # an index was written over: to be built anew from the records
+    corrupt: bool = False  # an index was written over: to be built anew from the records
 
 
 def read_returned(row: list[Any]) -> Returned:
@@ -133,7 +133,7 @@ def read_job(job_id: str, record: Mapping[str, str]) -> Job:
     )
 
 
-def read_place(job: Job, place: Sequence[Any], now: int) -> Job:
+def read_queue_position(job: Job, place: Sequence[Any], now: int) -> Job:
     """The job with its position and about how long it will take, from the ledger's `place`.
 
     Args:

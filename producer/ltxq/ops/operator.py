@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from ltxq.errors import ConfigurationError, InvalidRequest
-from ltxq.ledger import Ledger, Queue, Worker
+from ltxq.ledger import Ledger, QueueStats, Worker
 from ltxq.ops.orphans import Cleaned, clean
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -42,7 +42,7 @@ class Operator:
         """The hosts that were told to drain, and not told otherwise since."""
         return self._ledger.workers()[1]
 
-    def queues(self) -> tuple[tuple[Queue, ...], int]:
+    def queues(self) -> tuple[tuple[QueueStats, ...], int]:
         """The queue of each model; and how many jobs finished within the last hour."""
         return self._ledger.queues(retention=self._settings.retention)
 

@@ -19,7 +19,7 @@ MOST_SECONDS = 30.0  # of sound that is decoded; no clip of the queue's is longe
 
 
 @dataclass(frozen=True)
-class Clip:
+class DownloadedClip:
     """An MP4 in memory, some megabytes; its frames would be a hundred."""
 
     data: bytes

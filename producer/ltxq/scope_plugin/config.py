@@ -8,7 +8,7 @@ from pydantic import Field
 from scope.core.pipelines.base_schema import BasePipelineConfig, ModeDefaults, ui_field_config
 
 from ltxq.job import MAX_SIDE, MIN_SIDE
-from ltxq.scope_plugin.wish import DEFAULTS, MOST_PREFETCH
+from ltxq.scope_plugin.playback_request import DEFAULTS, MOST_PREFETCH
 
 
 def _shown(order: int, label: str | None = None, **how: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ltxq.errors import (
     UnknownModel,
 )
 from ltxq.job import Job, VideoRequest
-from ltxq.scope_plugin.clip import Clip
+from ltxq.scope_plugin.clip import DownloadedClip
 from ltxq.scope_plugin.download import download, downloader
 from ltxq.scope_plugin.playlist import Playlist
 
@@ -225,7 +225,7 @@ class Fetcher:
             self._failures = 0
             self._said = ("", 0.0)
             self._playlist.note(None)
-            self._playlist.add(order.request, Clip(data))
+            self._playlist.add(order.request, DownloadedClip(data))
 
     def _refuse(self, order: Order, why: str) -> None:
         self._orders.remove(order)

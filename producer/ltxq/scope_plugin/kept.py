@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ltxq.job import VideoRequest
 
 if TYPE_CHECKING:
-    from ltxq.scope_plugin.clip import Clip
+    from ltxq.scope_plugin.clip import DownloadedClip
 
 KEPT_CLIPS, KEPT_BYTES = 16, 256 * 1024**2
 
@@ -19,7 +19,9 @@ class KeptClips:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clips: OrderedDict[str, Clip] = OrderedDict()  # by request, the last used at the end
+        self._clips: OrderedDict[str, DownloadedClip] = (
+            OrderedDict()
+        )  # by request, the last used at the end
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -28,7 +30,7 @@ class KeptClips:
         with self._lock:
             return _key(request) in self._clips
 
-    def get(self, request: VideoRequest) -> Clip | None:
+    def get(self, request: VideoRequest) -> DownloadedClip | None:
         """The request's clip, which counts as used now."""
         with self._lock:
             clip = self._clips.get(_key(request))
@@ -36,7 +38,7 @@ class KeptClips:
                 self._clips.move_to_end(_key(request))
             return clip
 
-    def keep(self, request: VideoRequest, clip: Clip) -> None:
+    def keep(self, request: VideoRequest, clip: DownloadedClip) -> None:
         """Keep a clip. It stays even if it is larger than the limit, until the next one comes."""
         with self._lock:
             self._clips[_key(request)] = clip

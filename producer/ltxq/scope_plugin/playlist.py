@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from ltxq.job import VideoRequest
 from ltxq.scope_plugin.kept import KeptClips
+from ltxq.scope_plugin.playback_request import PlaybackRequest
 from ltxq.scope_plugin.showing import End, Frame, Showing
-from ltxq.scope_plugin.wish import Wish
 
 if TYPE_CHECKING:
-    from ltxq.scope_plugin.clip import Clip
+    from ltxq.scope_plugin.clip import DownloadedClip
     from ltxq.scope_plugin.showing import Picture
 
 SETTLE_SECONDS = 0.2  # a wish must stand that long before its clip is asked for, but the first one
@@ -44,20 +44,20 @@ class Playlist:
         self.closed = False
         self.last_error: str | None = None
         self.size: tuple[int, int] | None = None  # width, height of this session's frames
-        self._wish: Wish | None = None
+        self._wish: PlaybackRequest | None = None
         self._settled_at = 0.0
         self._called_at = clock()
         self._idle = False
         self._news = 0
         self._refused: VideoRequest | None = None
-        self._ready: deque[Clip] = deque()  # of the wish, with seeds of their own
-        self._fixed: Clip | None = None  # of the wish, if its seed is fixed
+        self._ready: deque[DownloadedClip] = deque()  # of the wish, with seeds of their own
+        self._fixed: DownloadedClip | None = None  # of the wish, if its seed is fixed
         self._showings: list[Showing] = []  # not played to the end yet
         self._frames: deque[Frame | End] = deque()  # in the order they are played
 
     # --- Scope's thread -------------------------------------------------------------------------
 
-    def want(self, wish: Wish | None) -> None:
+    def want(self, wish: PlaybackRequest | None) -> None:
         """From now on this is wanted. What is not of it and has not begun to play is dropped."""
         with self._changed:
             self._called_at = self._clock()
@@ -169,7 +169,7 @@ class Playlist:
         """Why nothing comes, for whoever asks the pipeline; None: all is well."""
         self.last_error = error
 
-    def add(self, request: VideoRequest, clip: Clip) -> None:
+    def add(self, request: VideoRequest, clip: DownloadedClip) -> None:
         """A clip has come. One that is no longer wanted is kept if its seed is fixed."""
         with self._changed:
             wanted = self._wish is not None and self._wish.request == request
@@ -226,14 +226,14 @@ class Playlist:
 
     # --- within -----------------------------------------------------------------------------------
 
-    def _next_clip(self) -> Clip | None:
+    def _next_clip(self) -> DownloadedClip | None:
         if self._wish is None:
             return None
         if self._wish.request.seed is None:
             return self._ready.popleft() if self._ready else None
         return self._fixed_clip()
 
-    def _fixed_clip(self) -> Clip | None:
+    def _fixed_clip(self) -> DownloadedClip | None:
         """The clip of a wish with a fixed seed. It is held here too: other sessions' clips may take
         its place among the kept ones.
         """

@@ -14,9 +14,9 @@ from ltxq.errors import InvalidRequest
 from ltxq.scope_plugin import fetcher
 from ltxq.scope_plugin.decoder import decode
 from ltxq.scope_plugin.kept import KeptClips
+from ltxq.scope_plugin.playback_request import PlaybackRequest, PlaybackRequests
 from ltxq.scope_plugin.player import Player, Stamp
 from ltxq.scope_plugin.playlist import Playlist
-from ltxq.scope_plugin.wish import Wish, Wishes
 
 log = logging.getLogger("ltxq.scope")
 
@@ -33,7 +33,7 @@ class Session:
     """
 
     def __init__(self, loaded: Mapping[str, Any], kept: KeptClips, stamp: Stamp) -> None:
-        self._wishes = Wishes(loaded)
+        self._wishes = PlaybackRequests(loaded)
         self._playlist = Playlist(kept)
         self._player = Player(self._playlist, stamp)
         self._starting = False  # the last call had `init_cache`
@@ -84,7 +84,7 @@ class Session:
         """End the two threads. What is queued for this session is cancelled."""
         self._playlist.close()
 
-    def _wish(self, parameters: Mapping[str, Any]) -> Wish | None:
+    def _wish(self, parameters: Mapping[str, Any]) -> PlaybackRequest | None:
         try:
             return self._wishes.read(parameters)
         except InvalidRequest as exc:

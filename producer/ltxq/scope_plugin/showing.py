@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ltxq.scope_plugin.clip import Clip
+    from ltxq.scope_plugin.clip import DownloadedClip
 
     Picture = NDArray[np.uint8]  # [H, W, 3], RGB
     Sound = NDArray[np.float32]  # [2, S] in −1..1, 48 kHz
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Showing:
     """A clip being played once. The decoder sets its rate and its sound."""
 
-    clip: Clip
+    clip: DownloadedClip
     request: VideoRequest
     rate: Fraction = Fraction(24)  # frames per second
     sound: Sound | None = None  # None: silent

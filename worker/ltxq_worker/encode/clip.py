@@ -26,7 +26,7 @@ from ltxq.job import VideoRequest
 from ltxq_worker.encode.frame_queue import Abandoned, Frames, Handover
 from ltxq_worker.encode.mp4 import Mp4Writer, exact_rate, yuv_picture
 from ltxq_worker.encode.stills import Spritesheet, write_jpeg
-from ltxq_worker.pipeline import Clip, Report, crop_offset
+from ltxq_worker.pipeline import ClipStream, Report, crop_offset
 
 MAX_WAITING = 1 << 30  # bytes of frames: 910 of 768×512, 172 of 1920×1080
 
@@ -76,7 +76,7 @@ class Encoding:
             self._thread.join()
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
-    def take(self, clip: Clip) -> None:
+    def take(self, clip: ClipStream) -> None:
         """Take every frame of `clip`; they are encoded meanwhile. The arrays taken must not be
         written to again by the thread that made them.
 
@@ -113,7 +113,7 @@ class Encoding:
             return _moved_into_place(self._unfinished, self._request, self._folder)
 
 
-def encode(clip: Clip, request: VideoRequest, folder: Path, report: Report) -> Encoded:
+def encode(clip: ClipStream, request: VideoRequest, folder: Path, report: Report) -> Encoded:
     """Take every frame from `clip` and write clip.mp4, poster.jpg and spritesheet.jpg to `folder`.
 
     `report("encode", …)` is called once the frames are exhausted: from its first call on, the GPU
@@ -163,7 +163,7 @@ def write_sidecar(
             unfinished.unlink(missing_ok=True)
 
 
-def _encode_all(handover: Handover, clip: Clip, request: VideoRequest, folder: Path) -> None:
+def _encode_all(handover: Handover, clip: ClipStream, request: VideoRequest, folder: Path) -> None:
     """The encoder's thread: write the three files from what is handed over."""
     rate = exact_rate(request.frame_rate)
     width, height = request.output_size
@@ -206,7 +206,7 @@ def _pictures(
         yield av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
 
 
-def _checked(clip: Clip, request: VideoRequest) -> Iterator[Frames]:
+def _checked(clip: ClipStream, request: VideoRequest) -> Iterator[Frames]:
     """The chunks, once they are what the request asks for."""
     width, height = request.output_size
     wanted: tuple[int, ...] = (request.height, request.width, 3)

@@ -37,7 +37,7 @@ class Sound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ClipStream:
     """What a pipeline made. Taking from `frames` does the decoding, on the GPU."""
 
     # Chunks, n ≥ 1, in order. rgb24: [n, H, W, 3], before cropping. yuv420p: [n, 3H/2, W], cropped:
@@ -65,7 +65,7 @@ class Pipeline(Protocol):
     model: str  # as VideoRequest.model names it
     versions: dict[str, str]  # what made the clip, for the sidecar: {"ltx-core": "1.0.0", …}
 
-    def generate(self, request: VideoRequest, report: Report) -> Clip:
+    def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         """Make a clip; one at a time. `request.seed` is set.
 
         Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltxq.job import VideoRequest
-from ltxq_worker.pipeline import INSTANT, Clip, Report, Sound, schedule
+from ltxq_worker.pipeline import INSTANT, ClipStream, Report, Sound, schedule
 
 CHUNK = 8  # frames decoded at once
 SLICE = 0.05  # seconds between two looks at whether the job goes on
@@ -40,13 +40,13 @@ class InstantPipeline:
         self._denoise_seconds = denoise_seconds
         self._steps = steps
 
-    def generate(self, request: VideoRequest, report: Report) -> Clip:
+    def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         """Make a clip, drawn from the prompt and the seed."""
         report("encode_text", 0, 1)
         tag = request_tag(request)
         report("encode_text", 1, 1)
         self._denoise(self._steps or schedule.steps(request.stages), report)
-        return Clip(
+        return ClipStream(
             frames=_decode(request, tag, report),
             sound=_tone(request, tag) if request.audio else None,
         )

@@ -30,7 +30,7 @@ from ltxq_worker.models.weights import resident
 from ltxq_worker.models.weights.checkpoint import LoadReport
 from ltxq_worker.models.weights.resident import Quantization, Resident
 from ltxq_worker.models.weights.text import TextContext
-from ltxq_worker.pipeline import Clip, Report, Sound, memory, schedule
+from ltxq_worker.pipeline import ClipStream, Report, Sound, memory, schedule
 from ltxq_worker.pipeline.clock import StageClock
 from ltxq_worker.pipeline.decode.frames import Decoding, tiles
 from ltxq_worker.pipeline.denoise import in_one_stage, in_two_stages
@@ -133,7 +133,7 @@ class LtxPipeline:
         """What is on; what cannot be here is switched off at its first use."""
         return replace(self._fast.optimizations, decode=self._decoding.on)
 
-    def generate(self, request: VideoRequest, report: Report) -> Clip:
+    def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         """Make a clip; `Pipeline.generate` says how. What `report` raises ends it at once."""
         if request.seed is None:
             raise InvalidRequest("The request has no seed.", hint="Draw one before generating.")
@@ -161,7 +161,7 @@ class LtxPipeline:
     @torch.inference_mode()
     def _generate(
         self, request: VideoRequest, shape: memory.Shape, seed: int, report: Report
-    ) -> Clip:
+    ) -> ClipStream:
         clock = StageClock(self._device)
         clock.begin("encode_text")
         report("encode_text", 0, 1)
@@ -189,7 +189,7 @@ class LtxPipeline:
         timings: dict[Stage, float] = {}
         sound = self._sound(latents.audio) if request.audio else None
         chunks = self._frames(latents.video, shape, request, generator, clock)
-        return Clip(
+        return ClipStream(
             frames=self._reported(chunks, request.num_frames, report, clock, timings),
             sound=sound,
             pixels=self._decoding.pixels,

@@ -14,7 +14,7 @@ from ltxq.errors import LtxqError, TimedOut
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger, Standing
 from ltxq.logs import about_job
-from ltxq_worker.process.stats import Meter
+from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
 
@@ -60,7 +60,7 @@ class Attempt:
         claim: Claim,
         *,
         lease: float,
-        meter: Meter | None = None,
+        stats: WorkerStats | None = None,
         begins: Callable[[Claim], None] = lambda _claim: None,
         show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None,
         gpu_free: Callable[[], None] = lambda: None,
@@ -75,7 +75,7 @@ class Attempt:
         self.timings: dict[str, float] = {"queued": round(claim.waited, 3)}  # seconds by stage
         self._ledger = ledger
         self._lease = lease
-        self._meter = meter or Meter()
+        self._stats = stats or WorkerStats()
         self._begins = begins
         self._show = show
         self._began = self._stage_began = time.monotonic()
@@ -94,7 +94,7 @@ class Attempt:
         ]
 
     def __enter__(self) -> Self:
-        self._meter.begins()
+        self._stats.begins()
         for thread in self._threads:
             thread.start()
         return self
@@ -104,7 +104,7 @@ class Attempt:
         self._news.set()
         for thread in self._threads:
             thread.join()
-        self._meter.ends()
+        self._stats.ends()
 
     def report(self, stage: Stage, step: int, steps: int) -> None:
         """Note that `step` of `steps` of `stage` are done, and stop if the job must.
@@ -145,7 +145,7 @@ class Attempt:
             return
         self.on_gpu = False
         self.timings["gpu"] = round(self.seconds(), 4)  # from the claim: what the job costs
-        self._meter.frees_gpu()
+        self._stats.frees_gpu()
         self._gpu_free()
         self._news.set()
 
@@ -180,7 +180,7 @@ class Attempt:
             try:
                 self._learn(self._ledger.renew(self.claim))
             except LtxqError as exc:
-                self._meter.count("lease_failures")
+                self._stats.count("lease_failures")
                 log.warning("%s: the lease is not renewed: %s", self.claim.job_id, exc)
 
     def _send_reports(self) -> None:

@@ -43,7 +43,7 @@ log = logging.getLogger("ltxq.worker")
 WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
 
 
-class Supervisor:
+class SupervisorLink:
     """This process's end of the line to its supervisor: news go up, and when it breaks the
     supervisor is dead.
     """
@@ -75,7 +75,9 @@ class Supervisor:
         threading.Thread(target=listen, name="supervisor", daemon=True).start()
 
 
-def load_pipeline(model: str, settings: Settings, device: str, supervisor: Supervisor) -> Pipeline:
+def load_pipeline(
+    model: str, settings: Settings, device: str, supervisor: SupervisorLink
+) -> Pipeline:
     """The pipeline of `model`, loaded and warm.
 
     Raises:
@@ -158,7 +160,7 @@ def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
 def main() -> None:
     """The process's whole life."""
     options = _options()
-    supervisor = Supervisor(options.line)
+    supervisor = SupervisorLink(options.control_channel)
     try:
         settings = Settings.read()
         _set_up_logging(settings, options.name)
@@ -175,7 +177,7 @@ def main() -> None:
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
     reports = threading.Thread(
-        target=runner.meter.keep_reporting,
+        target=runner.stats.keep_reporting,
         args=(lambda figures: supervisor.try_to_tell(figures=figures), ended),
         name="figures",
         daemon=True,
@@ -218,12 +220,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--device", required=True, choices=["cpu", "cuda"])
     parser.add_argument("--spool", required=True, type=Path)
-    parser.add_argument("--line", required=True, type=int)
+    parser.add_argument("--control-channel", required=True, type=int)
     return parser.parse_args()
 
 
 def _prepare(
-    options: argparse.Namespace, settings: Settings, supervisor: Supervisor
+    options: argparse.Namespace, settings: Settings, supervisor: SupervisorLink
 ) -> tuple[Runner, Celery]:
     shutil.rmtree(options.spool, ignore_errors=True)  # left by a process that died
     options.spool.mkdir(parents=True)
@@ -245,7 +247,7 @@ def _prepare(
     return runner, build_app(runner, settings)
 
 
-def _watch_for_the_end(runner: Runner, app: Celery, supervisor: Supervisor) -> None:
+def _watch_for_the_end(runner: Runner, app: Celery, supervisor: SupervisorLink) -> None:
     def supervisor_died() -> None:
         log.error("The supervisor has died: jobs are given back, this worker ends.")
         _give_back_and_exit(runner, app, 1)

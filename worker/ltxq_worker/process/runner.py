@@ -27,7 +27,7 @@ from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, full_disk_named
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.attempt import Attempt, Cancelled, ClaimLost
-from ltxq_worker.process.stats import Meter
+from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
 
@@ -53,7 +53,7 @@ class Runner:
     begins: Callable[[Claim], None] = lambda _claim: None  # told to those who watch
     show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None
     ends: Callable[[Claim], None] = lambda _claim: None
-    meter: Meter = field(default_factory=Meter)
+    stats: WorkerStats = field(default_factory=WorkerStats)
     gpu: GpuThread = field(default_factory=GpuThread)  # the one `pipeline` was loaded on
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
 
@@ -129,7 +129,7 @@ class Runner:
             self.ledger,
             claim,
             lease=self.settings.lease,
-            meter=self.meter,
+            stats=self.stats,
             begins=self.begins,
             show=self.show,
             gpu_free=gpu_free,
@@ -288,7 +288,7 @@ class Runner:
 
         def wait(state: Any) -> None:
             log.warning("%s waits for storage: %s", attempt.claim.job_id, _error(state))
-            self.meter.count("storage_failures")
+            self.stats.count("storage_failures")
             if self._spool_is_full() and not self._said_full:
                 self._said_full = True
                 log.error(
@@ -322,7 +322,7 @@ class Runner:
         self.report_outcome(claim.job_id)
         if isinstance(outcome, VideoResult):
             log.info("%s succeeded in %.1f s", claim.job_id, attempt.seconds())
-            self.meter.finished(outcome.timings)
+            self.stats.finished(outcome.timings)
         else:
             log.info("%s ended: %s", claim.job_id, outcome.code)
         return outcome

@@ -16,7 +16,7 @@ TICK_SECONDS = 1.0  # between two reports; what a killed process measured since 
 MOST_TIMINGS = 200  # in one report; each is one finished job's, and a report is one packet
 
 
-class Meter:
+class WorkerStats:
     """Counts, from any thread, the jobs in hand and what happened since the last report."""
 
     def __init__(self) -> None:

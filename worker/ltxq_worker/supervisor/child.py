@@ -1,4 +1,4 @@
-"""A worker's place on this machine and the process that fills it. No torch: what is told of the
+"""A worker slot of this machine and the process in it. No torch: what is told of the
 process comes over a line of its own, and when that line breaks the process knows to end.
 """
 
@@ -33,7 +33,7 @@ ORPHAN_SECONDS = 10.0  # given to the workers of a supervisor that died to notic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerSlot:
     """Where one worker runs. The name is stable: by it the ledger knows whose jobs are whose."""
 
     name: str  # "gpu0@host"
@@ -46,8 +46,8 @@ class Place:
         return re.sub(r"[^A-Za-z0-9.-]", "_", self.name)
 
 
-def find_places(gpus: str, name: str) -> list[Place]:
-    """The places `--gpus` asks for.
+def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
+    """The slots that `--gpus` asks for.
 
     Args:
         gpus: 'all', CUDA indexes ('0,1'), or 'cpu' ('cpu,cpu' for two).
@@ -58,7 +58,9 @@ def find_places(gpus: str, name: str) -> list[Place]:
     """
     wanted = [part.strip() for part in gpus.split(",") if part.strip()]
     if wanted and all(part == "cpu" for part in wanted):
-        return [Place(name=f"cpu{i}@{name}", device="cpu", gpu=None) for i in range(len(wanted))]
+        return [
+            WorkerSlot(name=f"cpu{i}@{name}", device="cpu", gpu=None) for i in range(len(wanted))
+        ]
     present = _present_gpus()
     if wanted == ["all"]:
         wanted = present
@@ -68,7 +70,7 @@ def find_places(gpus: str, name: str) -> list[Place]:
             hint="Name those to use with --gpus, or use --gpus cpu (only the tiny model and the "
             "instant test pipeline are quick enough for that).",
         )
-    return [Place(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
+    return [WorkerSlot(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
 
 
 def _present_gpus() -> list[str]:
@@ -85,14 +87,14 @@ def spool_root(settings: Settings) -> Path:
     return settings.spool_dir or Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
 
 
-def lock_place(place: Place, folder: Path) -> IO[str]:
-    """Take a place for this supervisor and its workers, until the last of them has ended.
+def lock_slot(slot: WorkerSlot, folder: Path) -> IO[str]:
+    """Lock a slot for this supervisor and its workers, until the last of them has ended.
 
     Raises:
         ConfigurationError: another supervisor has it, or other users can change the folder or
             where its path leads.
     """
-    lock = _open_lock(folder, f"{place.file_name}.lock")
+    lock = _open_lock(folder, f"{slot.file_name}.lock")
     end = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -101,7 +103,7 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
             if time.monotonic() > end:
                 lock.close()
                 raise ConfigurationError(
-                    f"A worker named {place.name} runs on this machine already.",
+                    f"A worker named {slot.name} runs on this machine already.",
                     hint="Stop it, choose other --gpus, or give this one another --name.",
                 ) from None
             time.sleep(0.2)
@@ -110,13 +112,13 @@ def lock_place(place: Place, folder: Path) -> IO[str]:
 
 
 def read_instance(lock: IO[str]) -> str:
-    """The instance of the supervisor that had this place before. It has ended: it held the lock."""
+    """The instance of the supervisor that had this slot before. It has ended: it held the lock."""
     lock.seek(0)
     return lock.read(64).strip()
 
 
 def note_instance(lock: IO[str], instance: str) -> None:
-    """Note the instance of the supervisor that has this place now."""
+    """Note the instance of the supervisor that has this slot now."""
     lock.seek(0)
     lock.truncate()
     lock.write(instance)
@@ -171,9 +173,9 @@ def _refuse_strangers_folder(folder: Path, about: os.stat_result, hint: str) -> 
 class WorkerProcess:
     """A running `ltxq_worker.process.main`."""
 
-    place: Place
+    slot: WorkerSlot
     process: subprocess.Popen[bytes]
-    line: socket.socket
+    control_channel: socket.socket
     started: float = field(default_factory=time.monotonic)
     ready: bool = False
     stops: int = 0  # times it was asked to stop
@@ -181,16 +183,16 @@ class WorkerProcess:
     loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
     failure: str | None = None  # why it cannot start, in its own words
     failure_is_final: bool = False  # and will not, however often it is tried
-    hear_figures: Callable[[Place, dict[str, Any]], None]
+    hear_figures: Callable[[WorkerSlot, dict[str, Any]], None]
 
     @classmethod
     def start(
         cls,
-        place: Place,
+        slot: WorkerSlot,
         model: str,
         spool: Path,
         lock: IO[str],
-        hear_figures: Callable[[Place, dict[str, Any]], None],
+        hear_figures: Callable[[WorkerSlot, dict[str, Any]], None],
     ) -> WorkerProcess:
         """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on.
 
@@ -201,11 +203,11 @@ class WorkerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             *(sys.executable, "-m", "ltxq_worker.process.main"),
-            *("--model", model, "--name", place.name, "--device", place.device),
-            *("--spool", str(spool), "--line", str(theirs.fileno())),
+            *("--model", model, "--name", slot.name, "--device", slot.device),
+            *("--spool", str(spool), "--control-channel", str(theirs.fileno())),
         ]
         environment = dict(os.environ)
-        environment["CUDA_VISIBLE_DEVICES"] = place.gpu or ""
+        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu or ""
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which --gpus means
         process = subprocess.Popen(
             command,
@@ -215,8 +217,8 @@ class WorkerProcess:
             start_new_session=True,
         )
         theirs.close()
-        worker = cls(place=place, process=process, line=ours, hear_figures=hear_figures)
-        threading.Thread(target=worker._listen, name=f"line-{place.name}", daemon=True).start()
+        worker = cls(slot=slot, process=process, control_channel=ours, hear_figures=hear_figures)
+        threading.Thread(target=worker._listen, name=f"control-{slot.name}", daemon=True).start()
         return worker
 
     @property
@@ -240,12 +242,12 @@ class WorkerProcess:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
 
     def _listen(self) -> None:
-        with self.line:
-            while news := self.line.recv(MOST_NEWS):
+        with self.control_channel:
+            while news := self.control_channel.recv(MOST_NEWS):
                 self._hear(json.loads(news))
 
     def _hear(self, news: dict[str, object]) -> None:
-        name = self.place.name
+        name = self.slot.name
         if news.get("ready"):
             self.ready = True
             log.info("%s is ready after %.0f s", name, time.monotonic() - self.started)
@@ -255,7 +257,7 @@ class WorkerProcess:
                 log.info("%s loads the %s (%d %%)", name, news["loading"], percent)
             self.loaded = news["loading"], percent
         elif isinstance(figures := news.get("figures"), dict):
-            self.hear_figures(self.place, figures)
+            self.hear_figures(self.slot, figures)
         elif "failed" in news:
             self.failure = str(news["failed"])
             self.failure_is_final = not news["retryable"]

@@ -24,7 +24,7 @@ from ltxq.errors import LtxqError
 from ltxq.ledger import Ledger, WorkerState
 from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
-from ltxq_worker.supervisor.child import Place
+from ltxq_worker.supervisor.child import WorkerSlot
 
 log = logging.getLogger("ltxq.supervisor")
 
@@ -41,7 +41,7 @@ GPU_STALE_SECONDS = 60.0  # after which its last answer is not told any more
 class WorkerMetrics:
     """The figures of the workers on this machine; they outlive the processes."""
 
-    def __init__(self, model: str, places: Sequence[Place], spool_limit: int) -> None:
+    def __init__(self, model: str, slots: Sequence[WorkerSlot], spool_limit: int) -> None:
         self._model = model
         self.registry = registry = new_registry()
         labels = ("worker", "model")
@@ -83,12 +83,12 @@ class WorkerMetrics:
         )
         self._sweeps = Counter("ltxq_sweeps", "By outcome.", ("outcome",), registry=registry)
         self._sweep_seconds = histogram("ltxq_sweep_seconds", "One sweep.", SWEEP_BUCKETS)
-        self._make_known(places, spool_limit)
+        self._make_known(slots, spool_limit)
 
-    def _make_known(self, places: Sequence[Place], spool_limit: int) -> None:
+    def _make_known(self, slots: Sequence[WorkerSlot], spool_limit: int) -> None:
         """Every series from the start: a counter that appears at 1 has no rate."""
-        for place in places:
-            labels = (place.name, self._model)
+        for slot in slots:
+            labels = (slot.name, self._model)
             self._ready.labels(*labels)
             self._spool_limit.labels(*labels).set(spool_limit)
             for counter in (self._starts, self._gpu_busy):
@@ -104,9 +104,9 @@ class WorkerMetrics:
         for outcome in ("done", "failed"):
             self._sweeps.labels(outcome)
 
-    def hear(self, place: Place, figures: dict[str, Any]) -> None:
+    def hear(self, slot: WorkerSlot, figures: dict[str, Any]) -> None:
         """What a process measured since it told last."""
-        labels = (place.name, self._model)
+        labels = (slot.name, self._model)
         self._gpu_busy.labels(*labels).inc(figures["gpu_busy"])
         self._jobs.labels(*labels, "gpu").set(figures["on_gpu"])
         self._jobs.labels(*labels, "spool").set(figures["spooled"])
@@ -129,40 +129,40 @@ class WorkerMetrics:
         self,
         settings: Settings,
         ledger: Ledger,
-        places: Sequence[Place],
+        slots: Sequence[WorkerSlot],
         spool: Path,
         *,
         healthy: Callable[[], bool],
-        state: Callable[[Place], WorkerState],
+        state: Callable[[WorkerSlot], WorkerState],
     ) -> MetricsServer | None:
         """Serve `/metrics` where the settings say so; the caller closes it.
 
         Args:
             healthy: whether the supervisor does its work.
-            state: of the worker of a place, now.
+            state: of the worker of a slot, now.
 
         Raises:
             ConfigurationError: the address cannot be listened on.
         """
         if settings.metrics_address is None:
             return None
-        for place in places:
-            ready = partial(_is_ready, state, place)
-            self._ready.labels(place.name, self._model).set_function(ready)
+        for slot in slots:
+            ready = partial(_is_ready, state, slot)
+            self._ready.labels(slot.name, self._model).set_function(ready)
         self.registry.register(FleetCollector(ledger, default_model=settings.default_model))
         self.registry.register(SpoolCollector(spool))
-        gpus = GpuCollector(places)
+        gpus = GpuCollector(slots)
         self.registry.register(gpus)
         gpus.start()
         checks = {  # for who starts containers
             "/healthz": healthy,
-            "/readyz": lambda: any(_is_ready(state, place) for place in places),
+            "/readyz": lambda: any(_is_ready(state, slot) for slot in slots),
         }
         return MetricsServer(settings.metrics_address, self.registry, checks)
 
-    def started(self, place: Place) -> None:
-        """A process was started for the place."""
-        self._starts.labels(place.name, self._model).inc()
+    def started(self, slot: WorkerSlot) -> None:
+        """A process was started for the slot."""
+        self._starts.labels(slot.name, self._model).inc()
 
     @contextmanager
     def sweep(self) -> Iterator[None]:
@@ -175,10 +175,10 @@ class WorkerMetrics:
             raise
         self._sweeps.labels("done").inc()
 
-    def ended(self, place: Place) -> None:
-        """The place's process is gone: it has nothing in hand."""
+    def ended(self, slot: WorkerSlot) -> None:
+        """The slot's process is gone: it has nothing in hand."""
         for phase in ("gpu", "spool"):
-            self._jobs.labels(place.name, self._model, phase).set(0)
+            self._jobs.labels(slot.name, self._model, phase).set(0)
 
 
 class SpoolCollector(Collector):
@@ -207,8 +207,8 @@ class GpuCollector(Collector):
     nvidia-smi is asked in a thread of its own: a broken GPU may keep it from ever answering.
     """
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._workers = {place.gpu: place.name for place in places if place.gpu is not None}
+    def __init__(self, slots: Sequence[WorkerSlot]) -> None:
+        self._workers = {slot.gpu: slot.name for slot in slots if slot.gpu is not None}
         self._told: dict[str, tuple[float, float, float]] = {}  # used, size, load
         self._told_at = 0.0
 
@@ -258,8 +258,8 @@ class GpuCollector(Collector):
         return told
 
 
-def _is_ready(state: Callable[[Place], WorkerState], place: Place) -> bool:
-    return state(place) == "ready"
+def _is_ready(state: Callable[[WorkerSlot], WorkerState], slot: WorkerSlot) -> bool:
+    return state(slot) == "ready"
 
 
 def _number(text: str) -> float:

@@ -32,10 +32,10 @@ from ltxq.storage import Storage
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT
 from ltxq_worker.supervisor.child import (
-    Place,
     WorkerProcess,
-    find_places,
-    lock_place,
+    WorkerSlot,
+    find_slots,
+    lock_slot,
     note_instance,
     read_instance,
     spool_root,
@@ -57,10 +57,10 @@ STEADY_SECONDS = 60.0  # a worker that ran for so long begins again at the first
 
 
 @dataclass
-class Post:
-    """A place, and the process in it, if there is one."""
+class SupervisedSlot:
+    """A worker slot, its lock and spool, and the process in it, if there is one."""
 
-    place: Place
+    identity: WorkerSlot
     lock: IO[str]
     spool: Path
     worker: WorkerProcess | None = None
@@ -72,24 +72,26 @@ class Post:
 
 
 class Supervisor:
-    """Keeps the posts manned until it is told to stop."""
+    """Keeps the slots manned until it is told to stop."""
 
-    def __init__(self, settings: Settings, model: str, host: str, posts: list[Post]) -> None:
+    def __init__(
+        self, settings: Settings, model: str, host: str, slots: list[SupervisedSlot]
+    ) -> None:
         self._model = model
         self._host = host
-        self._posts = posts
+        self._slots = slots
         self._settings = settings
         self._instance = secrets.token_hex(8)  # by which the ledger knows whose the names are
-        self._gone = {post.place.name: read_instance(post.lock) for post in posts}
-        self._noted = False  # the instance, in the places' lock files
+        self._gone = {slot.identity.name: read_instance(slot.lock) for slot in slots}
+        self._noted = False  # the instance, in the slots' lock files
         self._name_taken: NameTaken | None = None  # by another supervisor: this one must end
         self._drained = False  # no process is to run here until the operator says otherwise
         self._app: Celery = make_app(settings)
         self._ledger = Ledger.from_settings(settings)
         self._storage = Storage.from_settings(settings)
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
-        self._metrics = WorkerMetrics(model, [p.place for p in posts], settings.spool_jobs)
-        self._looked = time.monotonic()  # at the posts, last
+        self._metrics = WorkerMetrics(model, [slot.identity for slot in slots], settings.spool_jobs)
+        self._looked = time.monotonic()  # at the slots, last
         self._stops = 0  # asked for so far
         self._ended = threading.Event()
 
@@ -119,22 +121,22 @@ class Supervisor:
                 self._looked = time.monotonic()
                 if self._name_taken:
                     raise self._name_taken
-                for post in self._posts:
-                    self._look_after(post)
-                if all(post.worker is None for post in self._posts) and self._stops:
+                for slot in self._slots:
+                    self._look_after(slot)
+                if all(slot.worker is None for slot in self._slots) and self._stops:
                     return 0
-                if all(post.start_at == _NEVER for post in self._posts):
+                if all(slot.start_at == _NEVER for slot in self._slots):
                     return 1
                 time.sleep(LOOK_SECONDS)
         finally:
             self._ended.set()
             for thread in threads:
                 thread.join()
-            for post in self._posts:
-                if post.worker:
-                    post.worker.kill()
-                    self._give_back(post)
-                shutil.rmtree(post.spool, ignore_errors=True)
+            for slot in self._slots:
+                if slot.worker:
+                    slot.worker.kill()
+                    self._give_back(slot)
+                shutil.rmtree(slot.spool, ignore_errors=True)
             with suppress(LtxqError):  # else the names are free after a lease
                 self._ledger.leave(self._instance, list(self._gone))
             if metrics:
@@ -144,10 +146,10 @@ class Supervisor:
         return self._metrics.serve(
             self._settings,
             self._ledger,
-            [post.place for post in self._posts],
+            [slot.identity for slot in self._slots],
             spool_root(self._settings),
             healthy=lambda: time.monotonic() - self._looked < STUCK_SECONDS,
-            state=lambda place: next(self._state(p) for p in self._posts if p.place == place),
+            state=lambda slot: next(self._state(s) for s in self._slots if s.identity == slot),
         )
 
     def _on_stop(self, *_: Any) -> None:
@@ -155,52 +157,54 @@ class Supervisor:
         # starts a process.
         self._stops += 1
 
-    def _look_after(self, post: Post) -> None:
-        if post.worker and post.worker.has_ended:
-            self._note_end(post, post.worker)
-        if post.worker:
-            if self._drained and not (post.leaves or self._stops):
-                post.leaves = True
-                post.worker.ask_to_stop()
-            elif post.worker.stops < self._stops:
-                post.worker.ask_to_stop()
+    def _look_after(self, slot: SupervisedSlot) -> None:
+        if slot.worker and slot.worker.has_ended:
+            self._note_end(slot, slot.worker)
+        if slot.worker:
+            if self._drained and not (slot.leaves or self._stops):
+                slot.leaves = True
+                slot.worker.ask_to_stop()
+            elif slot.worker.stops < self._stops:
+                slot.worker.ask_to_stop()
             return
-        if post.holds_jobs and not self._give_back(post):
+        if slot.holds_jobs and not self._give_back(slot):
             return
-        if not (self._stops or self._drained) and time.monotonic() >= post.start_at:
-            post.worker = WorkerProcess.start(
-                post.place, self._model, post.spool, post.lock, self._metrics.hear
+        if not (self._stops or self._drained) and time.monotonic() >= slot.start_at:
+            slot.worker = WorkerProcess.start(
+                slot.identity, self._model, slot.spool, slot.lock, self._metrics.hear
             )
-            self._metrics.started(post.place)
-            log.info("%s starts (%s)", post.place.name, self._model)
+            self._metrics.started(slot.identity)
+            log.info("%s starts (%s)", slot.identity.name, self._model)
 
-    def _note_end(self, post: Post, worker: WorkerProcess) -> None:
-        post.worker, post.holds_jobs, post.hung = None, True, worker.hung
-        self._metrics.ended(post.place)
+    def _note_end(self, slot: SupervisedSlot, worker: WorkerProcess) -> None:
+        slot.worker, slot.holds_jobs, slot.hung = None, True, worker.hung
+        self._metrics.ended(slot.identity)
         lived = time.monotonic() - worker.started
-        post.ends = 1 if worker.ready and lived > STEADY_SECONDS else post.ends + 1
-        wait = BACKOFF[min(post.ends, len(BACKOFF)) - 1]
-        post.start_at = _NEVER if worker.failure_is_final else time.monotonic() + wait
-        if post.leaves:
-            post.leaves, post.ends, post.start_at = False, 0, 0.0
-            log.info("%s is drained", post.place.name)
+        slot.ends = 1 if worker.ready and lived > STEADY_SECONDS else slot.ends + 1
+        wait = BACKOFF[min(slot.ends, len(BACKOFF)) - 1]
+        slot.start_at = _NEVER if worker.failure_is_final else time.monotonic() + wait
+        if slot.leaves:
+            slot.leaves, slot.ends, slot.start_at = False, 0, 0.0
+            log.info("%s is drained", slot.identity.name)
         elif not self._stops:
-            log.error("%s ended (%s)", post.place.name, worker.describe_end())
+            log.error("%s ended (%s)", slot.identity.name, worker.describe_end())
 
-    def _give_back(self, post: Post) -> bool:
-        """Queue again what the dead process of this post had. False while Redis is away."""
+    def _give_back(self, slot: SupervisedSlot) -> bool:
+        """Queue again what the dead process of this slot had. False while Redis is away."""
         try:
-            why = TIMED_OUT if post.hung else WORKER_LOST
-            returned = self._ledger.give_back_all(post.place.name, instance=self._instance, why=why)
+            why = TIMED_OUT if slot.hung else WORKER_LOST
+            returned = self._ledger.give_back_all(
+                slot.identity.name, instance=self._instance, why=why
+            )
         except LtxqError as exc:
-            log.warning("The jobs of %s are not given back yet: %s", post.place.name, exc)
+            log.warning("The jobs of %s are not given back yet: %s", slot.identity.name, exc)
             return False
         for job in returned:
             with about_job(job.job_id):
                 again = job.state == "queued"
                 log.warning("%s is %s", job.job_id, "queued again" if again else job.state)
         follow_up(self._app, self._ledger, *returned)
-        post.holds_jobs = post.hung = False
+        slot.holds_jobs = slot.hung = False
         return True
 
     def _keep_sweeping(self) -> None:
@@ -226,13 +230,13 @@ class Supervisor:
         """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
         says whether this host is to drain.
         """
-        states = {post.place.name: self._state(post) for post in self._posts}
-        drained = self._ledger.present(
+        states = {slot.identity.name: self._state(slot) for slot in self._slots}
+        drained = self._ledger.heartbeat(
             self._model, self._host, states, instance=self._instance, gone=self._gone
         )
-        if not self._noted:  # for the next supervisor of these places
-            for post in self._posts:
-                note_instance(post.lock, self._instance)
+        if not self._noted:  # for the next supervisor of these slots
+            for slot in self._slots:
+                note_instance(slot.lock, self._instance)
             self._noted = True
         if drained != self._drained:
             log.info(
@@ -269,11 +273,11 @@ class Supervisor:
             else:
                 return
 
-    def _state(self, post: Post) -> WorkerState:
-        worker = post.worker  # the loop may take it away
+    def _state(self, slot: SupervisedSlot) -> WorkerState:
+        worker = slot.worker  # the loop may take it away
         if worker is None:
             return "drained" if self._drained else "down"
-        if post.leaves or self._stops:
+        if slot.leaves or self._stops:
             return "draining"
         return "ready" if worker.ready else "loading"
 
@@ -285,7 +289,7 @@ class Supervisor:
         follow_up(self._app, self._ledger, *swept.lease_ended)
         for job_id in swept.unreported:
             report_outcome(self._app, self._ledger, job_id)
-        if swept.spoilt:
+        if swept.corrupt:
             log.error("An index of the jobs in Redis was written over: built anew from the records")
             self._ledger.rebuild()
 
@@ -310,14 +314,14 @@ class Supervisor:
                 return
 
     def _kill_hung(self) -> None:
-        for post in self._posts:
-            worker = post.worker  # the loop may take it away
+        for slot in self._slots:
+            worker = slot.worker  # the loop may take it away
             if not worker:
                 continue
-            for job in self._ledger.held(post.place.name):
+            for job in self._ledger.running_on(slot.identity.name):
                 if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
                     with about_job(job.job_id):
-                        log.error("%s hangs in %s: killed", post.place.name, job.job_id)
+                        log.error("%s hangs in %s: killed", slot.identity.name, job.job_id)
                     worker.hung = True
                     worker.process.kill()
 
@@ -357,10 +361,10 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
     if model != INSTANT:
         ModelFolder.open(settings.model_dir.expanduser() / model)  # before any GPU is set up
     host = name or socket.gethostname()
-    places = find_places(gpus, host)
+    identities = find_slots(gpus, host)
     root = spool_root(settings)
-    posts = [
-        Post(place=place, lock=lock_place(place, root), spool=root / place.file_name)
-        for place in places
+    slots = [
+        SupervisedSlot(identity=slot, lock=lock_slot(slot, root), spool=root / slot.file_name)
+        for slot in identities
     ]
-    return Supervisor(settings, model, host, posts).run()
+    return Supervisor(settings, model, host, slots).run()

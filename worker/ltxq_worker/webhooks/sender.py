@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from ltxq.errors import LtxqError
 from ltxq.job import Job
-from ltxq.ledger import Delivery, Ledger
+from ltxq.ledger import Ledger, WebhookAttempt
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -87,7 +87,7 @@ class Webhooks:
             self._deliver(delivery)
         return True
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _deliver(self, delivery: WebhookAttempt) -> None:
         try:
             self._send(self._ledger.get(delivery.job_id))
         except (NotSent, LtxqError) as exc:
@@ -126,7 +126,7 @@ class Webhooks:
             "data": {**fields, "metadata": job.request.metadata},
         }
 
-    def _note_failure(self, delivery: Delivery, reason: str) -> None:
+    def _note_failure(self, delivery: WebhookAttempt, reason: str) -> None:
         wait: float | None = self._backoff[min(delivery.attempt, len(self._backoff)) - 1]
         if delivery.age > self._patience:
             wait = None

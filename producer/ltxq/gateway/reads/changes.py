@@ -21,7 +21,7 @@ class Changes(Protocol):
         """One of them, or None after `timeout` seconds."""
 
 
-class News:
+class ChangeListener:
     """An event for each follower, set when its job may have changed.
 
     Args:

@@ -18,7 +18,7 @@ from ltxq.client.transport import LOOK_SECONDS
 from ltxq.errors import QueueUnavailable
 from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai.errors import Refused
-from ltxq.gateway.reads.changes import News
+from ltxq.gateway.reads.changes import ChangeListener
 from ltxq.job import Job
 
 THREADS = 16
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Queue:
+class QueueReader:
     """The queue, for all owners. Made and used on one event loop."""
 
     def __init__(self, transport: GatewayTransport) -> None:
@@ -39,7 +39,7 @@ class Queue:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ltxq")
         self._calls = 0
         self._reader = _Reader(self, self.client(None))
-        self._news = News(transport.all_changes, asyncio.get_running_loop())
+        self._news = ChangeListener(transport.all_changes, asyncio.get_running_loop())
 
     def client(self, owner: str | None) -> Client:
         """The owner's client; None: everybody's."""
@@ -119,7 +119,7 @@ class _Reader:
     more than one, and most of what a gateway is asked is how far a job is.
     """
 
-    def __init__(self, queue: Queue, client: Client) -> None:
+    def __init__(self, queue: QueueReader, client: Client) -> None:
         self._queue = queue
         self._client = client
         self._wanted: dict[str, list[asyncio.Future[Job]]] = {}

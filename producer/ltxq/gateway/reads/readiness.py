@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from ltxq.client import Client
 from ltxq.errors import LtxqError
-from ltxq.gateway.reads.queue_reader import Queue
+from ltxq.gateway.reads.queue_reader import QueueReader
 
 log = logging.getLogger("ltxq.gateway")
 
@@ -36,7 +36,7 @@ NOTHING_FOUND = Readiness(queue=False, worker=False, storage=False)
 class Prober:
     """Looks at queue, workers and storage, at most once at a time."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: QueueReader) -> None:
         self._queue = queue
         self._client: Client = queue.client(None)
         self._found = NOTHING_FOUND

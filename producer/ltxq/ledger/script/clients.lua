@@ -5,7 +5,7 @@
 function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
                           not_before, start_within, channel, event)
   local known = redis.call('HGET', key('job', id), 'submitted')
-  if known then return {'accepted', known, place(id)} end
+  if known then return {'accepted', known, queue_position(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
     -- A client that was given no key sends the job's id, which needs no index.
@@ -59,7 +59,7 @@ function operation.submit(id, contract, request, digest, queue, band, cost, owne
     join_queue(id, seq, queue, band, cost, owner)
   end
   if channel ~= '' then redis.pcall('PUBLISH', channel, event) end
-  return {'accepted', now, place(id)}
+  return {'accepted', now, queue_position(id)}
 end
 
 -- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.
@@ -70,7 +70,7 @@ function operation.read(...)
     if record.err then
       rows[#rows + 1] = {'damaged'}
     else
-      rows[#rows + 1] = {record, place(id)}
+      rows[#rows + 1] = {record, queue_position(id)}
     end
   end
   return {now, rows}

@@ -23,7 +23,7 @@ local function forget(id)
   for _, index in ipairs({'running', 'deadlines', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
 end
 
-local function bury(id, retention)
+local function quarantine(id, retention)
   forget(id)
   if is_record(id) then
     local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
@@ -43,7 +43,7 @@ end
 -- An index of another type than it should be was written over: away with it. A supervisor then builds
 -- it anew from the records. Answers whether there was one. `owners`, `queues`: which to look at; nil: all
 -- queues.
-local function mend(owners, queues)
+local function repair_indexes(owners, queues)
   local found = false
   local function expect(kind, name)
     local is = redis.call('TYPE', name).ok
@@ -74,7 +74,7 @@ local function mend(owners, queues)
     for _, name in ipairs({'vtime', 'missing'}) do expect('string', key(name, queue)) end
     expect('list', queue)  -- Celery's
   end
-  if found then redis.call('SET', key('spoilt'), 1) end
+  if found then redis.call('SET', key('corrupt'), 1) end
   return found
 end
 
@@ -107,7 +107,7 @@ local function index(id, lease, retention)
   end
 end
 
--- `step(id, …)`, so that one damaged record stops no other job: that one is buried. What Redis
+-- `step(id, …)`, so that one damaged record stops no other job: that one is quarantined. What Redis
 -- itself has against a write (it is full, a replica) is still an error.
 local function guarded(retention, step, id, ...)
   local went_well, answer = pcall(step, id, ...)
@@ -116,7 +116,7 @@ local function guarded(retention, step, id, ...)
   if string.find(text, 'WRONGTYPE', 1, true) and is_record(id) then error(answer) end  -- an index
   for _, sign in ipairs({'attempt to', 'number expected', 'not an integer', 'WRONGTYPE', 'not a valid', 'concat', 'must be strings'}) do
     if string.find(text, sign, 1, true) then
-      bury(id, retention)
+      quarantine(id, retention)
       return nil
     end
   end

@@ -26,7 +26,7 @@ end
 
 -- Of a queued job: how many are taken before it, '' where its time has not come. Of any: how many workers there are for it, and
 -- the pace of its queue.
-local function find_place(id)
+local function find_queue_position(id)
   local state, queue, band, seq = unpack(get(id, 'state', 'queue', 'band', 'seq'))
   if state ~= 'queued' and state ~= 'running' then return {} end
   local ahead = -1
@@ -40,8 +40,8 @@ local function find_place(id)
   return {ahead, alive, gpu or '', whole or ''}
 end
 
-local function place(id)
-  local readable, found = pcall(find_place, id)
+local function queue_position(id)
+  local readable, found = pcall(find_queue_position, id)
   return readable and found or {}
 end
 

@@ -3,7 +3,7 @@
 -- A supervisor, an `instance` of its own, tells of its workers: name, state, and the instance that had
 -- the name and is known to be gone, for each. Answers whether it is to drain; or, where another
 -- instance holds a name, which and for how many ms that has been silent, and then nothing is noted.
-function operation.present(queue, host, instance, lease, ...)
+function operation.heartbeat(queue, host, instance, lease, ...)
   local told = {...}
   for i = 1, #told, 3 do
     local silence = silence_of_holder(told[i], instance, tonumber(lease))

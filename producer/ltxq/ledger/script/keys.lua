@@ -42,7 +42,7 @@
 --   queues                  set of the queues with jobs or workers
 --   cursor                  where the next sweep goes on in `queues`
 --   counter                 source of seq
---   spoilt                  there while indexes that were written over are built anew
+--   corrupt                 there while indexes that were written over are built anew
 --   swept                   when the last sweep ran
 --   outage                  when a sweep found that nobody had swept for a while
 --   probe                   written by workers, for seconds, to see whether Redis takes writes

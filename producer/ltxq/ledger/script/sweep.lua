@@ -104,7 +104,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
 
   local owners = redis.pcall('SRANDMEMBER', key('owners'), 100)  -- there may be many: all in time
   local queues = next_queues()
-  mend(owners.err and {} or owners, queues)
+  repair_indexes(owners.err and {} or owners, queues)
 
   if now - last > 3 * interval then extend_leases(lease) end
   put_back_of_silent(lease, most)
@@ -139,14 +139,14 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   end
 
   local unreported = redis.call('ZRANGEBYSCORE', key('unreported'), '-inf', now - grace, 'LIMIT', 0, most)
-  local spoilt = redis.call('EXISTS', key('spoilt'))
-  return {'swept', given, unreported, spoilt}
+  local corrupt = redis.call('EXISTS', key('corrupt'))
+  return {'swept', given, unreported, corrupt}
 end
 
 -- A record past its retention is removed.
 local function expire(id)
   local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
-  if state == 'queued' or state == 'running' then  -- spoilt by hand, or submitted again
+  if state == 'queued' or state == 'running' then  -- damaged by hand, or submitted again
     redis.call('ZREM', key('expiry'), id)
     return
   end

@@ -1,6 +1,6 @@
 -- The outbox of webhooks: `webhooks` orders receivers, `webhooks:<receiver>` its jobs.
 
--- The host of the request's webhook_url; nil where there is none. A record spoilt by hand is no
+-- The host of the request's webhook_url; nil where there is none. A record damaged by hand is no
 -- reason that its job cannot end.
 local function receiver_of(id)
   local ok, request = pcall(cjson.decode, redis.call('HGET', key('job', id), 'request') or '')
@@ -42,7 +42,7 @@ end
 -- the caller alone until the lease ends. Its attempt's number is what `webhook_failed` must show: an
 -- older one no longer has a say.
 function operation.take_webhook(lease)
-  for _ = 1, 100 do  -- those spoilt by hand, and then the next sender goes on
+  for _ = 1, 100 do  -- those damaged by hand, and then the next sender goes on
     local receiver = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
     if not receiver then return {} end
     local id = redis.call('ZRANGEBYSCORE', key('webhooks', receiver), '-inf', now, 'LIMIT', 0, 1)[1]

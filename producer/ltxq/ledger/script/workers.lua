@@ -146,7 +146,7 @@ function operation.give_back_all(worker, instance, lease, max_lost, retention, f
   return given
 end
 
-function operation.held(worker)
+function operation.running_on(worker)
   local held = {}
   for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
     -- A damaged record is passed over: its lease ends, and the sweep deals with it.

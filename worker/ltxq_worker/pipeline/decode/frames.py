@@ -52,8 +52,10 @@ class Decoding:
         generator: torch.Generator,
         all_queued: Callable[[], None],
     ) -> Iterator[Frames]:
-        """A clip's frames in chunks, as `Clip` has them. `all_queued`: called once the device has
-        been told all it has to do.
+        """A clip's frames in chunks, as `ClipStream` has them.
+
+        Args:
+            all_queued: called once all of the device's work is queued.
         """
         chunks = _then(_decoded(latent, self._decoder, tiling, generator), all_queued)
         if self._send is None:

@@ -25,8 +25,8 @@ from ltxq_worker.pipeline.device import (
 )
 from ltxq_worker.pipeline.fast.options import said_by, step_down
 from ltxq_worker.pipeline.fast.transformer import (
-    Bound,
     FastTransformer,
+    PreparedInputs,
     Streams,
     Tree,
     leaves,
@@ -119,7 +119,9 @@ class GraphedTransformer:
                 self._recorded.popitem(last=False)
         return recorded
 
-    def _record(self, bound: Bound, video: torch.Tensor, audio: torch.Tensor) -> _Recorded | None:
+    def _record(
+        self, bound: PreparedInputs, video: torch.Tensor, audio: torch.Tensor
+    ) -> _Recorded | None:
         try:
             return _Recorded(self._transformer, bound, video, audio, self._recorder)
         except Exception as exc:  # whatever CUDA forbids while it records
@@ -142,7 +144,7 @@ class _Recorded:
     def __init__(
         self,
         transformer: FastTransformer,
-        bound: Bound,
+        bound: PreparedInputs,
         video: torch.Tensor,
         audio: torch.Tensor,
         recorder: Recorder,
@@ -153,7 +155,7 @@ class _Recorded:
         self._inputs = (video.clone(), audio.clone(), sigma, sigma / 2)
         self._again = recorder.record(lambda: transformer.step(bound, *self._inputs))
 
-    def take(self, bound: Bound) -> None:
+    def take(self, bound: PreparedInputs) -> None:
         """Make the steps that follow those of another clip, whose text is in place."""
         _copy(self._bound.rest, bound.rest)
 

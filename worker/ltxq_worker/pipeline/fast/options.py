@@ -1,6 +1,6 @@
 """The optimizations of making a clip, and which of them are on: the setting `LTXQ_OPTIMIZE`.
 
-Each works without the others, but for those that bring `lean` along. All are exact up to rounding:
+Each works without the others, but for those that bring `hoist` along. All are exact up to rounding:
 none skips a step or reuses one's outcome in another. Knows no torch, so that a setting is checked
 before a model is loaded.
 """
@@ -25,7 +25,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})x(\d{1,5})(?:x(\d))?(?:@(\d{1,3}(?:\.\d+
 class Optimizations:
     """Which are on. None is: the library's own arithmetic, bit for bit."""
 
-    lean: bool = False  # one timestep for all tokens; positions and text once a clip
+    hoist: bool = False  # one timestep for all tokens; positions and text once a clip
     attention: bool = False  # cuDNN's attention first, on CUDA
     compile: bool = False  # torch.compile of the transformer's block, once for each size
     graphs: bool = False  # a denoising step as one CUDA graph, for each of the last few sizes
@@ -37,7 +37,7 @@ class Optimizations:
     def parse(cls, setting: str, device: str) -> Optimizations:
         """Read `setting` for a device's type, 'cuda' or 'cpu'.
 
-        auto: all on CUDA; on a CPU those that need no compiler and pay: lean and text.
+        auto: all on CUDA; on a CPU those that need no compiler and pay: hoist and text.
 
         Raises:
             ConfigurationError: it names what there is not.
@@ -45,7 +45,7 @@ class Optimizations:
         names = [field.name for field in fields(cls)]
         words = {word.strip() for word in setting.split(",") if word.strip()}
         if words == {"auto"}:
-            words = set(names) if device == "cuda" else {"lean", "text"}
+            words = set(names) if device == "cuda" else {"hoist", "text"}
         elif words == {"all"}:
             words = set(names)
         elif words == {"none"}:
@@ -62,7 +62,7 @@ class Optimizations:
         if device != "cuda":
             chosen = replace(chosen, attention=False, graphs=False, frames=False)
         if chosen.attention or chosen.compile or chosen.graphs:
-            chosen = replace(chosen, lean=True)
+            chosen = replace(chosen, hoist=True)
         return chosen
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ class FastPath:
         self._blocks: CompiledBlocks | None = None
         self._graphs: GraphedTransformer | None = None
         self.transformer: Transformer = LibraryTransformer(model)
-        if not chosen.lean:
+        if not chosen.hoist:
             return
         if chosen.compile:
             self._blocks = CompiledBlocks(device, attention=attention)

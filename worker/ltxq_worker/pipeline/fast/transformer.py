@@ -35,12 +35,12 @@ RunBlock = Callable[[torch.nn.Module, TransformerArgs, TransformerArgs], Streams
 Tree = torch.Tensor | tuple["Tree", ...]
 # The rotations of a stream's own and of cross attention, and a mask of one token: its noise level
 # at a step is the mask times sigma.
-Still = tuple[Tree, Tree, torch.Tensor]
+StepConstants = tuple[Tree, Tree, torch.Tensor]
 T = TypeVar("T", bound=Tree)
 
 
 @dataclass(frozen=True)
-class Bound:
+class PreparedInputs:
     """What stays the same in all steps of a clip."""
 
     # For each block what it attends to for picture and for sound. Keys and values where they stay
@@ -48,7 +48,7 @@ class Bound:
     # context itself, which is one and the same for all blocks.
     text: Tree
     # For picture and for sound.
-    rest: tuple[Still, Still]
+    rest: tuple[StepConstants, StepConstants]
 
 
 def leaves(tree: Tree) -> Iterator[torch.Tensor]:
@@ -108,7 +108,7 @@ class FastTransformer:
 
     def step(
         self,
-        bound: Bound,
+        bound: PreparedInputs,
         video: torch.Tensor,
         audio: torch.Tensor,
         sigma: torch.Tensor,
@@ -122,14 +122,16 @@ class FastTransformer:
             _towards(clean_audio, audio, sigma, after),
         )
 
-    def prepare(self, video: LatentState, audio: LatentState, context: TextContext) -> Bound:
+    def prepare(
+        self, video: LatentState, audio: LatentState, context: TextContext
+    ) -> PreparedInputs:
         """What `predict` needs of a clip."""
         sigma = torch.ones((), device=video.latent.device)
         noisy_video = _modality(video, context.video, sigma)
         noisy_audio = _modality(audio, context.audio, sigma)
         of_video = self._model.video_args_preprocessor.prepare(noisy_video, noisy_audio)
         of_audio = self._model.audio_args_preprocessor.prepare(noisy_audio, noisy_video)
-        return Bound(
+        return PreparedInputs(
             text=tuple(
                 (
                     self._text(block.attn2, of_video.context),
@@ -137,7 +139,7 @@ class FastTransformer:
                 )
                 for block in self._model.transformer_blocks
             ),
-            rest=(_still(of_video, video), _still(of_audio, audio)),
+            rest=(_step_constants(of_video, video), _step_constants(of_audio, audio)),
         )
 
     def _text(self, attention: Attention, context: torch.Tensor) -> Tree:
@@ -146,7 +148,7 @@ class FastTransformer:
         return attention.k_norm(attention.to_k(context)), attention.to_v(context)
 
     def predict(
-        self, bound: Bound, video: torch.Tensor, audio: torch.Tensor, sigma: torch.Tensor
+        self, bound: PreparedInputs, video: torch.Tensor, audio: torch.Tensor, sigma: torch.Tensor
     ) -> Streams:
         """The clean picture and sound; nothing in it waits for the device."""
         model = self._model
@@ -213,14 +215,14 @@ def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) ->
     )
 
 
-def _still(args: TransformerArgs, state: LatentState) -> Still:
+def _step_constants(args: TransformerArgs, state: LatentState) -> StepConstants:
     mask = state.denoise_mask[:, :1]
     return args.positional_embeddings, args.cross_positional_embeddings, mask
 
 
 def _at(
     preprocessor: MultiModalTransformerArgsPreprocessor,
-    still: Still,
+    still: StepConstants,
     noisy: torch.Tensor,
     sigma: torch.Tensor,
 ) -> TransformerArgs:

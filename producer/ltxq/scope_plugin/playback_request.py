@@ -42,14 +42,14 @@ IMAGES = ("images", "first_frame_image", "last_frame_image", "vace_ref_images")
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlaybackRequest:
     """What is to be heard and seen next."""
 
     request: VideoRequest  # seed None: another clip each time
     prefetch: int  # clips made ahead of the one that plays
 
 
-class Wishes:
+class PlaybackRequests:
     """The wish of each call, by the pipeline's load parameters and what a client sent since.
 
     Args:
@@ -65,7 +65,7 @@ class Wishes:
             if name in DEFAULTS and value is not None and value is not PydanticUndefined
         }
         self._told: dict[str, Any] = {}  # what the log has said, by field
-        self._last: tuple[Any, Wish | None] = (None, None)
+        self._last: tuple[Any, PlaybackRequest | None] = (None, None)
         self.start_session()
 
     def start_session(self) -> None:
@@ -74,7 +74,7 @@ class Wishes:
         self._target: str | None = None  # its prompt; it outlives the transition
         self._replaced: Any = None  # the `prompts` it takes the place of
 
-    def read(self, sent: Mapping[str, Any]) -> Wish | None:
+    def read(self, sent: Mapping[str, Any]) -> PlaybackRequest | None:
         """The wish of one call; None: there is no prompt. The same object while nothing changes.
 
         Raises:
@@ -102,7 +102,7 @@ class Wishes:
             self._target = None
         return self._target or _text(prompts)
 
-    def _wish(self, prompt: str, sent: Mapping[str, Any]) -> Wish:
+    def _wish(self, prompt: str, sent: Mapping[str, Any]) -> PlaybackRequest:
         stages = round(self._number("stages", sent, 1, 2))
         rate = self._number("frame_rate", sent, 1, 60)
         width, crop_width = self._side("width", stages)
@@ -122,7 +122,7 @@ class Wishes:
                 "seed": None if random else seed,
             }
         )
-        return Wish(request, round(self._number("prefetch", sent, 0, MOST_PREFETCH)))
+        return PlaybackRequest(request, round(self._number("prefetch", sent, 0, MOST_PREFETCH)))
 
     def _given(self, name: str, sent: Mapping[str, Any]) -> Any:
         return self._loaded[name] if sent.get(name) is None else sent[name]

@@ -38,7 +38,7 @@ TARGETS = {  # of a, b and c
     "claim to URL in a backlog (s)": ("", "", ""),
 }
 SECOND_START = "a worker's second start, ready after (s)", "90"
-OPTIMIZATIONS = ("lean", "attention", "compile", "graphs", "decode", "text", "frames")
+OPTIMIZATIONS = ("hoist", "attention", "compile", "graphs", "decode", "text", "frames")
 
 
 def speed_table(results: Path = BENCH / "results") -> str:

@@ -1,4 +1,4 @@
-"""What the queue costs, measured on one machine: `python bench/queue.py`.
+"""What the queue costs, measured on one machine: `python bench/queue_overhead.py`.
 
 An embedded Redis (append-only file on) and S3 server, one worker with the instant test pipeline,
 and two of them beside each other; for the GPU's idle time one with the tiny model. Prints a table,

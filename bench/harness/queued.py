@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.rig import s3_stub, smi, workloads
+from bench.harness import s3_stub, smi, workloads
 from ltxq import Client
 from ltxq.job import Job
 from ltxq.settings import Settings
@@ -96,9 +96,9 @@ def _worker(
     began = time.perf_counter()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "bench.rig.worker"),
+            *(sys.executable, "-m", "bench.harness.worker"),
             *("--model", model, "--name", "gpu0@bench", "--device", device),
-            *("--spool", str(folder / "spool"), "--line", str(theirs.fileno())),
+            *("--spool", str(folder / "spool"), "--control-channel", str(theirs.fileno())),
         ],
         env=os.environ
         | environment

@@ -15,7 +15,7 @@ from ltx_core.model.transformer import LTXModelConfigurator
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from bench.rig.weights import Sizes
+from bench.harness.weights import Sizes
 from ltxq_worker.models.tiny import model as tiny
 from ltxq_worker.models.tiny import text as tiny_text
 from ltxq_worker.models.weights import fp8

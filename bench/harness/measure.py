@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from bench.rig import workloads
-from bench.rig.arms import Arm, LibraryArm, Made
-from bench.rig.phases import Phases
+from bench.harness import workloads
+from bench.harness.arms import Arm, LibraryArm, Made
+from bench.harness.phases import Phases
 from ltxq.errors import OutOfMemory
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents

@@ -48,7 +48,7 @@ def message(
     return json.dumps(envelope).encode()
 
 
-class Yard:
+class HostileWorker:
     """A fleet of one worker, the connection its messages are forged over, and a normal client."""
 
     def __init__(self, fleet: Fleet, url: str, marker: Path) -> None:

@@ -8,17 +8,17 @@ import pytest
 
 from ltxq import VideoRequest
 from ltxq.errors import InvalidRequest
-from ltxq.scope_plugin.wish import Wishes
+from ltxq.scope_plugin.playback_request import PlaybackRequests
 
 
 def request(sent: dict[str, Any], **loaded: Any) -> VideoRequest:
-    wish = Wishes(loaded).read({"prompts": "a fox", **sent})
+    wish = PlaybackRequests(loaded).read({"prompts": "a fox", **sent})
     assert wish is not None
     return wish.request
 
 
 def prompt(prompts: Any) -> str | None:
-    wish = Wishes({}).read({"prompts": prompts})
+    wish = PlaybackRequests({}).read({"prompts": prompts})
     return wish and wish.request.prompt
 
 
@@ -29,7 +29,7 @@ def prompt(prompts: Any) -> str | None:
 def test_num_frames_becomes_the_nearest_and_the_log_says_so(
     asked: int, made: int, caplog: Any
 ) -> None:
-    wishes = Wishes({"num_frames": asked})
+    wishes = PlaybackRequests({"num_frames": asked})
     for _ in range(3):
         wish = wishes.read({"prompts": "a fox"})
         assert wish is not None
@@ -98,7 +98,7 @@ def test_prompts_are_read_as_scope_sends_them(prompts: Any, text: str | None) ->
 
 
 def test_a_wish_is_the_same_object_until_something_changes() -> None:
-    wishes, sent = Wishes({}), {"prompts": [{"text": "a fox", "weight": 1}]}
+    wishes, sent = PlaybackRequests({}), {"prompts": [{"text": "a fox", "weight": 1}]}
     first = wishes.read(sent)
     assert wishes.read({**sent, "init_cache": True, "bpm": 120}) is first
     assert wishes.read({**sent, "base_seed": 43}) is not first
@@ -106,18 +106,18 @@ def test_a_wish_is_the_same_object_until_something_changes() -> None:
 
 def test_a_prompt_that_cannot_be_made_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="prompt"):
-        Wishes({}).read({"prompts": "x" * 5001})
+        PlaybackRequests({}).read({"prompts": "x" * 5001})
 
 
 def test_an_image_is_told_of_once_for_it_cannot_be_used(caplog: Any) -> None:
-    wishes = Wishes({})
+    wishes = PlaybackRequests({})
     for _ in range(3):
         wishes.read({"prompts": "a fox", "first_frame_image": "fox.png"})
     assert caplog.text.count("from text alone") == 1
 
 
 def test_a_new_session_forgets_a_transition() -> None:
-    wishes, prompts = Wishes({}), [{"text": "a fox"}]
+    wishes, prompts = PlaybackRequests({}), [{"text": "a fox"}]
     sent = {"prompts": prompts, "transition": {"target_prompts": [{"text": "an owl"}]}}
     read = wishes.read(sent)
     assert read is not None

@@ -2,7 +2,7 @@
 bucket or more in memory, and what ltxq asks of it by boto3: put (whole or in parts), get, head,
 list, delete. It checks no signature, forgets everything when it ends, and is for measuring alone.
 
-`python bench/rig/s3_stub.py` serves on a free port of loopback and prints it.
+`python bench/harness/s3_stub.py` serves on a free port of loopback and prints it.
 """
 
 from __future__ import annotations

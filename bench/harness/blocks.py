@@ -13,7 +13,7 @@ from ltx_core.model.transformer import X0Model
 from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape, VideoPixelShape
 
-from bench.rig.weights import Sizes
+from bench.harness.weights import Sizes
 from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer
 

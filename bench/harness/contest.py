@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from ltx_core.model.transformer import X0Model
 
-from bench.rig import blocks, flops, plan, report, workloads
-from bench.rig.arms import Arm, LibraryArm, LtxqArm
-from bench.rig.measure import Tally, Turns, difference, free
-from bench.rig.phases import Phases
-from bench.rig.plan import Spec
-from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transformer
+from bench.harness import blocks, flops, plan, report, workloads
+from bench.harness.arms import Arm, LibraryArm, LtxqArm
+from bench.harness.measure import Tally, Turns, difference, free
+from bench.harness.phases import Phases
+from bench.harness.plan import Spec
+from bench.harness.weights import Kind, Shared, Sizes, build_shared, build_transformer
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer
 from ltxq_worker.pipeline.device import is_broken

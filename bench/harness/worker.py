@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench import busy
-from bench.rig.timed import TimedPipeline
+from bench.harness.timed import TimedPipeline
 from ltxq.settings import Settings
 from ltxq_worker.pipeline import Pipeline
 from ltxq_worker.pipeline.fast.options import keep_compiled_code, parse_shapes

@@ -29,8 +29,8 @@ from ltx_pipelines.utils.media_io import encode_video
 from ltx_pipelines.utils.samplers import euler_denoising_loop
 from ltx_pipelines.utils.types import PipelineComponents
 
-from bench.rig.timeline import Timeline, wait_for
-from bench.rig.weights import Kind, Shared, Sizes
+from bench.harness.timeline import Timeline, wait_for
+from bench.harness.weights import Kind, Shared, Sizes
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.encode.clip import encode
 from ltxq_worker.models.weights.resident import Resident

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from bench.rig.timeline import Timeline
+from bench.harness.timeline import Timeline
 from ltxq.job import VideoRequest
-from ltxq_worker.pipeline import Clip, Pipeline, Report
+from ltxq_worker.pipeline import ClipStream, Pipeline, Report
 
 BUSY, IDLE, ELSE = "busy", "idle", ""
 
@@ -28,7 +28,7 @@ class TimedPipeline:
         self._clips: dict[str, int] = {}  # by size
         self._last = ""
 
-    def generate(self, request: VideoRequest, report: Report) -> Clip:
+    def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         """As `Pipeline.generate`."""
         size = f"{request.width}x{request.height}x{request.num_frames}"
         self._line.mark(f"{IDLE} {size}" if size == self._last else ELSE)

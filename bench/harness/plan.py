@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from bench.rig.weights import Kind, Shared, Sizes, build_shared, build_transformer
+from bench.harness.weights import Kind, Shared, Sizes, build_shared, build_transformer
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.fast.graphs import TOKENS_GRAPHED
@@ -59,7 +59,7 @@ def specs(names: Iterable[str], without: Iterable[str], optimize: str, device: s
 def _without(on: Optimizations, name: str) -> Optimizations:
     """`on` without `name`, and without those that stand on it."""
     off = {name}
-    if name == "lean":
+    if name == "hoist":
         off |= {"attention", "compile", "graphs"}
     return replace(on, **dict.fromkeys(off, False))
 

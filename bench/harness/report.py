@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.rig.measure import Tally
+from bench.harness.measure import Tally
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "transformers", "ltx-core", "ltx-pipelines", "av", "numpy")

@@ -14,8 +14,8 @@ from ltx_core.tools import AudioLatentTools, LatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.rig.timeline import Timeline
-from bench.rig.weights import Sizes, build_transformer
+from bench.harness.timeline import Timeline
+from bench.harness.weights import Sizes, build_transformer
 from ltxq.job import VideoRequest
 from ltxq_worker.models.weights import fp8
 from ltxq_worker.models.weights.text import MAX_TOKENS
