@@ -45,13 +45,13 @@ def test_a_lost_hosts_job_is_the_first_of_the_queue(own: dict[str, str], client:
     with Fleet(environment, name="red") as red:
         red.wait_until_ready()
         job = wait_until_running(client, client.submit("a fox", **SMALL))
-        waiting = [client.submit("waiting", **SMALL) for _ in range(3)]
-        kill_host(red)
         with Fleet(environment, name="blue") as blue:
             blue.wait_until_ready()
-            first = [wait_until_running(client, waiting[0])]  # it is free, and takes what is there
+            waiting = [client.submit("waiting", **SMALL) for _ in range(3)]
+            first = wait_until_running(client, waiting[0])
+            kill_host(red)
             eventually(lambda: client.get(job.id).state == "queued")
-            client.cancel(first[0].id)
+            client.cancel(first.id)
             wait_until_running(client, job)
             assert {client.get(other.id).state for other in waiting[1:]} == {"queued"}
             for left in (*waiting[1:], job):

@@ -70,9 +70,9 @@ def test_a_job_sent_again_keeps_its_clip_when_the_first_ones_worker_goes_on(
         late.supervisor.send_signal(signal.SIGSTOP)
         (worker,) = late.workers()
         worker.suspend()
+        client.cancel(ID)  # before another worker is there to take the job
         with Fleet(environment, name="prompt") as prompt:
             prompt.wait_until_ready()
-            client.cancel(ID)
             assert client.wait(ID, PATIENCE).state == "cancelled"  # its lease ended
             client.delete(ID)
             send(redis_url, "another fox")

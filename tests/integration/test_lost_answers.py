@@ -21,6 +21,9 @@ from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import S3Server
 from proxy import Proxy
 
+INSIDE = Path(__file__).parents[1] / "faults" / "inside"  # a job that waits for a file
+STEPS = (b"claim", b"report", b"renew", b"finish", b"reported")  # of a worker, in a job's life
+
 
 @pytest.fixture
 def proxy(redis_url: str) -> Iterator[Proxy]:
@@ -93,17 +96,20 @@ def test_a_worker_whose_answers_are_lost_runs_a_job_once(
     environment = worker_environment(url, s3_server, tmp_path / "spool")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    # A job lasts for several reports and renewals of its lease.
-    environment |= {"LTXQ_LEASE": "2", "LTXQ_INSTANT_SECONDS": "2"}
+    go = tmp_path / "go"
+    # A held job outlives several reports and renewals of its lease.
+    environment |= {"LTXQ_LEASE": "6", "LTXQ_TEST_GO": str(go), "PYTHONPATH": str(INSIDE)}
     with Fleet(environment) as fleet, Client() as client:
         fleet.wait_until_ready()
-        lost = proxy.lost
-        steps = (b"claim", b"report", b"renew", b"finish", b"reported")
-        for number, step in enumerate(steps, start=1):
+        for number, step in enumerate(STEPS, start=proxy.lost + 1):
+            ends_the_job = step in (b"finish", b"reported")
+            go.unlink(missing_ok=True)
             proxy.lose_the_answer_to(b"\r\n" + step + b"\r\n")
-            done = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+            job = client.submit("a fox" if ends_the_job else "wait denoise", **SMALL)
+            eventually(lambda number=number: proxy.lost == number)
+            go.touch()
+            done = client.wait(job.id, PATIENCE)
             assert (done.state, done.attempts) == ("succeeded", 1), step
-            eventually(lambda number=number: proxy.lost == lost + number)
         assert fleet.stop() == 0
 
 
