@@ -9,7 +9,7 @@ WEIGHT = 0.2  # of the last step in the running mean
 
 
 class Pacing:
-    """Anchors time stamps to the wall clock: at first, after a jump, and after a very late picture."""
+    """Anchors time stamps to the wall clock: first, after a jump, and after a very late picture."""
 
     def __init__(self) -> None:
         self._anchor: tuple[float, float] | None = None  # a time stamp and its wall-clock time

@@ -99,7 +99,10 @@ class Fetcher:
         except LtxqError as exc:
             error = str(exc)
         except Exception as exc:  # the stream must go on
-            error = f"The Scope plugin failed ({type(exc).__name__}). It tries again."
+            error = (
+                f"The Scope plugin failed ({type(exc).__name__}). It tries again. "
+                "For the traceback set the log level of ltxq.scope to DEBUG."
+            )
             log.debug("%s", error, exc_info=True)
         pause = min(FIRST_RETRY * 2.0**self._failures, LAST_RETRY)
         self._failures += 1

@@ -52,7 +52,9 @@ class Ltx2QueuePipeline(Pipeline):  # type: ignore[misc]  # Scope has no types h
             session = self._sessions.of(threading.current_thread())
             return session.output(parameters)
         except Exception as exc:  # Scope would call again at once, without a pause
-            error = f"The Scope plugin failed ({type(exc).__name__}: {exc})."
+            error = (
+                f"The Scope plugin failed ({type(exc).__name__}: {exc}). The log has the traceback."
+            )
             if error != self._last_logged:
                 log.exception("%s", error)
             self._last_logged = error

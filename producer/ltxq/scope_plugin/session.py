@@ -92,7 +92,8 @@ class Session:
         try:
             return self._reader.read(parameters)
         except InvalidRequest as exc:
-            error = str(exc)  # a stored exception would keep the pipeline alive by its traceback
+            # Only the text: the exception's traceback would keep the pipeline alive.
+            error = f"A parameter is invalid, so no clip is requested: {exc}"
             if error != self.last_error:
                 log.warning("%s", error)
             self.last_error = error
