@@ -1,10 +1,9 @@
-"""The Scope plugin watched for five minutes over `ltxq up`: `python bench/scope.py`.
+"""Plays five minutes through the Scope plugin and measures them: `python bench/scope.py`.
 
-Another clip each time by the instant test pipeline; in the midst the prompt changes, and later the
-worker is killed and replaced. Says whether time stamps went back, frames were lost or shown twice,
-and how far sound and picture were apart; ends with 1 if something is wrong. Scope is the tests'
-stand-in, or the real one where SCOPE_CHECKOUT names a checkout. Everything shares the machine's
-cores.
+`ltxq up` generates the clips with the instant test pipeline and random seeds. During playback the
+prompt changes, and later the worker is killed and replaced. Reports lost and repeated frames, time
+stamps that went back, and the delay between sound and picture; exits with 1 on an error. Scope is
+the tests' stand-in, or the real one in SCOPE_CHECKOUT. All processes share the machine's cores.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import psutil
 
 TESTS = Path(__file__).parents[1] / "tests" / "scope_plugin"
 CHECKOUT = os.environ.get("SCOPE_CHECKOUT")
-# In place of this folder, whose `queue` and `scope` would stand in for others of that name.
+# Replaces this folder, whose `scope.py` would hide Scope's package.
 sys.path[:1] = [str(TESTS), str(Path(CHECKOUT, "src") if CHECKOUT else TESTS / "stand_in")]
 
 import scope_world
@@ -42,9 +41,9 @@ from ltxq_worker.pipeline.instant import request_tag
 from viewer import Heard, Shown, Viewer, breaks, loud, onset, skews
 
 RESULTS = Path(__file__).parent / "results" / "scope.json"
-PATIENCE = 60.0  # seconds for a worker to be there again
-MOST_APART = 0.040  # seconds
-MOST_SHARE = 0.2  # of the pictures: a busy machine stops this process for longer than it is ahead
+WORKER_SECONDS = 60.0  # until the killed worker must be replaced
+MAX_DELAY = 0.040  # seconds between a picture and its sound
+MAX_SHARE = 0.2  # of pictures over MAX_DELAY: a busy machine may stop this process for long
 
 
 def main() -> None:
@@ -53,17 +52,17 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         ltxq_up(Path(folder), gateway=options.gateway) as up,
     ):
-        seen = watch(options, up)
+        seen = play(options, up)
         jobs = all_jobs()
-    figures, wrong = reckon(seen, jobs, options.num_frames - 1)
+    figures, errors = evaluate(seen, jobs, options.num_frames - 1)
     report(options, figures)
-    for what in wrong[:20]:
-        print(f"WRONG: {what}", file=sys.stderr)
-    sys.exit(bool(wrong))
+    for error in errors[:20]:
+        print(f"ERROR: {error}", file=sys.stderr)
+    sys.exit(bool(errors))
 
 
 class Timed:
-    """A pipeline that notes how long each call took."""
+    """A pipeline that measures the time of each call."""
 
     def __init__(self, pipeline: Ltx2QueuePipeline) -> None:
         self._pipeline = pipeline
@@ -80,20 +79,20 @@ class Timed:
 
 
 @dataclass
-class Watched:
-    """What was seen and heard, and when what was done; seconds by the wall."""
+class Played:
+    """The recording of a session; times are seconds by the wall clock."""
 
     shown: list[Shown]
     heard: list[Heard]
-    late: list[float]  # sound behind picture, for each picture
-    changed: float  # the prompt
-    killed: float  # the worker
-    calls: list[float]
-    gained: float  # bytes of memory, without what the viewer keeps
+    delays: list[float]  # of the sound, for each picture
+    changed: float  # when the prompt changed
+    killed: float  # when the worker was killed
+    calls: list[float]  # seconds of each call
+    gained: float  # bytes of memory, without the viewer's recording
 
 
-def watch(options: argparse.Namespace, up: psutil.Process) -> Watched:
-    """The session."""
+def play(options: argparse.Namespace, up: psutil.Process) -> Played:
+    """Play one session, change its prompt and kill its worker."""
     sizes = {name: getattr(options, name) for name in ("width", "height", "num_frames")}
     pipeline = Timed(Ltx2QueuePipeline(**sizes, randomize_seed=True))
     with scope_world.Session(pipeline) as session:
@@ -107,13 +106,13 @@ def watch(options: argparse.Namespace, up: psutil.Process) -> Watched:
         time.sleep(0.2 * options.seconds)
         killed = time.monotonic()
         kill_worker(up)
-        viewer.wait_until(lambda v: plays_since(v, killed + 3), PATIENCE)
+        viewer.wait_until(lambda v: plays_since(v, killed + 3), WORKER_SECONDS)
         time.sleep(max(0.0, end - time.monotonic()))
         memory.append(used_by(viewer))
-    return Watched(
+    return Played(
         shown=viewer.shown,
         heard=viewer.heard,
-        late=skews(viewer),
+        delays=skews(viewer),
         changed=changed,
         killed=killed,
         calls=pipeline.seconds,
@@ -121,32 +120,32 @@ def watch(options: argparse.Namespace, up: psutil.Process) -> Watched:
     )
 
 
-def reckon(seen: Watched, jobs: list[Job], last: int) -> tuple[dict[str, float], list[str]]:
-    """Figures, and what should not have been."""
+def evaluate(seen: Played, jobs: list[Job], last: int) -> tuple[dict[str, float], list[str]]:
+    """The figures, and the errors among them."""
     shown, owls = seen.shown, {request_tag(j.request) for j in jobs if j.request.prompt == "an owl"}
-    stood = [now for before, now in itertools.pairwise(shown) if now.mark == before.mark]
-    after = [p for p in stood if 0 < p.at - seen.changed < 5 or 0 < p.at - seen.killed < 30]
+    repeated = [now for before, now in itertools.pairwise(shown) if now.mark == before.mark]
+    after = [p for p in repeated if 0 < p.at - seen.changed < 5 or 0 < p.at - seen.killed < 30]
     broken = breaks(shown, last)
     back = went_back([p.stamp for p in shown])
     back += went_back([h.stamp for h in seen.heard if h.stamp is not None])
     onsets = [abs(onset(near) - at) for at, near in beginnings(seen)]
-    apart = max(map(abs, [*seen.late, *onsets]))
+    apart = max(map(abs, [*seen.delays, *onsets]))
     figures = {
         "seconds watched": shown[-1].at - shown[0].at,
         "clips begun": sum(p.mark is not None and p.mark.index == 0 for p in shown),
-        "frames shown": len(shown) - len(stood),
+        "frames shown": len(shown) - len(repeated),
         "frames lost or shown twice": len(broken),
         "time stamps that went back": back,
         "the last frame stood, after prompt change and kill (s)": len(after) / 24,
-        "the last frame stood, otherwise (s)": (len(stood) - len(after)) / 24,
+        "the last frame stood, otherwise (s)": (len(repeated) - len(after)) / 24,
         "prompt change to its first frame (s)": next(
             (p.at - seen.changed for p in shown if p.mark and p.mark.tag in owls), math.nan
         ),
         "sound and picture apart, most (ms)": 1000 * apart,
         "share of pictures more than 40 ms from their sound": sum(
-            abs(late) > MOST_APART for late in seen.late
+            abs(delay) > MAX_DELAY for delay in seen.delays
         )
-        / len(seen.late),
+        / len(seen.delays),
         "clips whose sound's beginning was looked at": len(onsets),
         "silence that Scope had to put in (s)": 0.02 * sum(h.stamp is None for h in seen.heard),
         "longest call (ms)": 1000 * max(seen.calls),
@@ -154,16 +153,16 @@ def reckon(seen: Watched, jobs: list[Job], last: int) -> tuple[dict[str, float],
         "jobs": len(jobs),
         "jobs cancelled": sum(job.state == "cancelled" for job in jobs),
     }
-    wrong = [*broken, *[f"{back} time stamps went back"] * bool(back)]
-    if (share := figures["share of pictures more than 40 ms from their sound"]) > MOST_SHARE:
-        wrong.append(f"sound and picture were over 40 ms apart for {share:.0%} of the pictures")
+    errors = [*broken, *[f"{back} time stamps went back"] * bool(back)]
+    if (share := figures["share of pictures more than 40 ms from their sound"]) > MAX_SHARE:
+        errors.append(f"{share:.0%} of the pictures were over 40 ms apart from their sound")
     if not any(p.mark and p.mark.tag in owls for p in shown):
-        wrong.append("the new prompt was never seen")
-    return figures, wrong
+        errors.append("no clip of the new prompt was shown")
+    return figures, errors
 
 
-def beginnings(seen: Watched) -> Iterator[tuple[float, list[Heard]]]:
-    """For clips that began after a while of silence: when, and the sound around it."""
+def beginnings(seen: Played) -> Iterator[tuple[float, list[Heard]]]:
+    """For clips that began after a silence: when they began, and the sound around that time."""
     for number in range(15, len(seen.shown)):
         *before, now = seen.shown[number - 15 : number + 1]
         if len({p.mark for p in before}) == 1 and now.mark != before[0].mark:
@@ -173,7 +172,7 @@ def beginnings(seen: Watched) -> Iterator[tuple[float, list[Heard]]]:
 
 
 def plays_since(viewer: Viewer, at: float) -> bool:
-    """Whether a clip has begun after that time, and goes on."""
+    """Whether a clip has begun after that time and plays."""
     mark, last = viewer.shown[-1].mark, viewer.shown[-1]
     return bool(last.at > at and mark and 3 < mark.index < 6)
 
@@ -183,12 +182,12 @@ def went_back(stamps: list[float]) -> int:
 
 
 def used_by(viewer: Viewer) -> int:
-    """This process's memory without the sound that the viewer keeps, in bytes."""
+    """This process's memory in bytes, without the sound that the viewer records."""
     return psutil.Process().memory_info().rss - sum(s.samples.nbytes for s in viewer.sounds)
 
 
 def kill_worker(up: psutil.Process) -> None:
-    """Kill the process that makes clips; its supervisor replaces it."""
+    """Kill the worker process; its supervisor replaces it."""
     supervisor = next(p for p in up.children() if "worker" in p.cmdline())
     supervisor.children()[0].kill()
 
@@ -247,12 +246,16 @@ def report(options: argparse.Namespace, figures: dict[str, float]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--height", type=int, default=256)
-    parser.add_argument("--num-frames", type=int, default=33)
-    parser.add_argument("--gateway", action="store_true", help="by HTTP in place of Redis")
-    parser.add_argument("--out", type=Path, help=f"where figures go, as {RESULTS}")
+    parser.add_argument("--seconds", type=float, default=300, help="of playback")
+    parser.add_argument("--width", type=int, default=256, help="of a clip, in pixels")
+    parser.add_argument("--height", type=int, default=256, help="of a clip, in pixels")
+    parser.add_argument("--num-frames", type=int, default=33, help="of each clip")
+    parser.add_argument(
+        "--gateway", action="store_true", help="use the gateway (HTTP) instead of Redis"
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"write the figures to this JSON file, as {RESULTS}"
+    )
     return parser.parse_args()
 
 

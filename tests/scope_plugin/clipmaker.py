@@ -1,5 +1,7 @@
-"""Clips of the instant pipeline. As a program it makes them for another Python, whose PyAV is too
-old for the worker's encoder, as Scope's is: a request's JSON in, the MP4 in base64 out, by lines.
+"""Makes clips with the instant pipeline.
+
+Scope's PyAV is too old for the worker's encoder. So in Scope's Python this module runs itself
+as a program in WORKER_PYTHON: each input line is a request's JSON, each output line a base64 MP4.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ WORKER_PYTHON = os.environ.get("WORKER_PYTHON")  # the Python that has the worke
 
 
 def make_clip(request: VideoRequest) -> bytes:
-    """The MP4 of a settled request."""
+    """The MP4 of a request whose model and seed are set."""
     if WORKER_PYTHON is None:
         return _make(request)
-    process = _elsewhere(WORKER_PYTHON)
+    process = _worker_process(WORKER_PYTHON)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(request.model_dump_json() + "\n")
@@ -39,8 +41,8 @@ def _make(request: VideoRequest) -> bytes:
 
 
 @cache
-def _elsewhere(python: str) -> subprocess.Popen[str]:
-    """It ends with its standard input, that is, with this process."""
+def _worker_process(python: str) -> subprocess.Popen[str]:
+    """Ends when its standard input closes, that is, with this process."""
     environment = {k: v for k, v in os.environ.items() if k not in ("WORKER_PYTHON", "PYTHONPATH")}
     return subprocess.Popen(
         [python, __file__],

@@ -1,4 +1,4 @@
-"""Scope for the plugin: the stand-in, or a checkout of the real one where SCOPE_CHECKOUT names it.
+"""Fixtures. Scope is the stand-in, or the checkout of the real one that SCOPE_CHECKOUT names.
 
 SCOPE_CHECKOUT=/path/to/scope python3.12 -m pytest tests/scope_plugin
 """
@@ -17,13 +17,13 @@ CHECKOUT = os.environ.get("SCOPE_CHECKOUT")
 SCOPE = Path(CHECKOUT, "src") if CHECKOUT else Path(__file__).parent / "stand_in"
 sys.path.insert(0, str(SCOPE))
 
-from ltxq.scope_plugin import fetcher  # noqa: E402
+from ltxq.scope_plugin import connection  # noqa: E402
 from scope_world import World, eventually, plugin_threads  # noqa: E402
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """A queue in memory whose worker makes every clip at once."""
+    """A queue in memory whose worker finishes every job at once."""
     made = World()
     yield made
     made.close()
@@ -31,7 +31,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def slow_world() -> Iterator[World]:
-    """A queue in memory whose worker waits to be told."""
+    """A queue in memory whose jobs wait for `finish`."""
     made = World(automatic=False)
     yield made
     made.close()
@@ -43,7 +43,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
 
     def load(world: World, **parameters: Any) -> Ltx2QueuePipeline:
-        monkeypatch.setattr(fetcher, "connect", world.client)
+        monkeypatch.setattr(connection, "connect", world.client)
         small = {"width": 64, "height": 64, "num_frames": 9}
         return Ltx2QueuePipeline(**{**small, **parameters})
 

@@ -1,23 +1,23 @@
-"""When a picture track of Scope 0.2.4 shows a picture: as its `core/pacing.py` does it."""
+"""When Scope 0.2.4 shows a picture, by the rules of its `core/pacing.py`."""
 
 from __future__ import annotations
 
 DRIFT = 0.010  # seconds a picture may be early
-REANCHOR = 0.5  # seconds late from which pictures are not hurried any more
-JUMP_SECONDS, JUMP_FRAMES = 0.25, 8.0  # a step of the stamps that is no longer one stream
-WEIGHT = 0.2  # of the last step in the mean of steps
+REANCHOR = 0.5  # seconds; a picture that is later than that is shown at once and re-anchors
+JUMP_SECONDS, JUMP_FRAMES = 0.25, 8.0  # a larger step is a new start
+WEIGHT = 0.2  # of the last step in the running mean
 
 
 class Pacing:
-    """Anchors the stamps to the wall, at first, after a jump, and when a picture is very late."""
+    """Anchors time stamps to the wall clock: first, after a jump, and after a very late picture."""
 
     def __init__(self) -> None:
-        self._anchor: tuple[float, float] | None = None  # a stamp, and the wall's time for it
+        self._anchor: tuple[float, float] | None = None  # a time stamp and its wall-clock time
         self._last = 0.0  # the last stamp
-        self._step: float | None = None  # between two stamps, a running mean
+        self._step: float | None = None  # running mean between two time stamps
 
     def wait(self, stamp: float, now: float) -> float:
-        """Seconds from `now` until the picture of that stamp is shown."""
+        """Seconds from `now` until the picture with this time stamp is shown."""
         if self._anchor is None:
             return self._anchor_to(stamp, now)
         step = stamp - self._last

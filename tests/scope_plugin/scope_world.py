@@ -1,5 +1,5 @@
-"""A world around the plugin whose every part a test can hold: a queue in memory, a server of clips
-that can fail, a worker that works when told, and Scope's session.
+"""Everything around the plugin, under a test's control: a queue in memory with a worker, a clip
+server that can fail, and a session of Scope's.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ FOX, OWL = [{"text": "a fox", "weight": 1.0}], [{"text": "an owl", "weight": 1.0
 
 
 def eventually(check: Callable[[], object], within: float = 60.0) -> None:
-    """Until `check()` is true; for what nobody tells of."""
-    end = time.monotonic() + within
+    """Poll until `check()` is true, for conditions that no event reports."""
+    deadline = time.monotonic() + within
     while not check():
-        assert time.monotonic() < end, f"not within {within:g} s"
+        assert time.monotonic() < deadline, f"not true within {within:g} s"
         time.sleep(0.01)
 
 
 @dataclass
 class Fault:
-    """What is wrong with the server of clips."""
+    """How the clip server fails."""
 
     status: int = 200
-    cut: int | None = None  # bytes after which the answer ends
+    cut: int | None = None  # send only so many bytes
     hangs: bool = False
 
 
@@ -51,13 +51,13 @@ class ClipServer:
     def __init__(self) -> None:
         self.clips: dict[str, bytes] = {}
         self.fault = Fault()
-        self.asked: list[str] = []
-        self.released = threading.Event()
-        clips = self
+        self.requested: list[str] = []  # paths
+        self.released = threading.Event()  # ends `hangs`
+        server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                clips.answer(self)
+                server.answer(self)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -69,7 +69,7 @@ class ClipServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        self.asked.append(request.path)
+        self.requested.append(request.path)
         fault, data = self.fault, self.clips.get(request.path, b"")
         if fault.hangs:
             self.released.wait(30)
@@ -87,34 +87,34 @@ class ClipServer:
 
 
 class World:
-    """Queue, worker, clips. `automatic`: the worker makes every job at once."""
+    """Queue, worker and clip server. `automatic`: the worker finishes every job at once."""
 
     def __init__(self, *, automatic: bool = True) -> None:
         self.queue = MemoryTransport()
         self.clips = ClipServer()
         self.automatic = automatic
         self.silent = False  # the worker makes clips without sound
-        self.calls = 0  # of clients
-        self.away = threading.Event()  # set: the queue cannot be reached
+        self.calls = 0  # of the queue
+        self.unreachable = threading.Event()  # the queue
         self._made: dict[str, bytes] = {}
         self._closed = threading.Event()
         self._worker = threading.Thread(target=self._work)
         self._worker.start()
 
     def client(self) -> Client:
-        return Client(transport=_Line(self))
+        return Client(transport=_Transport(self))
 
     def jobs(self, state: Any = None) -> list[Job]:
         """All jobs, the oldest first."""
         return list(self.queue.list(limit=100, order="asc", state=state).jobs)
 
     def job(self, number: int) -> Job:
-        """The job of that number, once it is there."""
+        """Wait for job `number` (0: the oldest) and return it."""
         eventually(lambda: len(self.jobs()) > number)
         return self.jobs()[number]
 
     def finish(self, job: Job, data: bytes | None = None) -> None:
-        """The worker's part: make the clip, upload it, settle the job."""
+        """Do the worker's part: generate the clip, upload it, finish the job."""
         key = job.request.model_dump_json()
         if data is None:
             request = job.request.model_copy(update={"audio": not self.silent})
@@ -125,7 +125,7 @@ class World:
         self.queue.succeed(job.id, url=self.clips.url + path, **facts)
 
     def tag(self, prompt: str, seed: int | None = 42) -> int:
-        """What the frames of that prompt's clip say of themselves."""
+        """The tag in the frames of that prompt's clip."""
         return request_tag(VideoRequest(prompt=prompt, seed=seed))
 
     def close(self) -> None:
@@ -135,39 +135,39 @@ class World:
 
     def _work(self) -> None:
         while not self._closed.wait(0.005):
-            if self.automatic and not self.away.is_set():
+            if self.automatic and not self.unreachable.is_set():
                 for job in self.jobs("queued"):
-                    with contextlib.suppress(ValueError):  # it was cancelled meanwhile
+                    with contextlib.suppress(ValueError):  # it has been cancelled
                         self.finish(job)
 
 
-class _Line:
-    """The way to the queue, which can be cut."""
+class _Transport:
+    """The queue's transport; it fails while the queue is unreachable."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def __getattr__(self, name: str) -> Any:
         self._world.calls += 1
-        if self._world.away.is_set() and name != "close":
+        if self._world.unreachable.is_set() and name != "close":
             raise QueueUnavailable("The queue cannot be reached.")
         return getattr(self._world.queue, name)
 
 
-class _Called:
-    """The pipeline. `stall`, if set, is done once, when Scope has just got all it can hold."""
+class _StallingPipeline:
+    """The pipeline. Calls `stall` once, if it is set, right after Scope's queues were filled."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._gave = False  # at the last call
+        self._had_output = False  # at the last call
         self.stall: Callable[[], None] | None = None
 
     def __call__(self, **parameters: Any) -> Any:
-        if self.stall is not None and self._gave:
+        if self.stall is not None and self._had_output:
             self.stall()
             self.stall = None
         output = self._pipeline(**parameters)
-        self._gave = bool(output)
+        self._had_output = bool(output)
         return output
 
     def __getattr__(self, name: str) -> Any:
@@ -175,32 +175,32 @@ class _Called:
 
 
 class Session:
-    """One stream in Scope: a processor's thread and a viewer."""
+    """One stream in Scope: a pipeline processor with its thread, and a viewer."""
 
     def __init__(self, pipeline: Any, **parameters: Any) -> None:
         sent = {"prompts": FOX, "input_mode": "text", **parameters}
-        self._called = _Called(pipeline)
-        self.processor = PipelineProcessor(self._called, "ltx2-queue", initial_parameters=sent)
+        self._pipeline = _StallingPipeline(pipeline)
+        self.processor = PipelineProcessor(self._pipeline, "ltx2-queue", initial_parameters=sent)
         self.viewer = Viewer(self.processor)
 
     def send(self, **parameters: Any) -> None:
-        """A client changes parameters."""
+        """Change parameters, as a client does."""
         if "paused" in parameters:
             self.viewer.pause(parameters["paused"])
         self.processor.update_parameters(parameters)
 
     def stall(self, seconds: float) -> None:
-        """Scope's process stands still for so long: no call, no picture, no sound."""
-        over = threading.Event()
+        """Stop Scope's process for so long: no call, no picture, no sound."""
+        done = threading.Event()
 
         def stall() -> None:
             self.viewer.stall()
             time.sleep(seconds)
-            self.viewer.go_on()
-            over.set()
+            self.viewer.resume()
+            done.set()
 
-        self._called.stall = stall
-        assert over.wait(60)
+        self._pipeline.stall = stall
+        assert done.wait(60)
 
     def __enter__(self) -> Self:
         self.viewer.__enter__()
@@ -210,24 +210,24 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.processor.stop()
         self.viewer.__exit__()
-        del self._called
+        del self._pipeline
         self.processor.pipeline = None
         gc.collect()
 
     @property
     def tags(self) -> list[int]:
-        """The clips shown, by their frames' tags, each as often as it began."""
-        began = []
+        """The tags of the shown clips in order; a clip that was shown twice is there twice."""
+        tags = []
         last = None
         for shown in self.viewer.shown:
-            assert shown.mark is not None
-            here = shown.mark.tag, shown.mark.index
-            if last is None or here[0] != last[0] or here[1] < last[1]:
-                began.append(here[0])
-            last = here
-        return began
+            mark = shown.mark
+            assert mark is not None
+            if last is None or mark.tag != last.tag or mark.index < last.index:
+                tags.append(mark.tag)
+            last = mark
+        return tags
 
 
 def plugin_threads() -> list[threading.Thread]:
-    """The plugin's own threads that live."""
+    """The plugin's running threads."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("ltxq-")]

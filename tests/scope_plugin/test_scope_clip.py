@@ -1,4 +1,4 @@
-"""An MP4 of the worker's encoder, decoded: the right colours, the sound where its picture is."""
+"""Decodes MP4s of the worker's encoder: colours, and sound in step with the picture."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ if "SCOPE_CHECKOUT" in os.environ:
 import scope.core
 
 from ltxq_worker.encode.clip import encode
-from ltxq_worker.pipeline import ClipStream as Made
-from ltxq_worker.pipeline import Sound
+from ltxq_worker.pipeline import ClipStream, Sound
 
 SCOPE = Path(scope.core.__file__).parents[2]
 DROPS = """
@@ -36,11 +35,11 @@ for drop in range(300):
         pass
 """
 LEFT, RIGHT = (200, 40, 60), (30, 90, 220)
-BEEP = 12  # the frame the sound begins with
+BEEP = 12  # the frame at which the tone begins
 
 
 def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -> DownloadedClip:
-    """33 frames of two colours; silence, then a tone."""
+    """An encoded clip of 33 frames in two colours, with silence and then a tone."""
     request = VideoRequest(
         prompt="x", width=128, height=64, num_frames=33, frame_rate=rate, audio=sound
     )
@@ -48,14 +47,14 @@ def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -
     frames[:, :, :64], frames[:, :, 64:] = LEFT, RIGHT
     seconds = np.arange(round(request.duration * sample_rate)) / sample_rate - BEEP / rate
     tone = np.where(seconds >= 0, 0.5 * np.cos(2000 * np.pi * seconds), 0).astype(np.float32)
-    made = Sound(samples=np.stack([tone, tone]), sample_rate=sample_rate) if sound else None
+    track = Sound(samples=np.stack([tone, tone]), sample_rate=sample_rate) if sound else None
     with tempfile.TemporaryDirectory() as folder:
-        clip = Made(frames=iter([frames]), sound=made)
-        done = encode(clip, request, Path(folder), lambda *_: None)
+        stream = ClipStream(frames=iter([frames]), sound=track)
+        done = encode(stream, request, Path(folder), lambda *_: None)
         return DownloadedClip(done.mp4.read_bytes())
 
 
-def test_colours_are_those_that_were_encoded() -> None:
+def test_colours_are_those_of_the_encoded_frames() -> None:
     pictures = list(clip().pictures(None))
     assert len(pictures) == 33
     assert pictures[0].dtype == np.uint8
@@ -78,26 +77,26 @@ def test_sound_begins_with_its_frame(rate: float, sample_rate: int) -> None:
     assert onset == pytest.approx(BEEP / rate * 48_000, abs=100)  # 2 ms
 
 
-def test_the_rate_is_the_exact_one() -> None:
-    assert clip(23.976).rate() == Fraction(24000, 1001)
+def test_the_frame_rate_is_exact() -> None:
+    assert clip(23.976).frame_rate() == Fraction(24000, 1001)
 
 
 def test_a_silent_clip_has_no_sound() -> None:
     assert clip(sound=False).sound() is None
 
 
-def test_pictures_come_in_the_size_asked_for() -> None:
+def test_pictures_have_the_requested_size() -> None:
     assert {picture.shape for picture in clip().pictures((100, 50))} == {(50, 100, 3)}
 
 
-def test_a_clip_can_be_dropped_in_the_midst_of_decoding(tmp_path: Path) -> None:
-    """Three hundred times, with PyAV's log callback set, as Scope sets it. With frame threads the
-    process would stand still: one of them waits for the GIL to log a line, and PyAV waits for that
-    thread to end while it holds the GIL.
+def test_a_clip_can_be_dropped_while_it_is_decoded(tmp_path: Path) -> None:
+    """Drops 300 clips with PyAV's log callback set, as in Scope. With several decoder threads the
+    process would deadlock: one waits for the GIL to log a line, and PyAV holds the GIL while it
+    joins that thread.
     """
     noise = np.random.default_rng(0).integers(0, 256, (33, 192, 320, 3), np.uint8)
     request = VideoRequest(prompt="x", width=320, height=192, num_frames=33, audio=False)
-    made = encode(Made(frames=iter([noise]), sound=None), request, tmp_path, lambda *_: None)
+    made = encode(ClipStream(frames=iter([noise]), sound=None), request, tmp_path, lambda *_: None)
     subprocess.run(
         [sys.executable, "-c", DROPS, str(made.mp4)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SCOPE), *sys.path])},

@@ -1,4 +1,4 @@
-"""How Scope finds, shows and makes the pipeline."""
+"""How Scope finds the pipeline, shows its settings and creates it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from ltxq import VideoRequest
-from ltxq.scope_plugin import fetcher, register_pipelines
+from ltxq.scope_plugin import connection, register_pipelines
 from ltxq.scope_plugin.playback_request import DEFAULTS
 from ltxq.scope_plugin.player import Player
 from scope_world import FOX, World, eventually
 
-SCOPE = Path(scope.core.__file__).parents[2]  # of the stand-in, or of the real one
+SCOPE = Path(scope.core.__file__).parents[2]  # the stand-in, or the real Scope
 PROGRAM = """
 import socket, sys, threading, time
 
@@ -45,10 +45,10 @@ def config() -> Any:
     return Ltx2QueuePipeline.get_config_class()
 
 
-def test_there_is_one_entry_point_and_it_loads() -> None:
+def test_the_one_entry_point_loads() -> None:
     (entry,) = importlib.metadata.distribution("ltxq").entry_points.select(group="scope")
     assert entry.load().register_pipelines is register_pipelines
-    assert hasattr(register_pipelines, "scope_impl")  # the marker's
+    assert hasattr(register_pipelines, "scope_impl")  # set by Scope's marker
 
 
 def test_registering_again_gives_the_same_class() -> None:
@@ -60,7 +60,7 @@ def test_registering_again_gives_the_same_class() -> None:
 
 
 @pytest.mark.parametrize("module", ["ltxq.scope_plugin", "ltxq.scope_plugin.pipeline"])
-def test_importing_it_is_cheap_and_touches_no_network(module: str) -> None:
+def test_importing_is_cheap_and_uses_no_network(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(module=module)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SCOPE), *sys.path])},
@@ -73,13 +73,13 @@ def test_importing_it_is_cheap_and_touches_no_network(module: str) -> None:
     assert threads == "1"
     heavy = {"torch", "av", "numpy", "celery", "redis", "boto3"}
     if "SCOPE_CHECKOUT" in os.environ and module.endswith("pipeline"):
-        heavy -= {"torch", "numpy"}  # Scope's own MediaTimestamp has them
+        heavy -= {"torch", "numpy"}  # Scope's own MediaTimestamp imports them
     else:
-        assert float(seconds) < 3  # of the CPU's time; 0.2 s on an idle machine
+        assert float(seconds) < 3  # CPU time; 0.2 s on an idle machine
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(heavy)
 
 
-def test_the_class_says_what_scope_asks(config: Any) -> None:
+def test_the_class_has_what_scope_reads(config: Any) -> None:
     assert config.pipeline_id == "ltx2-queue"
     assert config.artifacts == []
     assert config.requires_models is False
@@ -90,10 +90,10 @@ def test_the_class_says_what_scope_asks(config: Any) -> None:
     assert config.default_temporal_interpolation_steps == 0
     assert config.produces_audio is True
     with pytest.raises(ValidationError):
-        config(use_fp8=True)  # the worker's business
+        config(use_fp8=True)  # a setting of the worker
 
 
-def test_fields_keep_the_names_and_defaults_of_the_plugin_before_and_are_shown(config: Any) -> None:
+def test_settings_keep_the_old_plugins_names_and_defaults_and_are_shown(config: Any) -> None:
     expected = {
         "height": 512,
         "width": 768,
@@ -121,8 +121,8 @@ def test_defaults_are_those_of_a_request() -> None:
     assert DEFAULTS["base_seed"] == request.seed
 
 
-def test_the_constructor_takes_what_scope_gives(world: World, load: Callable[..., Any]) -> None:
-    """Unknown, undefined and wrong values, and schema defaults of fields that others use."""
+def test_the_constructor_accepts_what_scope_passes(world: World, load: Callable[..., Any]) -> None:
+    """Unknown, undefined and wrong values, and defaults of settings of other pipelines."""
     pipeline = load(
         world, unknown=object(), base_seed=PydanticUndefined, num_frames="many", input_size=1,
         vace_context_scale=1.0, quantization="fp8_e4m3fn",
@@ -132,12 +132,12 @@ def test_the_constructor_takes_what_scope_gives(world: World, load: Callable[...
     assert (job.request.seed, job.request.num_frames) == (42, 33)
 
 
-def test_without_ltxq_url_the_log_says_so_and_nothing_comes_until_it_is_there(
+def test_without_ltxq_url_nothing_plays_and_the_log_says_why(
     world: World, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    real = fetcher.connect
+    real = connection.connect
     pipeline = load(world)
-    monkeypatch.setattr(fetcher, "connect", real)
+    monkeypatch.setattr(connection, "connect", real)
     del pipeline
     eventually(lambda: not caplog.clear() and True)
     from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
@@ -149,23 +149,23 @@ def test_without_ltxq_url_the_log_says_so_and_nothing_comes_until_it_is_there(
     assert "LTXQ_URL" in pipeline.last_error
 
 
-def test_a_gateway_without_an_api_key_is_told_of(
+def test_a_gateway_without_an_api_key_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setenv("LTXQ_URL", "https://queue.invalid")
-    client = fetcher.connect()
+    client = connection.connect()
     assert client is not None
     client.close()
     assert "LTXQ_API_KEY is not set" in caplog.text
     caplog.clear()
     monkeypatch.setenv("LTXQ_API_KEY", "sk-ltxq-something")
-    client = fetcher.connect()
+    client = connection.connect()
     assert client is not None
     client.close()
     assert caplog.text == ""
 
 
-def test_a_broken_parameter_raises_nothing(world: World, load: Callable[..., Any]) -> None:
+def test_a_malformed_parameter_raises_nothing(world: World, load: Callable[..., Any]) -> None:
     pipeline = load(world)
     for wrong in (7, [7], [{"text": 7}], [{}], {"text": "x"}, [{"weight": 1}], ["", " "]):
         assert pipeline(prompts=wrong, init_cache=True) == {}
@@ -177,10 +177,10 @@ def test_a_broken_parameter_raises_nothing(world: World, load: Callable[..., Any
     assert not world.jobs()
 
 
-def test_4_a_fault_of_the_plugins_own_is_not_raised_either(
+def test_4_the_plugins_own_errors_are_not_raised(
     world: World, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """Scope would call again at once, 27,000 times a second."""
+    """After an exception Scope calls again at once, 27,000 times a second."""
     pipeline = load(world)
 
     def broken(player: Player) -> None:
@@ -193,4 +193,4 @@ def test_4_a_fault_of_the_plugins_own_is_not_raised_either(
         assert "by zero" in pipeline.last_error
     assert caplog.text.count("The Scope plugin failed") == 1
     eventually(lambda: pipeline(prompts=FOX, init_cache=True))
-    caplog.clear()  # its tracebacks hold the pipeline
+    caplog.clear()  # its tracebacks would keep the pipeline alive

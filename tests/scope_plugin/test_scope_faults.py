@@ -1,4 +1,4 @@
-"""Queue, storage and clips that fail: playback goes on, nothing is made twice, nothing leaks."""
+"""Failures of queue, storage and clips: playback goes on, no job runs twice, nothing leaks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from ltxq import Client, VideoRequest
 from ltxq.errors import ErrorCode, JobError, QueueFull, QueueUnavailable, StorageUnavailable
+from ltxq.scope_plugin import connection, fetcher
 from ltxq.scope_plugin import download as downloads
-from ltxq.scope_plugin import fetcher
 from ltxq.scope_plugin.clip import DownloadedClip
+from ltxq.scope_plugin.clip_cache import MAX_CLIPS, ClipCache
 from ltxq.scope_plugin.fetcher import Fetcher
-from ltxq.scope_plugin.kept import KEPT_CLIPS, KeptClips
 from ltxq.scope_plugin.pipeline import Ltx2QueuePipeline
 from ltxq.scope_plugin.playback_request import PlaybackRequest
 from ltxq.scope_plugin.playlist import IDLE_SECONDS, Playlist
@@ -29,24 +29,22 @@ Load = Callable[..., Any]
 
 
 def plays(pipeline: Any, prompts: Any = FOX) -> bool:
-    """Whether a call, as Scope's, has given a picture."""
+    """Call the pipeline as Scope does; returns whether it output a picture."""
     return bool(pipeline(prompts=prompts, init_cache=True))
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetcher, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(fetcher, "LAST_PAUSE", 0.2)
-    monkeypatch.setattr(fetcher, "MISSING_SECONDS", 0.05)
+def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetcher, "FIRST_RETRY", 0.05)
+    monkeypatch.setattr(fetcher, "LAST_RETRY", 0.2)
+    monkeypatch.setattr(fetcher, "NO_URL_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(cut=100)])
-def test_a_clip_that_does_not_arrive_is_fetched_again(
-    world: World, load: Load, fault: Fault
-) -> None:
+def test_a_failed_download_is_repeated(world: World, load: Load, fault: Fault) -> None:
     pipeline = load(world)
     world.clips.fault = fault
-    eventually(lambda: plays(pipeline) or len(world.clips.asked) >= 2)
+    eventually(lambda: plays(pipeline) or len(world.clips.requested) >= 2)
     assert "127.0.0.1" in pipeline.last_error
     world.clips.fault = Fault()
     eventually(lambda: plays(pipeline))
@@ -54,9 +52,7 @@ def test_a_clip_that_does_not_arrive_is_fetched_again(
     assert pipeline.last_error is None
 
 
-def test_a_clip_that_is_not_the_one_of_the_ledger_is_not_played(
-    slow_world: World, load: Load
-) -> None:
+def test_a_clip_with_a_wrong_checksum_is_not_played(slow_world: World, load: Load) -> None:
     pipeline = load(slow_world)
     eventually(lambda: plays(pipeline) or slow_world.jobs())
     job = slow_world.job(0)
@@ -64,13 +60,13 @@ def test_a_clip_that_is_not_the_one_of_the_ledger_is_not_played(
     path = f"/{job.id}/1/clip.mp4"
     good = slow_world.clips.clips[path]
     slow_world.clips.clips[path] = bytes(reversed(good))
-    eventually(lambda: plays(pipeline) or len(slow_world.clips.asked) >= 2)
+    eventually(lambda: plays(pipeline) or len(slow_world.clips.requested) >= 2)
     assert not plays(pipeline)
     slow_world.clips.clips[path] = good
     eventually(lambda: plays(pipeline))
 
 
-def test_a_clip_that_never_arrives_is_made_again(world: World, load: Load) -> None:
+def test_a_clip_that_cannot_be_downloaded_is_generated_again(world: World, load: Load) -> None:
     pipeline = load(world)
     world.clips.fault = Fault(status=404)
     eventually(lambda: plays(pipeline) or len(world.jobs()) == 2)
@@ -78,20 +74,20 @@ def test_a_clip_that_never_arrives_is_made_again(world: World, load: Load) -> No
     eventually(lambda: plays(pipeline))
 
 
-def test_a_clip_that_is_too_large_is_not_downloaded(
+def test_a_too_large_clip_is_not_downloaded(
     world: World, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "MOST_BYTES", 1000)
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1000)
     pipeline = load(world)
     eventually(lambda: plays(pipeline) or pipeline.last_error)
     assert "more than 1,000" in pipeline.last_error
     time.sleep(0.3)
-    assert world.clips.asked == []
+    assert world.clips.requested == []
     assert len(world.jobs()) == 1
 
 
-def test_more_bytes_than_the_ledger_says_end_the_download() -> None:
-    """A server that never stops fills neither the memory nor the time."""
+def test_more_bytes_than_the_ledger_has_end_the_download() -> None:
+    """An endless response must not fill the memory."""
     sent: list[int] = []
 
     def endless() -> Iterator[bytes]:
@@ -106,13 +102,13 @@ def test_more_bytes_than_the_ledger_says_end_the_download() -> None:
     answer = httpx2.MockTransport(lambda _: httpx2.Response(200, content=endless()))
     with (
         httpx2.Client(transport=answer) as http,
-        pytest.raises(StorageUnavailable, match="in place of the clip's 100,000"),
+        pytest.raises(StorageUnavailable, match="instead of the clip's 100,000"),
     ):
         downloads.download(http, client.get(job.id).result_or_raise(), lambda: True)
     assert len(sent) < 5
 
 
-def test_a_download_that_crawls_is_given_up(
+def test_a_stalled_download_is_given_up(
     world: World, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "READ_SECONDS", 0.2)
@@ -124,7 +120,7 @@ def test_a_download_that_crawls_is_given_up(
     eventually(lambda: plays(pipeline))
 
 
-def test_no_log_has_a_presigned_query(slow_world: World, load: Load, caplog: Any) -> None:
+def test_no_log_line_has_a_presigned_query(slow_world: World, load: Load, caplog: Any) -> None:
     with caplog.at_level("DEBUG"):
         pipeline = load(slow_world)
         eventually(lambda: plays(pipeline) or slow_world.jobs())
@@ -137,13 +133,13 @@ def test_no_log_has_a_presigned_query(slow_world: World, load: Load, caplog: Any
         signed = result.model_copy(update={"url": slow_world.clips.url + path})
         slow_world.queue._put(slow_world.queue.get(job.id), result=signed)
         eventually(lambda: plays(pipeline))
-    assert slow_world.clips.asked[-1] == path
+    assert slow_world.clips.requested[-1] == path
     assert "HTTP Request" in caplog.text
     assert "abcdef" not in caplog.text
 
 
 @pytest.mark.parametrize("code", ["out_of_memory", "invalid_request", "timed_out"])
-def test_what_fails_for_good_is_not_made_again_until_something_else_is_wanted(
+def test_a_permanent_failure_is_not_submitted_again_until_the_request_changes(
     slow_world: World, load: Load, code: ErrorCode, caplog: Any
 ) -> None:
     pipeline = load(slow_world)
@@ -160,7 +156,7 @@ def test_what_fails_for_good_is_not_made_again_until_something_else_is_wanted(
 
 
 @pytest.mark.parametrize("code", ["worker_lost", "internal", "cancelled", "storage_unavailable"])
-def test_what_may_succeed_later_is_made_again(
+def test_a_retryable_failure_is_submitted_again(
     slow_world: World, load: Load, code: ErrorCode
 ) -> None:
     pipeline = load(slow_world)
@@ -171,7 +167,7 @@ def test_what_may_succeed_later_is_made_again(
     eventually(lambda: plays(pipeline))
 
 
-def test_a_job_that_vanished_is_asked_for_again(slow_world: World, load: Load) -> None:
+def test_a_deleted_job_is_submitted_again(slow_world: World, load: Load) -> None:
     pipeline = load(slow_world)
     eventually(lambda: plays(pipeline) or slow_world.jobs())
     first = slow_world.job(0)
@@ -182,7 +178,7 @@ def test_a_job_that_vanished_is_asked_for_again(slow_world: World, load: Load) -
     eventually(lambda: plays(pipeline))
 
 
-def test_a_submission_whose_answer_is_lost_makes_one_job(
+def test_a_submission_whose_answer_is_lost_is_one_job(
     slow_world: World, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit, lost = slow_world.queue.submit, threading.Event()
@@ -202,20 +198,20 @@ def test_a_submission_whose_answer_is_lost_makes_one_job(
     assert len(slow_world.jobs()) == 1
 
 
-def test_what_could_not_be_cancelled_while_the_queue_was_away_is_cancelled_later(
+def test_an_outdated_job_is_cancelled_once_the_queue_is_reachable_again(
     slow_world: World, load: Load
 ) -> None:
     pipeline = load(slow_world)
     eventually(lambda: plays(pipeline) or slow_world.jobs())
     old = slow_world.job(0)
-    slow_world.away.set()
+    slow_world.unreachable.set()
     eventually(lambda: plays(pipeline, OWL) or pipeline.last_error)
-    slow_world.away.clear()
+    slow_world.unreachable.clear()
     eventually(lambda: plays(pipeline, OWL) or len(slow_world.jobs()) == 2)
     assert slow_world.queue.get(old.id).state == "cancelled"
 
 
-def test_a_full_queue_is_tried_again(
+def test_a_submission_to_a_full_queue_is_repeated(
     world: World, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit, full = world.queue.submit, threading.Event()
@@ -232,7 +228,7 @@ def test_a_full_queue_is_tried_again(
     assert full.is_set()
 
 
-def test_a_clip_that_cannot_be_decoded_is_told_of_and_the_next_one_plays(
+def test_an_undecodable_clip_is_reported_and_the_next_one_plays(
     slow_world: World, load: Load
 ) -> None:
     pipeline = load(slow_world)
@@ -245,65 +241,64 @@ def test_a_clip_that_cannot_be_decoded_is_told_of_and_the_next_one_plays(
     assert len(slow_world.jobs()) == 2
 
 
-def test_a_queue_that_gets_its_address_later_is_found(
+def test_an_ltxq_url_that_is_set_later_is_used(
     world: World, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(fetcher, "connect", lambda: None)
+    monkeypatch.setattr(connection, "connect", lambda: None)
     pipeline = Ltx2QueuePipeline(width=64, height=64, num_frames=9)
-    pipeline_fetcher_waits = "LTXQ_URL is not set"
-    eventually(lambda: pipeline_fetcher_waits in caplog.text)
+    eventually(lambda: "LTXQ_URL is not set" in caplog.text)
     del pipeline
 
-    asked: list[int] = []
+    calls: list[int] = []
 
     def connect() -> Any:
-        asked.append(1)
-        return world.client() if len(asked) > 3 else None
+        calls.append(1)
+        return world.client() if len(calls) > 3 else None
 
     playlist = Playlist()
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
-    playlist.want(
+    playlist.set_request(
         PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
     )
-    eventually(lambda: world.clips.asked)
+    eventually(lambda: world.clips.requested)
     playlist.close()
     thread.join(10)
-    assert len(asked) == 4
-    assert caplog.text.count("LTXQ_URL is not set") == 2  # once by each
+    assert len(calls) == 4
+    assert caplog.text.count("LTXQ_URL is not set") == 2  # once by each fetcher
 
 
-def test_changed_settings_are_taken_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong key is corrected while the pipeline is loaded."""
-    made: list[Any] = []
+def test_changed_settings_are_used_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a wrong key is corrected while the pipeline is loaded."""
+    clients: list[Any] = []
 
     def connect() -> Any:
-        made.append(world.client())
-        return made[-1]
+        clients.append(world.client())
+        return clients[-1]
 
     playlist = Playlist()
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
-    playlist.want(
+    playlist.set_request(
         PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
     )
-    eventually(lambda: world.clips.asked)
+    eventually(lambda: world.clips.requested)
     monkeypatch.setenv("LTXQ_API_KEY", "sk-another")
-    playlist.want(
+    playlist.set_request(
         PlaybackRequest(VideoRequest(prompt="an owl", width=64, height=64, num_frames=9), 1)
     )
-    eventually(lambda: len(world.clips.asked) == 2)
+    eventually(lambda: len(world.clips.requested) == 2)
     playlist.close()
     thread.join(10)
-    assert len(made) == 2
+    assert len(clients) == 2
 
 
-def test_nobody_asks_the_queue_while_scope_does_not_call() -> None:
-    """A stream that stopped tells nothing; after a minute without calls the fetcher waits."""
+def test_the_queue_is_left_alone_while_scope_does_not_call() -> None:
+    """Scope does not report a stopped stream; after a minute without calls the fetcher waits."""
     now = [0.0]
     playlist = Playlist(clock=lambda: now[0])
-    wish = PlaybackRequest(VideoRequest(prompt="a fox"), 1)
-    playlist.want(wish)
+    requested = PlaybackRequest(VideoRequest(prompt="a fox"), 1)
+    playlist.set_request(requested)
     now[0] += IDLE_SECONDS + 1
     waited = threading.Event()
 
@@ -314,40 +309,40 @@ def test_nobody_asks_the_queue_while_scope_does_not_call() -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     assert not waited.wait(0.3)
-    playlist.want(wish)
+    playlist.set_request(requested)
     assert waited.wait(10)
     thread.join()
     playlist.close()
 
 
-def test_kept_clips_are_bounded() -> None:
-    kept = KeptClips()
-    playlist = Playlist(kept)
-    for seed in range(3 * KEPT_CLIPS):
-        playlist.add(VideoRequest(prompt="a fox", seed=seed), DownloadedClip(b"x"))
-    assert len(kept) == KEPT_CLIPS
-    playlist.add(VideoRequest(prompt="a fox", seed=99), DownloadedClip(bytes(300 * 1024**2)))
-    assert len(kept) == 1
+def test_the_clip_cache_is_bounded() -> None:
+    cache = ClipCache()
+    playlist = Playlist(cache)
+    for seed in range(3 * MAX_CLIPS):
+        playlist.add_clip(VideoRequest(prompt="a fox", seed=seed), DownloadedClip(b"x"))
+    assert len(cache) == MAX_CLIPS
+    playlist.add_clip(VideoRequest(prompt="a fox", seed=99), DownloadedClip(bytes(300 * 1024**2)))
+    assert len(cache) == 1
 
 
-def test_a_session_holds_its_clip_though_other_sessions_clips_take_its_place() -> None:
-    """Else each one would have its clip made again and again."""
-    kept, request = KeptClips(), VideoRequest(prompt="a fox")
-    playlist, other = Playlist(kept), Playlist(kept)
-    playlist.want(PlaybackRequest(request, 1))
-    playlist.add(request, DownloadedClip(b"x"))
-    other.add(VideoRequest(prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
-    assert request not in kept
-    assert playlist.to_order([]) == (request, 0, 0.0)
-    showing = playlist.next_showing()
-    assert showing is not None
-    assert showing.clip == DownloadedClip(b"x")
+def test_a_session_keeps_its_clip_when_other_sessions_evict_it_from_the_cache() -> None:
+    """Otherwise each session would generate its clip again and again."""
+    cache, request = ClipCache(), VideoRequest(prompt="a fox")
+    playlist, other = Playlist(cache), Playlist(cache)
+    playlist.set_request(PlaybackRequest(request, 1))
+    playlist.add_clip(request, DownloadedClip(b"x"))
+    other.add_clip(VideoRequest(prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
+    assert request not in cache
+    assert playlist.to_submit([]) == []
+    clip = playlist.next_to_decode()
+    assert clip is not None
+    assert clip.source == DownloadedClip(b"x")
 
 
-def test_unloading_in_the_midst_of_a_download_ends_it(world: World, load: Load) -> None:
+def test_unloading_during_a_download_ends_it(world: World, load: Load) -> None:
     world.clips.fault = Fault(hangs=True)
     pipeline = load(world)
-    while not world.clips.asked:
+    while not world.clips.requested:
         assert not plays(pipeline)
     gone = weakref.ref(pipeline)
     del pipeline
@@ -357,7 +352,7 @@ def test_unloading_in_the_midst_of_a_download_ends_it(world: World, load: Load) 
     eventually(lambda: not plugin_threads(), within=30)
 
 
-def test_unloading_in_the_midst_of_playback_frees_everything(world: World, load: Load) -> None:
+def test_unloading_during_playback_frees_everything(world: World, load: Load) -> None:
     pipeline = load(world)
     gone = weakref.ref(pipeline)
     with Session(pipeline) as session:

@@ -1,4 +1,4 @@
-"""The base package installs beside what Scope pins."""
+"""The base package installs beside the versions that Scope pins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUIREMENTS = HERE / "scope-0.2.4.txt"
 
 
 def resolve(*inputs: str) -> subprocess.CompletedProcess[str]:
-    """What Scope asks uv for when it installs a plugin, on its Python; nothing is installed."""
+    """Resolve as Scope does when it installs a plugin, for its Python; installs nothing."""
     uv = Path(sys.prefix, "bin", "uv")
     if not uv.exists():
         pytest.skip("uv is not installed beside this Python; `make` installs it")
@@ -34,8 +34,8 @@ def resolve(*inputs: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_base_package_resolves_with_scopes_requirements() -> None:
     done = resolve("pyproject.toml", str(REQUIREMENTS))
-    away = re.search(r"[Ff]ailed to fetch|error sending request|dns error", done.stderr)
-    if done.returncode and away and not os.environ.get("CI"):
+    offline = re.search(r"[Ff]ailed to fetch|error sending request|dns error", done.stderr)
+    if done.returncode and offline and not os.environ.get("CI"):
         pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr
     chosen = dict(line.split("==") for line in done.stdout.split() if "==" in line)
@@ -44,7 +44,7 @@ def test_the_base_package_resolves_with_scopes_requirements() -> None:
     assert not {"ltx-core", "boto3"} & set(chosen)
 
 
-def test_nothing_that_scope_pins_is_declared() -> None:
+def test_no_package_that_scope_pins_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^\w-]", name, maxsplit=1)[0] for name in project["dependencies"]}
     lines = REQUIREMENTS.read_text().splitlines()

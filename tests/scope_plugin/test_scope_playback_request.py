@@ -1,4 +1,4 @@
-"""Scope's parameters, made a request."""
+"""Reading Scope's parameters into a request."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import pytest
 
 from ltxq import VideoRequest
 from ltxq.errors import InvalidRequest
-from ltxq.scope_plugin.playback_request import PlaybackRequests
+from ltxq.scope_plugin.playback_request import ParameterReader
 
 
 def request(sent: dict[str, Any], **loaded: Any) -> VideoRequest:
-    wish = PlaybackRequests(loaded).read({"prompts": "a fox", **sent})
-    assert wish is not None
-    return wish.request
+    requested = ParameterReader(loaded).read({"prompts": "a fox", **sent})
+    assert requested is not None
+    return requested.video
 
 
 def prompt(prompts: Any) -> str | None:
-    wish = PlaybackRequests({}).read({"prompts": prompts})
-    return wish and wish.request.prompt
+    requested = ParameterReader({}).read({"prompts": prompts})
+    return requested and requested.video.prompt
 
 
 @pytest.mark.parametrize(
-    ("asked", "made"),
+    ("given", "used"),
     [(1, 1), (2, 1), (9, 9), (12, 9), (13, 9), (14, 17), (30, 33), (120, 121), (0, 1), (9999, 473)],
 )
-def test_num_frames_becomes_the_nearest_and_the_log_says_so(
-    asked: int, made: int, caplog: Any
+def test_num_frames_becomes_the_nearest_with_one_warning(
+    given: int, used: int, caplog: Any
 ) -> None:
-    wishes = PlaybackRequests({"num_frames": asked})
+    reader = ParameterReader({"num_frames": given})
     for _ in range(3):
-        wish = wishes.read({"prompts": "a fox"})
-        assert wish is not None
-        assert wish.request.num_frames == made
-    assert caplog.text.count(f"num_frames is {made}") == (asked != made)
+        requested = reader.read({"prompts": "a fox"})
+        assert requested is not None
+        assert requested.video.num_frames == used
+    assert caplog.text.count(f"num_frames: using {used}") == (given != used)
 
 
-def test_what_the_client_sends_comes_before_what_was_loaded() -> None:
+def test_a_clients_parameters_override_the_load_parameters() -> None:
     loaded = {"num_frames": 9, "frame_rate": 30.0, "base_seed": 7}
     assert request({}, **loaded).model_dump(include=set(loaded)) == {
         "num_frames": 9,
@@ -49,7 +49,7 @@ def test_what_the_client_sends_comes_before_what_was_loaded() -> None:
     assert request({"base_seed": None}, **loaded).seed == 7
 
 
-def test_a_random_seed_is_left_to_the_queue() -> None:
+def test_the_queue_draws_a_random_seed() -> None:
     assert request({"randomize_seed": True}).seed is None
     assert request({"randomize_seed": False}, randomize_seed=True).seed == 42
 
@@ -65,16 +65,16 @@ def test_a_random_seed_is_left_to_the_queue() -> None:
         (800, 2, 832, 800),
     ],
 )
-def test_every_size_is_made_even_and_exact(
+def test_sizes_are_even_and_cropped_to_the_pixel(
     width: int, stages: int, made: int, crop: int | None
 ) -> None:
-    asked = request({}, width=width, stages=stages)
-    assert (asked.width, asked.crop_width) == (made, crop)
+    video = request({}, width=width, stages=stages)
+    assert (video.width, video.crop_width) == (made, crop)
 
 
 @pytest.mark.parametrize("wrong", ["many", float("nan"), float("inf"), [], {}, object(), 10**400])
 @pytest.mark.parametrize("name", ["num_frames", "frame_rate", "base_seed", "stages", "prefetch"])
-def test_what_is_no_number_is_the_default(name: str, wrong: Any) -> None:
+def test_a_value_that_is_no_number_becomes_the_default(name: str, wrong: Any) -> None:
     assert request({name: wrong}) == request({})
 
 
@@ -93,36 +93,36 @@ def test_what_is_no_number_is_the_default(name: str, wrong: Any) -> None:
         ("", None),
     ],
 )
-def test_prompts_are_read_as_scope_sends_them(prompts: Any, text: str | None) -> None:
+def test_prompts_are_read_in_scopes_formats(prompts: Any, text: str | None) -> None:
     assert prompt(prompts) == text
 
 
-def test_a_wish_is_the_same_object_until_something_changes() -> None:
-    wishes, sent = PlaybackRequests({}), {"prompts": [{"text": "a fox", "weight": 1}]}
-    first = wishes.read(sent)
-    assert wishes.read({**sent, "init_cache": True, "bpm": 120}) is first
-    assert wishes.read({**sent, "base_seed": 43}) is not first
+def test_a_request_is_the_same_object_until_a_parameter_changes() -> None:
+    reader, sent = ParameterReader({}), {"prompts": [{"text": "a fox", "weight": 1}]}
+    first = reader.read(sent)
+    assert reader.read({**sent, "init_cache": True, "bpm": 120}) is first
+    assert reader.read({**sent, "base_seed": 43}) is not first
 
 
-def test_a_prompt_that_cannot_be_made_is_refused() -> None:
+def test_a_too_long_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="prompt"):
-        PlaybackRequests({}).read({"prompts": "x" * 5001})
+        ParameterReader({}).read({"prompts": "x" * 5001})
 
 
-def test_an_image_is_told_of_once_for_it_cannot_be_used(caplog: Any) -> None:
-    wishes = PlaybackRequests({})
+def test_an_image_is_ignored_with_one_warning(caplog: Any) -> None:
+    reader = ParameterReader({})
     for _ in range(3):
-        wishes.read({"prompts": "a fox", "first_frame_image": "fox.png"})
-    assert caplog.text.count("from text alone") == 1
+        reader.read({"prompts": "a fox", "first_frame_image": "fox.png"})
+    assert caplog.text.count("first_frame_image is ignored") == 1
 
 
 def test_a_new_session_forgets_a_transition() -> None:
-    wishes, prompts = PlaybackRequests({}), [{"text": "a fox"}]
+    reader, prompts = ParameterReader({}), [{"text": "a fox"}]
     sent = {"prompts": prompts, "transition": {"target_prompts": [{"text": "an owl"}]}}
-    read = wishes.read(sent)
-    assert read is not None
-    assert read.request.prompt == "an owl"
-    wishes.start_session()
-    read = wishes.read({"prompts": prompts})
-    assert read is not None
-    assert read.request.prompt == "a fox"
+    requested = reader.read(sent)
+    assert requested is not None
+    assert requested.video.prompt == "an owl"
+    reader.start_session()
+    requested = reader.read({"prompts": prompts})
+    assert requested is not None
+    assert requested.video.prompt == "a fox"

@@ -1,4 +1,4 @@
-"""Scope shares one pipeline object among its sessions: each one plays, whatever the others do."""
+"""Several sessions on one pipeline object: each plays independently of the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Load = Callable[..., Any]
 LAST = 8  # the index of a clip's last frame
 
 
-def test_two_sessions_play_at_the_same_time_each_its_own_prompt(world: World, load: Load) -> None:
+def test_two_sessions_play_different_prompts_at_the_same_time(world: World, load: Load) -> None:
     pipeline = load(world)
     with Session(pipeline) as fox, Session(pipeline, prompts=OWL) as owl:
         for session in (fox, owl):
@@ -24,10 +24,10 @@ def test_two_sessions_play_at_the_same_time_each_its_own_prompt(world: World, lo
         assert apart(skews(session.viewer)) < 0.04
 
 
-def test_a_session_that_begins_later_does_not_disturb_the_one_that_plays(
+def test_a_session_that_begins_later_does_not_disturb_the_first(
     slow_world: World, load: Load
 ) -> None:
-    """It waits for its first clip, with `init_cache` at every call."""
+    """While it waits for its first clip, Scope sends `init_cache` with every call."""
     pipeline = load(slow_world)
     with Session(pipeline) as fox:
         slow_world.finish(slow_world.job(0))
@@ -40,7 +40,7 @@ def test_a_session_that_begins_later_does_not_disturb_the_one_that_plays(
     assert breaks(fox.viewer.shown, LAST) == []
 
 
-def test_a_session_that_ends_leaves_the_other_one_playing_and_no_thread(
+def test_an_ended_session_leaves_no_thread_and_the_other_plays_on(
     slow_world: World, load: Load
 ) -> None:
     pipeline = load(slow_world)
@@ -55,16 +55,16 @@ def test_a_session_that_ends_leaves_the_other_one_playing_and_no_thread(
         fox.viewer.wait_until(lambda v: len(v.shown) > seen + 20)
 
 
-def test_two_sessions_share_the_clips_of_fixed_seeds(world: World, load: Load) -> None:
+def test_two_sessions_share_a_clip_with_a_fixed_seed(world: World, load: Load) -> None:
     pipeline = load(world)
     with Session(pipeline) as one:
         one.viewer.wait_until(lambda v: v.shown)
         with Session(pipeline) as two:
             two.viewer.wait_until(lambda v: v.shown)
-    assert len(world.jobs()) == len(world.clips.asked) == 1
+    assert len(world.jobs()) == len(world.clips.requested) == 1
 
 
-def test_a_page_that_is_loaded_anew_gets_the_clip_that_is_being_made_for_it(
+def test_a_reloaded_page_gets_the_clip_that_is_already_being_generated(
     slow_world: World, load: Load
 ) -> None:
     pipeline = load(slow_world)

@@ -1,5 +1,6 @@
-"""The plugin over `ltxq up`, with its gateway, its Redis, its S3 server and its worker: a short
-watch of `bench/scope.py`, and playback by Redis without boto3, which Scope does not have.
+"""The plugin with `ltxq up` (gateway, Redis, S3 server, worker).
+
+A short run of `bench/scope.py`, and playback over Redis without boto3, which Scope does not have.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @contextmanager
 def ltxq_up(folder: Path) -> Iterator[dict[str, str]]:
-    """`ltxq up` with the instant pipeline; yields what its environment file exports."""
+    """`ltxq up` with the instant pipeline; yields the variables of its environment file."""
     ports = [f"--{name}-port=0" for name in ("redis", "s3", "http", "flower")]
     command = [sys.executable, "-m", "ltxq", "up", "--model=instant", f"--data={folder / 'data'}"]
     with (
@@ -50,7 +51,7 @@ def ltxq_up(folder: Path) -> Iterator[dict[str, str]]:
             process.wait(60)
 
 
-def test_playback_lives_through_a_prompt_change_and_a_killed_worker(tmp_path: Path) -> None:
+def test_playback_survives_a_prompt_change_and_a_killed_worker(tmp_path: Path) -> None:
     start_or_skip(redis_binary)
     start_or_skip(rclone_binary)
     out = tmp_path / "figures.json"
@@ -69,10 +70,8 @@ def test_playback_lives_through_a_prompt_change_and_a_killed_worker(tmp_path: Pa
     assert figures["clips begun"] >= 5
 
 
-def test_it_plays_from_redis_where_boto3_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The environment file names the bucket too, and Scope's Python has no boto3."""
+def test_it_plays_from_redis_without_boto3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment file sets a bucket, but Scope's Python has no boto3."""
     start_or_skip(redis_binary)
     start_or_skip(rclone_binary)
     with ltxq_up(tmp_path) as environment:
@@ -87,7 +86,7 @@ def test_it_plays_from_redis_where_boto3_is_missing(
 
 
 def first_error() -> str | None:
-    """The error of a pipeline that has not played; None once it plays."""
+    """The first error of a new pipeline; None: it plays without one."""
     pipeline = Ltx2QueuePipeline(width=64, height=64, num_frames=9)
     eventually(lambda: pipeline(prompts=FOX, init_cache=True) or pipeline.last_error)
     return pipeline.last_error

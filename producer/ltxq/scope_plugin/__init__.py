@@ -1,7 +1,7 @@
-"""The Daydream Scope plugin: pipeline `ltx2-queue`, which plays clips that workers make.
+"""The Daydream Scope plugin: pipeline `ltx2-queue` plays clips that an ltxq queue generates.
 
-Scope loads this module through the entry point in group `scope`, at every start: so it imports
-nothing but Scope's marker. The pipeline and all it stands on are loaded when Scope asks for them.
+Scope imports this module at every start (entry point group `scope`), so it imports nothing but
+Scope's hook marker. The pipeline's modules are imported when Scope registers it.
 """
 
 from __future__ import annotations

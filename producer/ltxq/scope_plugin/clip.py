@@ -1,5 +1,6 @@
-"""A finished MP4, its pictures and its sound. PyAV and numpy are Scope's: they are imported when
-the first clip is decoded.
+"""Decodes the MP4 of a finished job into pictures and sound.
+
+PyAV and numpy come with Scope; they are imported when the first clip is decoded.
 """
 
 from __future__ import annotations
@@ -8,38 +9,40 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ltxq.scope_plugin.timeline import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from ltxq.scope_plugin.showing import Picture, Sound
+    import numpy as np
+    from numpy.typing import NDArray
 
-MOST_SECONDS = 30.0  # of sound that is decoded; no clip of the queue's is longer than 20
+Picture: TypeAlias = "NDArray[np.uint8]"  # [H, W, 3], RGB
+Sound: TypeAlias = "NDArray[np.float32]"  # [2, S] in −1..1, 48 kHz
+
+MAX_SOUND_SECONDS = 30.0  # decoding stops here; the queue's clips last at most 20 seconds
 
 
 @dataclass(frozen=True)
 class DownloadedClip:
-    """An MP4 in memory, some megabytes; its frames would be a hundred."""
+    """An MP4 in memory. It has a few megabytes; its decoded frames would have a hundred."""
 
     data: bytes
 
-    def rate(self) -> Fraction:
+    def frame_rate(self) -> Fraction:
         """Frames per second.
 
         Raises:
-            ValueError: there is no picture in it.
+            ValueError: the MP4 has no video stream, or does not state its frame rate.
         """
         with _open(self.data) as container:
-            rate = _video(container).average_rate
+            rate = _video_stream(container).average_rate
             if not rate:
-                raise ValueError("the clip does not say its frame rate")
+                raise ValueError("the MP4 does not state its frame rate")
             return Fraction(rate)
 
     def sound(self) -> Sound | None:
-        """All of it: [2, S] in −1..1 at 48 kHz, its first sample that of the first picture; None:
-        the clip is silent.
-        """
+        """The whole sound track; sample 0 belongs to frame 0. None: the clip is silent."""
         import av
         import numpy as np
 
@@ -48,37 +51,38 @@ class DownloadedClip:
                 return None
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
             parts: list[Any] = []
-            begins = 0.0  # seconds
+            offset = 0.0  # seconds from the first picture to the first sample
             for frame in container.decode(container.streams.audio[0]):
-                begins = begins if parts else frame.time
-                if frame.time > MOST_SECONDS:
+                offset = offset if parts else frame.time
+                if frame.time > MAX_SOUND_SECONDS:
                     break
                 parts += [part.to_ndarray() for part in resampler.resample(frame)]
             parts += [part.to_ndarray() for part in resampler.resample(None)]
         if not parts:
             return None
         sound: Sound = np.concatenate(parts, axis=1).clip(-1, 1)
-        late = round(begins * SAMPLE_RATE)
-        return np.pad(sound, ((0, 0), (late, 0))) if late > 0 else sound[:, -late:]
+        missing = round(offset * SAMPLE_RATE)
+        return np.pad(sound, ((0, 0), (missing, 0))) if missing > 0 else sound[:, -missing:]
 
     def pictures(self, size: tuple[int, int] | None) -> Iterator[Picture]:
-        """Each frame, [H, W, 3], RGB.
+        """Each frame as RGB.
 
         Args:
-            size: width and height to bring them to; None: their own, made even.
+            size: width and height to scale to; None: the clip's size, rounded down to even.
         """
         from av.video.reformatter import Colorspace
 
         with _open(self.data) as container:
-            stream = _video(container)
-            # One thread. Inside Scope, PyAV logs through Python: a decoder's thread that logs waits
-            # for the GIL. PyAV frees a dropped decoder with the GIL held, waiting for its threads.
+            stream = _video_stream(container)
+            # One thread. Inside Scope, PyAV logs through Python, so a decoder thread that logs
+            # waits for the GIL. PyAV holds the GIL while it frees a decoder and joins its threads:
+            # with several threads, dropping a clip would deadlock the process.
             stream.thread_type = "NONE"
             for frame in container.decode(stream):
                 width, height = size or (frame.width & ~1, frame.height & ~1)
-                # The worker's clips are BT.709. PyAV 16 reads that from nowhere, and heeds it only
-                # beside another target (RGB has none). The exact flags of `encode/mp4.py` would
-                # cost four times as much, for 2 of 255.
+                # The worker's clips are BT.709. PyAV 16 ignores the stream's colour space, and
+                # applies src_colorspace only if dst_colorspace differs (RGB has none). The exact
+                # flags of `encode/mp4.py` would take four times as long to correct 2 of 255.
                 rgb = frame.reformat(
                     width=width,
                     height=height,
@@ -95,7 +99,7 @@ def _open(data: bytes) -> Any:
     return av.open(io.BytesIO(data), "r", format="mp4")
 
 
-def _video(container: Any) -> Any:
+def _video_stream(container: Any) -> Any:
     if not container.streams.video:
-        raise ValueError("there is no picture in the clip")
+        raise ValueError("the MP4 has no video stream")
     return container.streams.video[0]

@@ -1,4 +1,4 @@
-"""What Scope shows of the pipeline, and the defaults it starts with."""
+"""The pipeline's settings: Scope shows them in its UI and starts with their defaults."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pydantic import Field
 from scope.core.pipelines.base_schema import BasePipelineConfig, ModeDefaults, ui_field_config
 
 from ltxq.job import MAX_SIDE, MIN_SIDE
-from ltxq.scope_plugin.playback_request import DEFAULTS, MOST_PREFETCH
+from ltxq.scope_plugin.playback_request import DEFAULTS, MAX_PREFETCH
 
 
-def _shown(order: int, label: str | None = None, **how: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = ui_field_config(order=order, label=label, **how)
-    return shown
+def _ui(order: int, label: str | None = None, **more: Any) -> dict[str, Any]:
+    ui: dict[str, Any] = ui_field_config(order=order, label=label, **more)
+    return ui
 
 
 class Ltx2QueueConfig(BasePipelineConfig):  # type: ignore[misc]  # Scope has no types here
-    """Fields of the same names as those of the plugin this one follows, with its defaults."""
+    """Settings. Those of the in-process LTX-2 plugin keep their names and defaults."""
 
     pipeline_id = "ltx2-queue"
     pipeline_name = "LTX-2 (queue)"
     pipeline_description = (
-        "Text to video with sound by LTX-2, made by the workers of an ltxq queue. "
-        "Needs LTXQ_URL in the environment Scope starts in; no GPU here."
+        "Plays LTX-2 clips with sound, generated from text by the workers of an ltxq queue. "
+        "Set LTXQ_URL in the environment that starts Scope. This machine needs no GPU."
     )
     produces_audio = True
     default_temporal_interpolation_steps = 0
@@ -34,52 +34,54 @@ class Ltx2QueueConfig(BasePipelineConfig):  # type: ignore[misc]  # Scope has no
         default=DEFAULTS["height"],
         ge=MIN_SIDE,
         le=MAX_SIDE,
-        description="Height in pixels",
-        json_schema_extra=_shown(1, component="resolution", is_load_param=True),
+        description="Height in pixels.",
+        json_schema_extra=_ui(1, component="resolution", is_load_param=True),
     )
     width: int = Field(
         default=DEFAULTS["width"],
         ge=MIN_SIDE,
         le=MAX_SIDE,
-        description="Width in pixels",
-        json_schema_extra=_shown(1, component="resolution", is_load_param=True),
+        description="Width in pixels.",
+        json_schema_extra=_ui(1, component="resolution", is_load_param=True),
     )
     base_seed: int = Field(
         default=DEFAULTS["base_seed"],
         ge=0,
-        description="The same seed makes the same clip, which is then played again and again",
-        json_schema_extra=_shown(2, "Seed"),
+        description="Seed of the clip. With Random seed off, this one clip plays in a loop.",
+        json_schema_extra=_ui(2, "Seed"),
     )
     randomize_seed: bool = Field(
         default=DEFAULTS["randomize_seed"],
-        description="Another clip each time",
-        json_schema_extra=_shown(3, "Random seed"),
+        description="Generate every clip with a new seed, instead of one clip in a loop.",
+        json_schema_extra=_ui(3, "Random seed"),
     )
     num_frames: int = Field(
         default=DEFAULTS["num_frames"],
         ge=1,
         le=1201,
-        description="Frames of a clip: 1, 9, 17, 25, 33, … (else the nearest), at most 20 seconds",
-        json_schema_extra=_shown(4, "Frames"),
+        description="Frames per clip: 1, 9, 17, 25, 33, … (8k+1), at most 20 seconds. "
+        "Another number is changed to the nearest of these.",
+        json_schema_extra=_ui(4, "Frames"),
     )
     frame_rate: float = Field(
         default=DEFAULTS["frame_rate"],
         ge=1,
         le=60,
-        description="Frames per second",
-        json_schema_extra=_shown(5, "Frame rate"),
+        description="Frames per second.",
+        json_schema_extra=_ui(5, "Frame rate"),
     )
     stages: int = Field(
         default=DEFAULTS["stages"],
         ge=1,
         le=2,
-        description="2: made at half size, doubled and refined, for large clips",
-        json_schema_extra=_shown(6, "Stages"),
+        description="1: generate at full size. "
+        "2: generate at half size, upscale and refine; for large clips.",
+        json_schema_extra=_ui(6, "Stages"),
     )
     prefetch: int = Field(
         default=DEFAULTS["prefetch"],
         ge=0,
-        le=MOST_PREFETCH,
-        description="With a random seed: clips that are made ahead of the one that plays",
-        json_schema_extra=_shown(7, "Clips ahead"),
+        le=MAX_PREFETCH,
+        description="Clips to generate ahead of the one that plays. Used with Random seed.",
+        json_schema_extra=_ui(7, "Clips ahead"),
     )

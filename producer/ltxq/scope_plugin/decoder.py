@@ -1,29 +1,29 @@
-"""The thread that turns clips into frames, a little ahead of what is played."""
+"""The decoder thread: decodes a playlist's clips into frames, a little ahead of playback."""
 
 from __future__ import annotations
 
 import logging
 
-from ltxq.scope_plugin.playlist import Playlist
-from ltxq.scope_plugin.showing import Showing
+from ltxq.scope_plugin.frame_buffer import BufferedClip
+from ltxq.scope_plugin.playlist import REJECTED, Playlist
 
 log = logging.getLogger("ltxq.scope")
 
 
 def decode(playlist: Playlist) -> None:
-    """Decode one clip after the other until the playlist is closed."""
-    while (showing := playlist.next_showing()) is not None:
+    """Decode clips one after the other until the playlist is closed."""
+    while (clip := playlist.next_to_decode()) is not None:
         try:
-            _decode(playlist, showing)
-        except Exception as exc:  # noqa: BLE001  FFmpeg's errors are many, and a thread must go on
-            why = f"A clip cannot be decoded ({type(exc).__name__}: {exc})."
-            log.error("%s", why)
-            playlist.refuse(showing.request, why)
-        playlist.end(showing)
+            _decode_clip(playlist, clip)
+        except Exception as exc:  # noqa: BLE001  FFmpeg raises many types; the thread must go on
+            error = f"A clip cannot be decoded ({type(exc).__name__}: {exc}). {REJECTED}"
+            log.error("%s", error)
+            playlist.reject(clip.request, error)
+        playlist.finish_decoding(clip)
 
 
-def _decode(playlist: Playlist, showing: Showing) -> None:
-    showing.rate, showing.sound = showing.clip.rate(), showing.clip.sound()
-    for picture in showing.clip.pictures(playlist.size):
-        if not playlist.put(showing, picture):
+def _decode_clip(playlist: Playlist, clip: BufferedClip) -> None:
+    clip.frame_rate, clip.sound = clip.source.frame_rate(), clip.source.sound()
+    for picture in clip.source.pictures(playlist.size):
+        if not playlist.add_frame(clip, picture):
             break

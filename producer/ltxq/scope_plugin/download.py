@@ -1,4 +1,4 @@
-"""A clip from its presigned URL into memory: whole and as the ledger knows it, or not at all."""
+"""Downloads a clip from its presigned URL into memory, and checks its size and SHA-256."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import httpx2
 from ltxq.errors import StorageRefused, StorageUnavailable
 from ltxq.job import VideoResult
 
-MOST_BYTES = 128 * 1024**2  # of one clip; 20 seconds at 2048×2048 may need 100 MB
+MAX_BYTES = 128 * 1024**2  # of one clip; 20 seconds at 2048×2048 may need 100 MB
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0  # without a byte
 TOTAL_SECONDS = 120.0
+RETRIES = "The plugin tries again."
 
 
-def downloader() -> httpx2.Client:
-    """What `download` gets clips with."""
-    logging.getLogger("httpx2").addFilter(_without_query)
+def download_client() -> httpx2.Client:
+    """An HTTP client for `download`."""
+    logging.getLogger("httpx2").addFilter(_remove_query)
     return httpx2.Client(
         timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=True,
@@ -29,38 +30,50 @@ def downloader() -> httpx2.Client:
     )
 
 
-def download(http: httpx2.Client, result: VideoResult, wanted: Callable[[], bool]) -> bytes | None:
-    """The MP4; None: while it came, it was `wanted` no more.
+def download(
+    http: httpx2.Client, result: VideoResult, is_requested: Callable[[], bool]
+) -> bytes | None:
+    """The MP4. None: `is_requested` turned false during the download.
 
     Raises:
-        StorageRefused: it is too large.
-        StorageUnavailable: it did not come, or not as it should be; a fresh URL may help.
+        StorageRefused: the clip is too large.
+        StorageUnavailable: the download failed, or its bytes are wrong; a fresh URL may help.
     """
-    if result.size > MOST_BYTES:
-        raise StorageRefused(f"The clip has {result.size:,} bytes, more than {MOST_BYTES:,}.")
-    data, end = bytearray(), time.monotonic() + TOTAL_SECONDS
-    host = urlsplit(result.url).hostname  # a presigned URL is a secret while it lives
+    if result.size > MAX_BYTES:
+        raise StorageRefused(
+            f"The clip has {result.size:,} bytes, more than {MAX_BYTES:,}.",
+            hint="Request fewer frames or a smaller size.",
+        )
+    data, deadline = bytearray(), time.monotonic() + TOTAL_SECONDS
+    host = urlsplit(result.url).hostname  # the URL itself is a secret: it is presigned
     try:
-        with http.stream("GET", result.url, headers={"Accept-Encoding": "identity"}) as answer:
-            if answer.status_code != 200:
-                raise StorageUnavailable(f"{host} answered {answer.status_code} for the clip.")
-            for part in answer.iter_raw(64 * 1024):
+        with http.stream("GET", result.url, headers={"Accept-Encoding": "identity"}) as response:
+            if response.status_code != 200:
+                raise StorageUnavailable(
+                    f"{host} answered the clip's download with HTTP {response.status_code}.",
+                    hint=RETRIES,
+                )
+            for part in response.iter_raw(64 * 1024):
                 data += part
-                if not wanted():
+                if not is_requested():
                     return None
-                if len(data) > result.size or time.monotonic() > end:
+                if len(data) > result.size or time.monotonic() > deadline:
                     break
     except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
-        raise StorageUnavailable(f"{host} did not give the clip ({type(exc).__name__}).") from None
-    if len(data) != result.size or hashlib.sha256(data).hexdigest() != result.sha256:
         raise StorageUnavailable(
-            f"{host} gave {len(data):,} bytes in place of the clip's {result.size:,}."
+            f"The clip's download from {host} failed ({type(exc).__name__}).", hint=RETRIES
+        ) from None
+    if len(data) != result.size:
+        raise StorageUnavailable(
+            f"{host} sent {len(data):,} bytes instead of the clip's {result.size:,}.", hint=RETRIES
         )
+    if hashlib.sha256(data).hexdigest() != result.sha256:
+        raise StorageUnavailable(f"The clip from {host} does not match its SHA-256.", hint=RETRIES)
     return bytes(data)
 
 
-def _without_query(record: logging.LogRecord) -> bool:
-    """httpx2 logs every URL, and who has a presigned one's query has the clip."""
+def _remove_query(record: logging.LogRecord) -> bool:
+    """httpx2 logs every URL. The query of a presigned URL gives access to the clip."""
     if isinstance(record.args, tuple):
         record.args = tuple(
             arg.copy_with(query=None) if isinstance(arg, httpx2.URL) else arg for arg in record.args

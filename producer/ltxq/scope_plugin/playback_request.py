@@ -1,7 +1,7 @@
-"""What the person at Scope wants: parameters of the load and of each call, made one request.
+"""Reads Scope's parameters (of the load and of each call) into one playback request.
 
-Scope hands on whatever a client sent, unchecked, so nothing here trusts a value: what cannot be
-made is brought to the nearest that can, and the log says so once.
+Scope passes on what a client sent, unchecked. A value that the model cannot make is replaced by the
+nearest one that it can, with one warning in the log.
 """
 
 from __future__ import annotations
@@ -37,24 +37,23 @@ DEFAULTS: dict[str, Any] = {
     "stages": 1,
     "prefetch": 1,
 }
-MOST_PREFETCH = 4
-IMAGES = ("images", "first_frame_image", "last_frame_image", "vace_ref_images")
+MAX_PREFETCH = 4
+IMAGE_PARAMETERS = ("images", "first_frame_image", "last_frame_image", "vace_ref_images")
 
 
 @dataclass(frozen=True)
 class PlaybackRequest:
-    """What is to be heard and seen next."""
+    """The clips to play next."""
 
-    request: VideoRequest  # seed None: another clip each time
-    prefetch: int  # clips made ahead of the one that plays
+    video: VideoRequest  # seed None: a new seed for each clip
+    prefetch: int  # clips generated ahead of the one that plays
 
 
-class PlaybackRequests:
-    """The wish of each call, by the pipeline's load parameters and what a client sent since.
+class ParameterReader:
+    """Reads one session's parameters. A client's parameters override the load parameters.
 
     Args:
-        loaded: what the constructor got: defaults of the schema and load parameters, unknown and
-            undefined ones among them.
+        loaded: the pipeline's constructor arguments; unknown and undefined ones are ignored.
     """
 
     def __init__(self, loaded: Mapping[str, Any]) -> None:
@@ -64,33 +63,34 @@ class PlaybackRequests:
             for name, value in loaded.items()
             if name in DEFAULTS and value is not None and value is not PydanticUndefined
         }
-        self._told: dict[str, Any] = {}  # what the log has said, by field
+        self._warned: dict[str, str] = {}  # the value last warned of, by parameter
         self._last: tuple[Any, PlaybackRequest | None] = (None, None)
         self.start_session()
 
     def start_session(self) -> None:
-        """Forget what the last session's client sent."""
+        """Forget the transition that the last session's client sent."""
         self._transition: Any = None
-        self._target: str | None = None  # its prompt; it outlives the transition
-        self._replaced: Any = None  # the `prompts` it takes the place of
+        self._target: str | None = None  # the transition's prompt
+        self._replaced: Any = None  # the `prompts` that the target replaces
 
     def read(self, sent: Mapping[str, Any]) -> PlaybackRequest | None:
-        """The wish of one call; None: there is no prompt. The same object while nothing changes.
+        """The request of one call; the same object while no parameter changes. None: no prompt.
 
         Raises:
             InvalidRequest: the prompt cannot be used.
         """
-        self._tell_of_images(sent)
+        self._warn_of_images(sent)
         prompt = self._prompt(sent)
-        asked = prompt, *(self._given(name, sent) for name in DEFAULTS)
-        if self._last[0] != asked:
-            wish = self._wish(prompt, sent) if prompt else None
-            self._last = asked, wish
+        parameters = prompt, *(self._given(name, sent) for name in DEFAULTS)
+        if self._last[0] != parameters:
+            self._last = parameters, self._build(prompt, sent) if prompt else None
         return self._last[1]
 
     def _prompt(self, sent: Mapping[str, Any]) -> str:
-        """A transition's target stands until `prompts` is sent anew: Scope takes the transition
-        away after the first returned video, while `prompts` still holds the old text.
+        """The text of `prompts`, or a transition's target until a client sends `prompts` again.
+
+        Scope removes the transition after the first output with video, and leaves the old text in
+        `prompts`.
         """
         prompts, transition = sent.get("prompts"), sent.get("transition")
         if transition is not None and transition is not self._transition:
@@ -102,14 +102,14 @@ class PlaybackRequests:
             self._target = None
         return self._target or _text(prompts)
 
-    def _wish(self, prompt: str, sent: Mapping[str, Any]) -> PlaybackRequest:
+    def _build(self, prompt: str, sent: Mapping[str, Any]) -> PlaybackRequest:
         stages = round(self._number("stages", sent, 1, 2))
         rate = self._number("frame_rate", sent, 1, 60)
         width, crop_width = self._side("width", stages)
         height, crop_height = self._side("height", stages)
         random = bool(self._given("randomize_seed", sent))
         seed = round(self._number("base_seed", sent, 0, MAX_SEED))
-        request = VideoRequest.parse(
+        video = VideoRequest.parse(
             {
                 "prompt": prompt,
                 "stages": stages,
@@ -122,7 +122,7 @@ class PlaybackRequests:
                 "seed": None if random else seed,
             }
         )
-        return PlaybackRequest(request, round(self._number("prefetch", sent, 0, MOST_PREFETCH)))
+        return PlaybackRequest(video, round(self._number("prefetch", sent, 0, MAX_PREFETCH)))
 
     def _given(self, name: str, sent: Mapping[str, Any]) -> Any:
         return self._loaded[name] if sent.get(name) is None else sent[name]
@@ -137,7 +137,7 @@ class PlaybackRequests:
             number = DEFAULTS[name]
         used = min(max(number, low), high)
         if used != given:
-            self._tell(name, given, f"{used:g}", f"it is a number from {low:g} to {high:g}")
+            self._warn(name, given, f"{used:g}", f"it must be a number from {low:g} to {high:g}")
         return used
 
     def _frames(self, sent: Mapping[str, Any], rate: float) -> int:
@@ -146,46 +146,47 @@ class PlaybackRequests:
         near = nearest(round(given), step=FRAME_STEP, offset=1, low=1, high=most)
         frames = min(near, key=lambda allowed: abs(allowed - given))
         if frames != given:
-            self._tell("num_frames", given, str(frames), "the model makes 1, 9, 17, 25, 33, …")
+            self._warn("num_frames", given, str(frames), "the model makes 1, 9, 17, 25, 33, …")
         return frames
 
     def _side(self, name: str, stages: int) -> tuple[int, int | None]:
-        """A side's length as the model makes it, and what it is cropped to, if it is."""
+        """A side in pixels as the model makes it, and as it is cropped to (None: not cropped)."""
         given = round(self._number(name, {}, MIN_SIDE, MAX_SIDE))
         even = given - given % 2
         if even != given:
-            self._tell(name, given, str(even), "a video's sides are even")
+            self._warn(name, given, str(even), "a video's sides must be even")
         step = SIDE_STEP * stages
         made = -(-even // step) * step
         return made, even if even != made else None
 
-    def _tell_of_images(self, sent: Mapping[str, Any]) -> None:
-        for name in IMAGES:
-            if sent.get(name):
-                self._tell(name, "an image", "none", "clips are made from text alone so far")
+    def _warn_of_images(self, sent: Mapping[str, Any]) -> None:
+        for name in IMAGE_PARAMETERS:
+            if sent.get(name) and name not in self._warned:
+                self._warned[name] = ""
+                log.warning("%s is ignored: the plugin makes clips from text only.", name)
 
-    def _tell(self, name: str, given: Any, used: str, why: str) -> None:
+    def _warn(self, name: str, given: Any, used: str, reason: str) -> None:
         shown = f"{given!r}"[:60]
-        if self._told.get(name) != shown:
-            self._told[name] = shown
-            log.warning("%s is %s, not %s: %s.", name, used, shown, why)
+        if self._warned.get(name) != shown:
+            self._warned[name] = shown
+            log.warning("%s: using %s instead of %s, because %s.", name, used, shown, reason)
 
 
 def _text(prompts: Any) -> str:
-    """One prompt of Scope's list of texts with weights, or of a plain text; '' where none is.
+    """The prompt in Scope's `prompts`: a text, or a list of texts with weights. '': no prompt.
 
-    The model takes one text. Of several, those whose weight is above 0 follow each other as they
-    stand, so that turning weights does not change the clip until one is switched off.
+    The model takes one text. Of a list, the texts whose weight is above 0 are joined unchanged: a
+    new weight changes the clip only if it switches a text on or off.
     """
     if isinstance(prompts, str):
         return prompts.strip()
     if not isinstance(prompts, list | tuple):
         return ""
-    texts = [_weighted(entry) for entry in prompts]
+    texts = [_entry_text(entry) for entry in prompts]
     return "\n".join(text for text in texts if text)
 
 
-def _weighted(entry: Any) -> str:
+def _entry_text(entry: Any) -> str:
     if isinstance(entry, str):
         return entry.strip()
     if not isinstance(entry, Mapping) or not isinstance(entry.get("text"), str):
@@ -196,5 +197,7 @@ def _weighted(entry: Any) -> str:
 
 
 def _same(prompts: Any, before: Any) -> bool:
-    """Whether no client has sent `prompts` since: a sent list is a new one, be it an equal one."""
+    """Whether no client has sent `prompts` again. Each list that is sent is a new object, so lists
+    are compared by identity.
+    """
     return prompts is before or (isinstance(prompts, str) and prompts == before)

@@ -1,5 +1,6 @@
-"""The sessions of a pipeline. Scope has one pipeline object for all of them (browser tabs, say),
-and calls it from one thread for each.
+"""Sessions: Scope shares one pipeline object among all streams (browser tabs, for example).
+
+It calls from one thread per stream, so `Sessions` finds the session by the calling thread.
 """
 
 from __future__ import annotations
@@ -11,96 +12,100 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltxq.errors import InvalidRequest
-from ltxq.scope_plugin import fetcher
+from ltxq.scope_plugin import connection
+from ltxq.scope_plugin.clip_cache import ClipCache
 from ltxq.scope_plugin.decoder import decode
-from ltxq.scope_plugin.kept import KeptClips
-from ltxq.scope_plugin.playback_request import PlaybackRequest, PlaybackRequests
-from ltxq.scope_plugin.player import Player, Stamp
+from ltxq.scope_plugin.fetcher import Fetcher
+from ltxq.scope_plugin.playback_request import ParameterReader, PlaybackRequest
+from ltxq.scope_plugin.player import Player, TimestampFactory
 from ltxq.scope_plugin.playlist import Playlist
 
 log = logging.getLogger("ltxq.scope")
 
 
 class Session:
-    """One stream: what its client wants, what plays, and the two threads that supply it.
+    """One stream: its parameters, its playlist, its player, and its fetcher and decoder threads.
 
     The threads hold the playlist, not the session; `close` ends them.
 
     Args:
         loaded: the pipeline's load parameters.
-        kept: clips of fixed seeds, shared with other sessions.
-        stamp: makes Scope's MediaTimestamp.
+        cache: clips with a fixed seed, shared with other sessions.
+        timestamp: makes Scope's MediaTimestamp.
     """
 
-    def __init__(self, loaded: Mapping[str, Any], kept: KeptClips, stamp: Stamp) -> None:
-        self._wishes = PlaybackRequests(loaded)
-        self._playlist = Playlist(kept)
-        self._player = Player(self._playlist, stamp)
-        self._starting = False  # the last call had `init_cache`
-        self._caller: weakref.ref[threading.Thread] | None = None
-        for name, work in (
-            ("ltxq-fetcher", fetcher.Fetcher(self._playlist, fetcher.connect).run),
+    def __init__(
+        self, loaded: Mapping[str, Any], cache: ClipCache, timestamp: TimestampFactory
+    ) -> None:
+        self._reader = ParameterReader(loaded)
+        self._playlist = Playlist(cache)
+        self._player = Player(self._playlist, timestamp)
+        self._init_cache = False  # the last call had `init_cache`
+        self._thread: weakref.ref[threading.Thread] | None = None
+        for name, function in (
+            ("ltxq-fetcher", Fetcher(self._playlist, connection.connect).run),
             ("ltxq-decoder", lambda playlist=self._playlist: decode(playlist)),
         ):
-            threading.Thread(target=work, name=name, daemon=True).start()
+            threading.Thread(target=function, name=name, daemon=True).start()
 
     @property
     def last_error(self) -> str | None:
-        """Why no clip comes; None where nothing is wrong."""
+        """Why no clip plays; None: no error."""
         return self._playlist.last_error
+
+    @last_error.setter
+    def last_error(self, error: str | None) -> None:
+        self._playlist.last_error = error
 
     @property
     def free(self) -> bool:
-        """Whether no thread of Scope's calls: none has yet, or the one that did has ended."""
-        caller = None if self._caller is None else self._caller()
-        return caller is None or not caller.is_alive()
+        """Whether no living thread of Scope's uses this session."""
+        thread = None if self._thread is None else self._thread()
+        return thread is None or not thread.is_alive()
 
     def belongs_to(self, thread: threading.Thread) -> bool:
-        """Whether that thread calls for this session."""
-        return self._caller is not None and self._caller() is thread
+        """Whether `thread` uses this session."""
+        return self._thread is not None and self._thread() is thread
 
     def begin(self, thread: threading.Thread) -> None:
-        """`thread` calls from now on; it gets nothing that the thread before it was playing."""
-        self._caller = weakref.ref(thread)
-        self._starting = True
-        self._wishes.start_session()
+        """Hand the session to `thread`. It gets no frame that the thread before it was playing."""
+        self._thread = weakref.ref(thread)
+        self._init_cache = True
+        self._reader.start_session()
         self._player.start_session()
-        self._playlist.start_again(new_session=True)
+        self._playlist.restart(new_session=True)
 
     def output(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """What Scope gets for one call; {}: nothing is due."""
-        starting = bool(parameters.get("init_cache"))
-        if starting and not self._starting:  # Scope's reset button
-            self._playlist.start_again(new_session=False)
-        self._starting = starting  # Scope leaves it on until the next output
-        self._playlist.want(self._wish(parameters))
+        """The output of one call by Scope; {}: none is due."""
+        init_cache = bool(parameters.get("init_cache"))
+        if init_cache and not self._init_cache:  # Scope's reset button
+            self._playlist.restart(new_session=False)
+        self._init_cache = init_cache  # Scope repeats `init_cache` until it gets an output
+        self._playlist.set_request(self._read(parameters))
         return self._player.output()
 
-    def note(self, why: str | None) -> None:
-        """Why nothing comes; None: all is well."""
-        self._playlist.note(why)
-
     def close(self) -> None:
-        """End the two threads. What is queued for this session is cancelled."""
+        """End the two threads and cancel the session's jobs."""
         self._playlist.close()
 
-    def _wish(self, parameters: Mapping[str, Any]) -> PlaybackRequest | None:
+    def _read(self, parameters: Mapping[str, Any]) -> PlaybackRequest | None:
         try:
-            return self._wishes.read(parameters)
+            return self._reader.read(parameters)
         except InvalidRequest as exc:
-            why = str(exc)  # the error itself would keep the pipeline alive in a log's memory
-            if why != self.last_error:
-                log.warning("%s", why)
-            self.note(why)
+            # Only the text: the exception's traceback would keep the pipeline alive.
+            error = f"A parameter is invalid, so no clip is requested: {exc}"
+            if error != self.last_error:
+                log.warning("%s", error)
+            self.last_error = error
             return None
 
 
 class Sessions:
-    """A pipeline's sessions, by the threads that call.
+    """A pipeline's sessions.
 
-    Scope does not say which session calls, nor when one ends, but each has a thread of its own.
-    When that thread has ended, the next new thread takes the session over: a page that is reloaded
-    then gets the clip that is being made for it. While other sessions play, an ended one is closed.
+    Scope reports neither a session's name nor its end, but calls for each from a thread of its own.
+    When that thread has ended, the next new thread takes its session over, so that a reloaded page
+    gets the clip that is already being generated. A call for another session closes it instead.
 
     Args:
         make: makes a session.
@@ -113,11 +118,11 @@ class Sessions:
 
     @property
     def last_error(self) -> str | None:
-        """Why no clip comes in one of the sessions; None where nothing is wrong."""
+        """The error of the first session that has one; None: no error."""
         return next((s.last_error for s in self._sessions if s.last_error), None)
 
     def of(self, thread: threading.Thread) -> Session:
-        """The session that `thread` calls for; at its first call one that begins now."""
+        """The session of `thread`; at the thread's first call it begins."""
         with self._lock:
             session = next((s for s in self._sessions if s.belongs_to(thread)), None)
             if session is None:
@@ -130,7 +135,7 @@ class Sessions:
             return session
 
     def close(self) -> None:
-        """The pipeline is gone: all threads end."""
+        """Close all sessions."""
         with self._lock:
             for session in self._sessions:
                 session.close()

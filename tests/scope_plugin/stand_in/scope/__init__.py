@@ -1,3 +1,4 @@
-"""The few parts of Daydream Scope 0.2.4 that the plugin touches, written anew for the tests: it
-behaves as Scope does where a plugin can tell, and no further.
+"""A stand-in for Daydream Scope 0.2.4, written for the tests.
+
+It has only the parts that the plugin uses, and behaves like Scope as far as a plugin can observe.
 """

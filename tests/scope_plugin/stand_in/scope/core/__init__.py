@@ -1,4 +1,4 @@
-"""The mark of a plugin's hooks."""
+"""The marker for plugin hooks."""
 
 import pluggy
 

@@ -1,1 +1,1 @@
-"""The loop that calls a pipeline, and what goes through its queues."""
+"""The loop that calls a pipeline, and the packets in its queues."""

@@ -1,4 +1,4 @@
-"""What goes through the queues of a processor."""
+"""The packets in a processor's queues."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The thread of one session: merge one update of parameters, call the pipeline, queue what it
-returns, drop what does not fit; all as Scope 0.2.4 does it.
+"""The loop of one session, as in Scope 0.2.4: merge one parameter update, call the pipeline, queue
+its output, drop what the queues cannot hold.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PipelineProcessor:
         while not self._stopped.is_set():
             try:
                 self._chunk()
-            except Exception:  # and at once again
+            except Exception:  # Scope calls again at once
                 log.exception("the pipeline failed")
 
     def _chunk(self) -> None:

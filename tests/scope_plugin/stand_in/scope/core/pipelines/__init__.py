@@ -1,1 +1,1 @@
-"""The base class of pipelines, and of their schemas."""
+"""The base classes of pipelines and of their settings."""

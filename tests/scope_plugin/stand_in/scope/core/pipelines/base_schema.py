@@ -1,4 +1,4 @@
-"""The base of pipelines' schemas: fields that all have, and facts on the class."""
+"""The base class of pipelines' settings: common settings, and class variables that Scope reads."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Pipeline:
         return None
 
     def prepare(self, **parameters: Any) -> None:
-        """No frames of input are needed."""
+        """Requests no input frames."""
 
     def __call__(self, **parameters: Any) -> dict[str, Any]:
         raise NotImplementedError

@@ -1,5 +1,6 @@
-"""What loading Scope's registry of pipelines does to PyAV: it imports torchvision.io, which has
-FFmpeg's log lines come through Python, each thread of a decoder waiting for the GIL with one.
+"""Sets PyAV's log callback, as Scope's pipeline registry does by importing torchvision.io.
+
+FFmpeg then logs through Python: a decoder thread that logs waits for the GIL.
 """
 
 import av.logging

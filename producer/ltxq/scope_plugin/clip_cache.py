@@ -1,27 +1,23 @@
-"""Clips of fixed seeds, kept to be played again. All sessions of a pipeline share them."""
+"""Caches the clips with a fixed seed, to play them again. All sessions share one cache."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from ltxq.job import VideoRequest
+from ltxq.scope_plugin.clip import DownloadedClip
 
-if TYPE_CHECKING:
-    from ltxq.scope_plugin.clip import DownloadedClip
-
-KEPT_CLIPS, KEPT_BYTES = 16, 256 * 1024**2
+MAX_CLIPS, MAX_BYTES = 16, 256 * 1024**2
 
 
-class KeptClips:
-    """At most 16 clips and 256 MB; the clip that was used least recently goes first."""
+class ClipCache:
+    """At most 16 clips and 256 MB; the least recently used clip is evicted first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clips: OrderedDict[str, DownloadedClip] = (
-            OrderedDict()
-        )  # by request, the last used at the end
+        # By request; the most recently used clip is the last one.
+        self._clips: OrderedDict[str, DownloadedClip] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -38,17 +34,17 @@ class KeptClips:
                 self._clips.move_to_end(_key(request))
             return clip
 
-    def keep(self, request: VideoRequest, clip: DownloadedClip) -> None:
-        """Keep a clip. It stays even if it is larger than the limit, until the next one comes."""
+    def put(self, request: VideoRequest, clip: DownloadedClip) -> None:
+        """Cache a clip. A clip larger than the limit stays until the next one is put."""
         with self._lock:
             self._clips[_key(request)] = clip
             while len(self._clips) > 1 and (
-                len(self._clips) > KEPT_CLIPS or self._bytes() > KEPT_BYTES
+                len(self._clips) > MAX_CLIPS or self._bytes() > MAX_BYTES
             ):
                 self._clips.popitem(last=False)
 
-    def forget(self, request: VideoRequest) -> None:
-        """Keep the request's clip no longer."""
+    def discard(self, request: VideoRequest) -> None:
+        """Remove the request's clip, if it is cached."""
         with self._lock:
             self._clips.pop(_key(request), None)
 
