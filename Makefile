@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help demo test chaos fuzz bench check lock clean
+.PHONY: help demo test chaos fuzz bench fix check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -32,14 +32,25 @@ fuzz: export FUZZ ?= 100000
 fuzz: $(VENV)/.ready-dev ## Throw 100,000 inputs at every door; FUZZ=n makes n
 	@$(BIN)/pytest tests/fuzz -n 2 --timeout 3600 $(ARGS)
 
-bench: $(VENV)/.ready-dev ## Measure clips on this machine's GPU and fill README's table; ARGS="--runs 3"
-	@$(BIN)/python bench/clip.py --model ltx-2-19b ltx-2.3-22b --readme $(ARGS)
+bench: $(VENV)/.ready-dev ## Measure clips on this machine's GPU and fill docs/benchmarks.md; ARGS="--runs 3"
+	@$(BIN)/python bench/clip.py --model ltx-2-19b ltx-2.3-22b $(ARGS)
+	@$(BIN)/python docs/generate.py
 
-check: $(VENV)/.ready-dev ## Format, lint, types and import rules, as CI checks them
+fix: $(VENV)/.ready-dev ## Format, mend what lint can mend, and write the generated documents
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/python docs/generate.py
+
+check: $(VENV)/.ready-dev ## Format, lint, types, import rules, generated documents, as CI checks them
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/zensical build --strict
+
+docs: $(VENV)/.ready-dev ## Build the documents as a site, in .cache/site, with every link checked
+	@$(BIN)/zensical build --strict
 
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate pyproject.toml

@@ -26,7 +26,7 @@ from typing import get_args
 
 import torch
 
-from bench.harness import plan, readme, report
+from bench.harness import plan, report
 from bench.harness.contest import Contest
 from bench.harness.phases import Phases
 from bench.harness.weights import Base, Sizes
@@ -53,8 +53,6 @@ def main() -> None:
         contest.show()
         if lost:
             break
-    if options.readme:
-        readme.write()
     sys.exit(1 if lost else 0)
 
 
@@ -80,7 +78,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
-    parser.add_argument("--readme", action="store_true", help="write README's table anew, too")
     return parser.parse_args()
 
 

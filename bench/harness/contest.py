@@ -58,7 +58,7 @@ class Contest:
             for name in options.workloads
         }
         self._machine = report.machine(device)
-        # With and without an optimization are figures of their own: not README's table.
+        # With and without an optimization are figures of their own: not the documents' table.
         what = "each" if options.without else "clip"
         self._path = report.path_of(
             what, sizes.base, self._machine, options.results, tiny=sizes.tiny

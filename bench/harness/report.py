@@ -1,4 +1,4 @@
-"""What was measured as JSON, and as tables for a terminal and for README."""
+"""What was measured as JSON, and as tables for a terminal and for documents."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_of_the_real_models_the_large_layers_of_blocks_1_to_42_are_chosen(base: 
     assert set(made) == set(names)
     one_byte = torch.float8_e4m3fn  # all else is bf16 once it is loaded
     size = sum(w.numel() * (1 if w.dtype == one_byte else 2) for w in model.parameters())
-    assert size / 1e9 == pytest.approx(21.7, abs=0.2)  # README's; 38.0 in bf16
+    assert size / 1e9 == pytest.approx(21.7, abs=0.2)  # docs/gpu.md; 38.0 in bf16
 
 
 def test_a_layer_whose_sides_are_no_multiples_of_16_stays_as_it_is() -> None:

@@ -1,5 +1,5 @@
-"""README's blocks are run as they stand, in a shell with `ltxq up` beside it. Those that set
-something up, or need a GPU or a token, are only parsed: tests/unit/test_readme_facts.py.
+"""The blocks of README and of users' documents run as they are, in a shell with `ltxq up` beside
+it. Blocks that set up a machine, or need a GPU or a token, are only parsed: test_documents.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import pytest
 from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/web.md", "docs/cli.md", "docs/webhooks.md")
+TEXT = "\n".join((ROOT / name).read_text() for name in DOCUMENTS)
 NOT_HERE = re.compile(  # sets up a machine, wants its GPU, a token, or all of the test's time
-    r"^(make|pip|python bench|export|docker|ltxq (up|worker|demo|model download))\b", re.MULTILINE
+    r"^(make|pip|export|ltxq (up|worker|demo|model download))\b", re.MULTILINE
 )
 FETCHED = """
 import urllib.request
@@ -41,7 +43,7 @@ url = shown["url"]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 RUN_HERE = [block for block in blocks("sh") if not NOT_HERE.search(block)]

@@ -1,6 +1,6 @@
-"""README's tables of what a GPU does: targets, and what was measured, from bench/results/.
+"""The GPU's tables of docs/benchmarks.md and docs/gpu.md: targets, and results from bench/results/.
 
-`python bench/clip.py --readme` writes them; tests hold README to them. Knows no torch.
+`docs/generate.py` writes them into the documents. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 BENCH = Path(__file__).parents[1]
-README = BENCH.parent / "README.md"
 MODELS = {"ltx-2-19b": "LTX-2 19B", "ltx-2.3-22b": "LTX-2.3 22B"}
 CARDS = ("H100", "H200")
 COLUMNS = [(model, card) for model in MODELS for card in CARDS]
@@ -67,15 +66,6 @@ def gains_table(results: Path = BENCH / "results") -> str:
     return "\n".join(rows)
 
 
-def write() -> None:
-    """Replace the tables in README."""
-    text = README.read_text()
-    for head, table in ((SPEED_HEAD, speed_table()), (GAINS_HEAD, gains_table())):
-        before, after = text.split(head, 1)
-        text = before + table + "\n\n" + after.split("\n\n", 1)[1]
-    README.write_text(text)
-
-
 def _row(what: str, target: str, cells: list[str]) -> str:
     return f"| {what} | {target} | " + " | ".join(cells) + " |"
 
@@ -128,3 +118,6 @@ def _longer(measured: dict[str, Any], name: str) -> str:
         return MISSING
     before, after = (arm["prompt to MP4"]["median"] for arm in (whole, without))
     return f"{after - before:+.2f} s ({100 * (after / before - 1):+.0f} %)"
+
+
+TABLES = {"clip": speed_table, "gains": gains_table}
