@@ -112,21 +112,16 @@ def filled(text: str, makers: dict[str, Callable[[], str]]) -> str:
 def settings_page() -> str:
     """A table of the settings for each role."""
     page = SETTINGS_HEAD
-    for role in _roles():
+    for role in Settings.__bases__:
         rows = [
             f"| `LTXQ_{name.upper()}` | {_default(field.default)} | {field.description} |"
             for name, field in Settings.model_fields.items()
             if _role_of(name) is role
         ]
         title = (role.__doc__ or "").split("\n")[0].rstrip(".")
-        head = f"\n## {title}\n" if role is not Settings else ""
+        head = f"\n## {title}\n"
         page += "\n".join([head, "| variable | default | meaning |", "|---|---|---|", *rows, ""])
     return page + SETTINGS_TAIL
-
-
-def _roles() -> list[type]:
-    roles = [_role_of(name) for name in Settings.model_fields]
-    return sorted(set(roles), key=roles.index)
 
 
 def _role_of(name: str) -> type:
@@ -135,7 +130,7 @@ def _role_of(name: str) -> type:
 
 
 def _default(value: Any) -> str:
-    if value is None:
+    if value in (None, (), {}):
         return "unset"
     plain = value.get_secret_value() if isinstance(value, SecretStr) else value
     return f"`{plain:g}`" if isinstance(plain, float) else f"`{plain}`"

@@ -1,6 +1,6 @@
-"""Where things are and how much of them: `LTXQ_…` from the environment, read once.
+"""The `LTXQ_…` settings, by role. An entry point reads them from the environment, once.
 
-AWS credentials come by boto3's own chain, `HF_TOKEN` by huggingface_hub's.
+boto3 finds the storage's credentials, and huggingface_hub finds `HF_TOKEN`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import re
 import ssl
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ltxq.errors import ConfigurationError
 from ltxq.job import MAX_URL_SECONDS, ModelName
@@ -25,175 +25,78 @@ _GATEWAY = re.compile(
     r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9_./~-]*)?"
 )
 
+Receiver: TypeAlias = IPv4Network | IPv6Network | str  # a network, or a host's name
 
-class Settings(BaseSettings):
-    """Every setting; each field `name` is read from `LTXQ_NAME`."""
 
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class _Role(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LTXQ_", frozen=True, extra="ignore")
+
+
+class QueueSettings(_Role):
+    """The queue: producers, gateways and workers."""
 
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="The queue: redis:// or rediss://, with a password if it has one. For clients "
-        "also a gateway: https:// or http://.",
+        description="The queue: redis:// or rediss:// with its password, or, for clients, a "
+        "gateway: https:// or http://.",
     )
     api_key: SecretStr | None = Field(
-        default=None, description="What a gateway knows this client by."
+        default=None, description="API key that a client sends to a gateway."
     )
     redis_ca: Path | None = Field(
         default=None,
-        description="PEM file of who signed the certificate of a rediss:// server; unset: the "
-        "system's authorities.",
+        description="CA bundle (PEM) for rediss://; default: the system's trust store.",
     )
     https_ca: Path | None = Field(
         default=None,
-        description="PEM file of who signed the certificate of an https:// gateway; unset: the "
-        "system's authorities.",
+        description="CA bundle (PEM) for an https:// gateway; default: the system's trust store.",
     )
     default_model: ModelName = Field(
-        default=DEFAULT_MODEL, description="The model of a request that names none."
-    )
-    s3_endpoint: str | None = Field(
-        default=None, description="The S3-compatible server; unset: Amazon's."
-    )
-    s3_bucket: str | None = Field(default=None, description="The bucket clips are kept in.")
-    s3_prefix: str = Field(
-        default="ltxq/",
-        max_length=200,
-        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/)+$",
-        description="Folder of the bucket that clips are kept in. Nothing outside it is listed "
-        "or deleted. Ends with a slash.",
-    )
-    s3_public_endpoint: str | None = Field(
-        default=None, description="Host that URLs are signed for, if viewers use another."
-    )
-    s3_public_base_url: str | None = Field(
-        default=None,
-        description="URLs are this and the key, unsigned and without an end: for a public bucket "
-        "or a CDN.",
-    )
-    model_dir: Path = Field(
-        default=Path("~/.cache/ltxq/models"),
-        description="Model folders, one a model; the worker reads them, `ltxq model` fills them.",
-    )
-    quantization: Literal["fp8", "bf16"] | None = Field(
-        default=None,
-        description="fp8 keeps the transformer's large layers in 8 bits: 22 GB for 38. Unset: "
-        "fp8 on a GPU, bf16 on a CPU.",
-    )
-    optimize: str = Field(
-        default="auto",
-        description="Optimizations that are on: auto, all, none, or names with commas between.",
-    )
-    shapes: str | None = Field(
-        default=None,
-        description="Sizes made once before a worker is ready, as 768x512x33,512x768x121@30: "
-        "the first clip of a size is slow. Unset: the default one; on a CPU a small one.",
-    )
-    lease: float = Field(
-        default=30.0,
-        ge=1,
-        le=3600,
-        description="Seconds a worker may be silent before its jobs go to another.",
-    )
-    max_lost: int = Field(
-        default=3, ge=1, le=100, description="Workers a job may take down before it fails."
-    )
-    spool_jobs: int = Field(
-        default=8,
-        ge=1,
-        le=256,
-        description="Finished clips a worker may hold for uploading while it makes another.",
-    )
-    upload_patience: float = Field(
-        default=3600.0, ge=0, description="Seconds an upload is tried again before the job fails."
+        default=DEFAULT_MODEL, description="Model of a request that does not name one."
     )
     max_queued: int = Field(
-        default=100_000, ge=1, description="Queued jobs before submissions are refused."
+        default=100_000, ge=1, description="Refuse submissions while this many jobs are queued."
     )
     max_queued_per_key: int = Field(
         default=1_000,
         ge=1,
-        description="Queued jobs of one API key before its submissions are refused.",
+        description="Refuse an API key's submissions while it has this many queued jobs.",
     )
-    weights: str | None = Field(
-        default=None,
-        description="Shares of the GPUs by API key, as alice=4,bob=0.5; any other key has 1.",
-    )
-    api_keys: SecretStr | None = Field(
-        default=None,
-        description="Who may use the gateway: name=hash entries with commas between, made by "
-        "`ltxq key`. Unset: anyone on its own machine.",
-    )
-    rate_limit: str = Field(
-        default="1200/minute",
-        description="How often one API key may submit, cancel or delete, at all gateways together.",
-    )
-    read_limit: str = Field(
-        default="120000/minute",
-        description="How often one API key may ask, at one gateway.",
-    )
-    max_streams_per_key: int = Field(
-        default=200, ge=1, description="Event streams one API key may have open at one gateway."
-    )
-    cors_origins: str | None = Field(
-        default=None,
-        description="Origins with commas between, as https://app.example.com, whose pages may "
-        "call the gateway.",
+    weights: Annotated[dict[str, float], NoDecode] = Field(
+        default={},
+        description="Shares of the GPUs by API key, as alice=4,bob=0.5. Other keys have weight 1.",
     )
     retention: int = Field(
         default=MAX_URL_SECONDS,
         ge=60,
-        description="Seconds a finished job's record, Celery result and clip are kept.",
-    )
-    webhook_secret: SecretStr | None = Field(
-        default=None,
-        description="What webhooks are signed with: whsec_ and 24 to 64 bytes in base64. Unset: "
-        "they wait.",
-    )
-    webhook_allow: str | None = Field(
-        default=None,
-        description="Host names and networks, with commas between, that webhooks may reach though "
-        "they are private.",
-    )
-    events: bool = Field(
-        default=True,
-        description="Celery's events, which Flower shows: submissions, progress, outcomes.",
-    )
-    show_prompts: bool = Field(
-        default=True, description="Whether Flower shows the first words of prompts."
-    )
-    metrics_address: str | None = Field(
-        default=None,
-        description="Where a worker or gateway serves Prometheus's /metrics, as 127.0.0.1:9464; "
-        "unset: nowhere.",
-    )
-    log: Literal["human", "json"] = Field(
-        default="human", description="Logs as lines for people, or as JSON for machines."
-    )
-    instant_seconds: float = Field(
-        default=0.0,
-        ge=0,
-        description="How long the instant test pipeline takes to denoise.",
-    )
-    spool_dir: Path | None = Field(
-        default=None, description="Where clips are written before uploading; unset: a temp folder."
+        description="Seconds for which a finished job's record, Celery result and clip are kept.",
     )
 
     @field_validator("url")
     @classmethod
-    def _url_is_of_a_queue(cls, url: SecretStr) -> SecretStr:
+    def _check_url(cls, url: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(url.get_secret_value())
             scheme, _ = parts.scheme, parts.port
-        except ValueError:  # its words hold parts of the URL, perhaps of the password
+        except ValueError:  # its message holds parts of the URL, perhaps of the password
             raise ValueError(
-                "is no URL: its host or port is wrong, or the password has a character that must "
-                "be written as %2F, %23 or the like"
+                "is not a URL: its host or port is wrong, or the password has a character that "
+                "must be written as %2F, %23 or the like"
             ) from None
         if scheme in ("http", "https"):
             if not _GATEWAY.fullmatch(url.get_secret_value()):
                 raise ValueError(
-                    "must be https://, a host and perhaps a port and a path; the key belongs in "
+                    "must be https://, a host, and optionally a port and a path; put the key into "
                     "LTXQ_API_KEY"
                 )
         elif scheme not in ("redis", "rediss"):
@@ -202,14 +105,14 @@ class Settings(BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _api_key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_api_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and not re.fullmatch("[!-~]{1,512}", key.get_secret_value()):
             raise ValueError("must be 1 to 512 ASCII characters without a space")
         return key
 
     @field_validator("redis_ca", "https_ca")
     @classmethod
-    def _ca_is_a_certificate(cls, file: Path | None) -> Path | None:
+    def _check_ca(cls, file: Path | None) -> Path | None:
         if file is not None:
             try:
                 ssl.create_default_context(cafile=file)
@@ -217,37 +120,119 @@ class Settings(BaseSettings):
                 raise ValueError(f"cannot be read as certificates: {exc.strerror or exc}") from None
         return file
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _parse_weights(cls, weights: Any) -> Any:
+        if not isinstance(weights, str):
+            return weights or {}
+        pairs = [_weight(part) for part in weights.split(",") if part.strip()]
+        return dict(pairs)
+
     @property
     def is_gateway(self) -> bool:
-        """Whether the URL is a gateway's, and not a Redis's."""
+        """Whether the URL is a gateway's, not a Redis server's."""
         return self.url.get_secret_value().startswith("http")
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_are_positive(cls, weights: str | None) -> str | None:
-        for part in (weights or "").split(","):
-            if part.strip() and not re.fullmatch(r"\s*[^\s=]+=\d{1,6}(\.\d{1,6})?\s*", part):
-                raise ValueError(f"must be NAME=NUMBER with commas between, not {part[:40]!r}")
-        if 0 in _weights(weights).values():
-            raise ValueError("a share must be more than 0")
-        return weights
-
-    @property
-    def weight_by_owner(self) -> dict[str, float]:
-        """`weights`, read."""
-        return _weights(self.weights)
 
     @property
     def redis_tls(self) -> dict[str, Any]:
-        """Options for redis-py, kombu and Celery's backend alike; empty without rediss://."""
+        """TLS options for redis-py, kombu and Celery's backend; empty without rediss://."""
         if not self.url.get_secret_value().startswith("rediss:"):
             return {}
         ca = {"ssl_ca_certs": str(self.redis_ca)} if self.redis_ca else {}
         return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **ca}
 
+
+class StorageSettings(_Role):
+    """The storage: workers, and producers that sign URLs."""
+
+    s3_endpoint: str | None = Field(
+        default=None, description="URL of the S3-compatible server; default: Amazon S3."
+    )
+    s3_bucket: str | None = Field(default=None, description="Bucket that stores the clips.")
+    s3_prefix: str = Field(
+        default="ltxq/",
+        max_length=200,
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/)+$",
+        description="Folder of the bucket that stores the clips, with a slash at its end. ltxq "
+        "lists and deletes nothing outside it.",
+    )
+    s3_public_endpoint: str | None = Field(
+        default=None,
+        description="URL of the storage for viewers, if it differs; URLs are signed for it.",
+    )
+    s3_public_base_url: str | None = Field(
+        default=None,
+        description="Prefix of unsigned URLs that do not expire, for a public bucket or a CDN.",
+    )
+
+
+class WorkerSettings(_Role):
+    """Workers."""
+
+    model_dir: Path = Field(
+        default=Path("~/.cache/ltxq/models"),
+        description="Folder with one folder for each model. `ltxq model download` writes it, "
+        "workers read it.",
+    )
+    quantization: Literal["fp8", "bf16"] | None = Field(
+        default=None,
+        description="fp8: keep the transformer's large layers in 8 bits (22 GB instead of 38). "
+        "bf16: keep the published weights. Default: fp8 on a GPU, bf16 on a CPU.",
+    )
+    # A string: what it means depends on the device, and the names belong to the worker's package.
+    optimize: str = Field(
+        default="auto",
+        description="Optimizations: auto, all, none, or names separated by commas.",
+    )
+    # A string, for the same reason: the default depends on the device.
+    shapes: str | None = Field(
+        default=None,
+        description="Sizes to compile before the worker is ready, as "
+        "768x512x33,512x768x121@30. The first clip of any other size takes longer. Default: the "
+        "default size; on a CPU a small one.",
+    )
+    lease: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="Seconds after which the jobs of a silent worker are given to another.",
+    )
+    max_lost: int = Field(
+        default=3, ge=1, le=100, description="Fail a job after it has crashed this many workers."
+    )
+    spool_dir: Path | None = Field(
+        default=None,
+        description="Folder for clips that wait for uploading; default: a temporary folder.",
+    )
+    spool_jobs: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        description="Finished clips that may wait for uploading while the GPU makes another.",
+    )
+    upload_patience: float = Field(
+        default=3600.0,
+        ge=0,
+        description="Seconds for which an upload is retried before the job fails.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret that signs webhooks: whsec_ and 24 to 64 bytes in base64. Without it "
+        "webhooks wait.",
+    )
+    webhook_allow: Annotated[tuple[Receiver, ...], NoDecode] = Field(
+        default=(),
+        description="Private host names and networks that webhooks may reach, separated by commas.",
+    )
+    instant_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds for which the instant test pipeline denoises.",
+    )
+
     @field_validator("webhook_secret")
     @classmethod
-    def _webhook_secret_is_standard(cls, secret: SecretStr | None) -> SecretStr | None:
+    def _check_webhook_secret(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None:
             prefix, key = secret.get_secret_value()[:6], secret.get_secret_value()[6:]
             try:
@@ -261,35 +246,97 @@ class Settings(BaseSettings):
                 )
         return secret
 
-    @field_validator("webhook_allow")
+    @field_validator("webhook_allow", mode="plain")
     @classmethod
-    def _webhook_allow_is_hosts(cls, allow: str | None) -> str | None:
-        for number, entry in enumerate((allow or "").split(","), start=1):
-            try:
-                ip_network(entry.strip(), strict=False)
-            except ValueError:
-                if not re.fullmatch(r"[\w.-]*[^\W\d][\w.-]*|", entry.strip()):
-                    raise ValueError(f"entry {number} is no host name and no network") from None
-        return allow
-
-    @field_validator("metrics_address")
-    @classmethod
-    def _metrics_address_is_one(cls, address: str | None) -> str | None:
-        if address is not None:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
-                raise ValueError("must be an address and a port, as 127.0.0.1:9464")
-        return address
+    def _parse_webhook_allow(cls, allow: Any) -> tuple[Receiver, ...]:
+        if not isinstance(allow, str):
+            return tuple(allow or ())
+        entries = enumerate((entry.strip() for entry in allow.split(",")), start=1)
+        return tuple(_receiver(entry, number) for number, entry in entries if entry)
 
     @field_validator("model_dir", "spool_dir")
     @classmethod
-    def _home_is_known(cls, folder: Path | None) -> Path | None:
+    def _check_home(cls, folder: Path | None) -> Path | None:
         try:
             if folder is not None:
                 folder.expanduser()
         except RuntimeError:
-            raise ValueError("begins with ~ and the name of nobody here") from None
+            raise ValueError("begins with ~ and a user that does not exist here") from None
         return folder
+
+
+class GatewaySettings(_Role):
+    """Gateways."""
+
+    # Hashes of keys. A string here: what an entry is, is the gateway's to say.
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys of the gateway: name=hash entries from `ltxq key`, separated by "
+        "commas. Without keys everyone on the gateway's machine may use it.",
+    )
+    # Strings in the form of the library `limits`, which is the gateway's.
+    rate_limit: str = Field(
+        default="1200/minute",
+        description="Submissions, cancellations and deletions of one API key, over all gateways.",
+    )
+    read_limit: str = Field(
+        default="120000/minute", description="Reads of one API key, at one gateway."
+    )
+    max_streams_per_key: int = Field(
+        default=200, ge=1, description="Open event streams of one API key, at one gateway."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may call the gateway, as https://app.example.com, "
+        "separated by commas.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _parse_cors_origins(cls, origins: Any) -> Any:
+        if not isinstance(origins, str):
+            return origins or ()
+        entries = [entry.strip() for entry in origins.split(",")]
+        for number, origin in enumerate(entries, start=1):
+            if origin and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?", origin):
+                raise ValueError(
+                    f"entry {number} is not an origin, as https://app.example.com, without a path"
+                )
+        return tuple(filter(None, entries))
+
+
+class MonitoringSettings(_Role):
+    """Logs, metrics and Flower: every process."""
+
+    log: Literal["human", "json"] = Field(
+        default="human", description="Log lines for people, or as JSON."
+    )
+    metrics_address: Annotated[Address | None, NoDecode] = Field(
+        default=None,
+        description="Address on which a worker or gateway serves Prometheus's /metrics, as "
+        "127.0.0.1:9464. Without it metrics are not served.",
+    )
+    events: bool = Field(
+        default=True,
+        description="Publish Celery's events, which Flower shows: submissions, progress, outcomes.",
+    )
+    show_prompts: bool = Field(
+        default=True, description="Show the first words of prompts in Flower."
+    )
+
+    @field_validator("metrics_address", mode="plain")
+    @classmethod
+    def _parse_metrics_address(cls, address: Any) -> Address | None:
+        if not isinstance(address, str):
+            return Address(*address) if address else None
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
+            raise ValueError("must be an address and a port, as 127.0.0.1:9464")
+        return Address(host, int(port))
+
+
+class Settings(QueueSettings, StorageSettings, WorkerSettings, GatewaySettings, MonitoringSettings):
+    """Every setting; each field `name` is read from `LTXQ_NAME`."""
 
     @classmethod
     def read(cls) -> Settings:
@@ -325,13 +372,26 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"The {what} {reason}.") from None
 
 
-def _weights(text: str | None) -> dict[str, float]:
-    pairs = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
-    return {name: float(number) for name, _, number in pairs}
+def _weight(part: str) -> tuple[str, float]:
+    if not re.fullmatch(r"\s*[^\s=]+=\d{1,6}(\.\d{1,6})?\s*", part):
+        raise ValueError(f"must be NAME=NUMBER, separated by commas, not {part[:40]!r}")
+    name, _, number = part.strip().partition("=")
+    if not float(number):
+        raise ValueError("a share must be more than 0")
+    return name, float(number)
+
+
+def _receiver(entry: str, number: int) -> Receiver:
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        if not re.fullmatch(r"[\w.-]*[^\W\d][\w.-]*", entry):
+            raise ValueError(f"entry {number} is no host name and no network") from None
+        return entry.lower()
 
 
 def without_password(url: str) -> str:
-    """`url` fit for a log: the password, if it has one, is three stars."""
+    """`url` for a log: the password, if it has one, is three stars."""
     parts = urlsplit(url)
     if parts.password is None:
         return url

@@ -19,7 +19,7 @@ from ltxq.errors import ConfigurationError, JobError
 from ltxq.job import Job, VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, WORKER_LOST, Claim, Ledger, queue_name
 from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
-from ltxq.settings import Settings
+from ltxq.settings import Address, Settings
 from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
 from ltxq_worker.process.stats import MOST_TIMINGS, WorkerStats
 from scrape import Scrape
@@ -269,12 +269,12 @@ def test_nothing_listens_unless_it_is_asked_to(
 
 
 def test_an_address_in_use_is_a_clear_error() -> None:
-    server = MetricsServer("127.0.0.1:0", new_registry(), {"/readyz": lambda: False})
+    server = MetricsServer(Address("127.0.0.1", 0), new_registry(), {"/readyz": lambda: False})
     try:
         assert status(server.port, "/readyz") == 503
         assert status(server.port, "/secret") == 404
         with pytest.raises(ConfigurationError, match="cannot be listened on"):
-            MetricsServer(f"127.0.0.1:{server.port}", new_registry())
+            MetricsServer(Address("127.0.0.1", server.port), new_registry())
     finally:
         server.close()
 

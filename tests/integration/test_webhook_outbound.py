@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fleet import PATIENCE
+from ltxq.settings import Settings
 from ltxq_worker.webhooks.safe_http import NotSent, Outbound
 from receiver import LOOPBACK, Handler, Receiver
 from tls import certificate_for, serving
@@ -29,7 +30,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 def post(url: str, **options: Any) -> None:
-    Outbound(**{"allow": LOOPBACK, **options}).post(url, b"{}", {})
+    allow = Settings(webhook_allow=options.pop("allow", LOOPBACK)).webhook_allow
+    Outbound(allow, **options).post(url, b"{}", {})
 
 
 def test_a_private_receiver_is_refused_unless_allowed(receiver: Receiver) -> None:

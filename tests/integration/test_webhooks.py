@@ -287,7 +287,7 @@ def test_a_lost_senders_deliveries_do_not_shut_a_receiver_out(
 def test_an_error_nobody_foresaw_is_a_failure_of_that_delivery(
     ledger: Ledger, storage: Storage, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Outbound(LOOPBACK)
+    broken = Outbound(Settings(webhook_allow=LOOPBACK).webhook_allow)
     monkeypatch.setattr(broken, "post", lambda *_: [][1])
     webhooks = sender(ledger, storage, outbound=broken)
     job = finished(ledger, receiver.url)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -50,7 +50,7 @@ def test_other_spellings_of_loopback_are_loopback(host: str) -> None:
 
 
 def test_a_network_allows_what_is_in_it_alone() -> None:
-    outbound = Outbound("10.1.0.0/16, fd00::/8")
+    outbound = Outbound(Settings(webhook_allow="10.1.0.0/16, fd00::/8").webhook_allow)
     assert outbound.addresses(Target.parse("http://10.1.2.3/")) == ["10.1.2.3"]
     assert outbound.addresses(Target.parse("http://[fd00::1]/")) == ["fd00::1"]
     assert outbound.addresses(Target.parse("http://[::ffff:10.1.2.3]/"))
@@ -84,10 +84,16 @@ def test_a_url_that_cannot_be_sent_to_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "allow", ["10.0.0.0/8", "hooks.internal, ::1,10.0.0.7", "my_host", "", None]
+    ("allow", "receivers"),
+    [
+        ("10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
+        ("Hooks.internal, ::1,", ("hooks.internal", ip_network("::1"))),
+        ("my_host", ("my_host",)),
+        ("", ()),
+    ],
 )
-def test_hosts_and_networks_may_be_allowed(allow: str | None) -> None:
-    assert Settings(webhook_allow=allow).webhook_allow == allow
+def test_hosts_and_networks_may_be_allowed(allow: str, receivers: tuple[Any, ...]) -> None:
+    assert Settings(webhook_allow=allow).webhook_allow == receivers
 
 
 @pytest.mark.parametrize("allow", ["10.0.0.0/33", "10.0.0", "http://host", "host:80", "a b"])

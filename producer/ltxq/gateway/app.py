@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltxq.errors import LtxqError
-from ltxq.gateway.access.browser_guard import Guard, origins_of
+from ltxq.gateway.access.browser_guard import Guard
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.models import GatewayTransport
@@ -64,7 +64,7 @@ def make_app(settings: Settings) -> FastAPI:
 
 
 def _guard(app: FastAPI, settings: Settings, *, open_to_all: bool) -> None:
-    origins = origins_of(settings)
+    origins = frozenset(settings.cors_origins)
     if origins:
         app.add_middleware(
             CORSMiddleware,

@@ -112,7 +112,7 @@ class Ledger(FleetRecords):
             max_lost=settings.max_lost,
             max_queued=settings.max_queued,
             max_queued_per_key=settings.max_queued_per_key,
-            weights=settings.weight_by_owner,
+            weights=settings.weights,
         )
 
     # --- what a client asks ---------------------------------------------------------------

@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq.ledger import FleetFigures, Ledger, WorkerState
-from ltxq.settings import Settings
+from ltxq.settings import Address, Settings
 
 log = logging.getLogger("ltxq")
 
@@ -228,7 +228,7 @@ class MetricsServer:
     """Serves `/metrics` from a thread.
 
     Args:
-        address: 'host:port'; port 0: any that is free.
+        address: port 0: any free port.
         checks: what else is there to be asked, as {'/healthz': whether this process works}.
 
     Raises:
@@ -237,11 +237,10 @@ class MetricsServer:
 
     def __init__(
         self,
-        address: str,
+        address: Address,
         registry: CollectorRegistry,
         checks: Mapping[str, Callable[[], bool]] = MappingProxyType({}),
     ) -> None:
-        host, _, port = address.rpartition(":")
         metrics = make_wsgi_app(registry)
 
         def answer(environ: Any, start: Any) -> Iterable[bytes]:
@@ -257,7 +256,7 @@ class MetricsServer:
             return [b"yes\n" if fine else b"no\n"]
 
         try:
-            self._server = _Server((host.strip("[]"), int(port)), _Handler)
+            self._server = _Server((address.host.strip("[]"), address.port), _Handler)
         except OSError as exc:
             raise ConfigurationError(
                 f"LTXQ_METRICS_ADDRESS={address} cannot be listened on: {exc.strerror}.",
@@ -269,7 +268,7 @@ class MetricsServer:
             target=self._server.serve_forever, name="metrics", daemon=True
         )
         self._thread.start()
-        log.info("metrics are served on %s:%d", host, self.port)
+        log.info("metrics are served on %s:%d", address.host, self.port)
 
     def close(self) -> None:
         """Stop serving."""

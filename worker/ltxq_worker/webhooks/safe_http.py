@@ -12,11 +12,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import quote, urljoin, urlsplit
+
+from ltxq.settings import Receiver
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0  # of one delivery with all its redirects, after names are resolved
@@ -99,17 +101,13 @@ class Outbound:
 
     def __init__(
         self,
-        allow: str | None = None,
+        allow: Sequence[Receiver] = (),
         *,
         total_seconds: float = TOTAL_SECONDS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._hosts, self._networks = set(), []
-        for entry in filter(None, (part.strip() for part in (allow or "").split(","))):
-            try:
-                self._networks.append(ip_network(entry, strict=False))
-            except ValueError:
-                self._hosts.add(entry.lower())
+        self._hosts = {receiver for receiver in allow if isinstance(receiver, str)}
+        self._networks = [receiver for receiver in allow if not isinstance(receiver, str)]
         self._total_seconds = total_seconds
         self._tls = tls or ssl.create_default_context()
 

@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ltxq.errors import ConfigurationError
 from ltxq.gateway.openai.errors import Refused, answer
-from ltxq.settings import Settings
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -74,22 +72,6 @@ class Guard:
             "Another site's page may not use this gateway.",
             hint="Name its origin in LTXQ_CORS_ORIGINS.",
         )
-
-
-def origins_of(settings: Settings) -> frozenset[str]:
-    """The origins whose pages may call the gateway.
-
-    Raises:
-        ConfigurationError: one is none.
-    """
-    origins = [entry.strip() for entry in (settings.cors_origins or "").split(",")]
-    for place, origin in enumerate(origins, start=1):
-        if origin and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?", origin):
-            raise ConfigurationError(
-                f"LTXQ_CORS_ORIGINS: entry {place} is no origin.",
-                hint="It looks like https://app.example.com, without a path.",
-            )
-    return frozenset(filter(None, origins))
 
 
 def is_loopback(host: str) -> bool:
