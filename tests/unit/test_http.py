@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from ltxq import Client, errors
-from ltxq.client.http import MOST_BYTES, HttpTransport
+from ltxq.client.http import HttpTransport
+from ltxq.client.http_connection import MOST_BYTES
 from ltxq.errors import ConfigurationError, JobNotFound, QueueFull, QueueUnavailable
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
@@ -184,7 +185,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
     [
         ((200, {}, b"<html>Welcome to nginx!"), ConfigurationError, "no ltxq gateway"),
         ((404, {}, b"<html>"), ConfigurationError, "no ltxq gateway"),
-        ((200, {}, b'{"id": 7}'), ConfigurationError, "no ltxq gateway, or a newer one"),
+        ((200, {}, b'{"id": 7}'), ConfigurationError, "no ltxq gateway, or a newer version"),
         ((200, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
         ((400, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
         ((401, {}, b""), ConfigurationError, "LTXQ_API_KEY"),
@@ -286,7 +287,7 @@ def test_a_key_is_shown_by_nothing(
     client.submit("a fox")
     assert stranger.asked[0][1]["authorization"] == f"Bearer {KEY}"
     assert KEY not in caplog.text
-    assert KEY not in repr(Settings(api_key=KEY)) + repr(vars(client._transport))
+    assert KEY not in repr(Settings(api_key=KEY)) + repr(vars(client._transport._gateway))
 
 
 @pytest.mark.parametrize("key", ["", "two words", "clé", "line\nbreak", "x" * 513])
