@@ -151,6 +151,8 @@ def test_what_is_wrong_is_told_field_by_field(gateway: Gateway) -> None:
         (b"--x\r\n\r\nfox\r\n--x--\r\n", "multipart/form-data; boundary=x"),
         (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n',
          "multipart/form-data; boundary=x"),
+        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xff\r\n--x--\r\n',
+         "multipart/form-data; boundary=x"),
     ],
 )  # fmt: skip
 def test_a_body_that_makes_no_sense_is_refused(gateway: Gateway, body: bytes, kind: str) -> None:
@@ -491,7 +493,7 @@ def test_without_keys_it_listens_on_this_machine_alone(
 ) -> None:
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):  # noqa: S104
         said = refused_to_start(capsys, "--host", host, LTXQ_URL=url)
-        assert f"on this machine alone, not on {host}" in said["message"]
+        assert f"only on this machine, not on {host}" in said["message"]
         assert "ltxq key NAME" in said["hint"]
     keys = {"LTXQ_URL": url, "LTXQ_API_KEYS": ALICE.entry}
     with Gateway(keys, "--host", "0.0.0.0") as running:  # noqa: S104
@@ -502,10 +504,10 @@ def test_without_keys_it_listens_on_this_machine_alone(
     ("name", "text", "message"),
     [
         ("LTXQ_API_KEYS", "alice=s3cret", "LTXQ_API_KEYS: entry 1"),
-        ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no limit"),
-        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no limit"),
+        ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no rate limit"),
+        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no rate limit"),
         ("LTXQ_CORS_ORIGINS", "*", "LTXQ_CORS_ORIGINS: entry 1"),
-        ("LTXQ_URL", "https://gateway.example.com", "stands before a Redis"),
+        ("LTXQ_URL", "https://gateway.example.com", "a gateway needs Redis itself"),
     ],
 )
 def test_a_wrong_setting_is_told_at_the_start(

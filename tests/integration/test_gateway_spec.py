@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_every_route_is_described_with_its_errors(gateway: Gateway) -> None:
         if "/v1/" in name:
             assert {"400", "401", "429", "503"} <= set(operation["responses"]), name
             assert operation["security"], name
+    names = [operation["operationId"] for operation in operations.values()]
+    assert len(set(names)) == len(names)
+    assert operations["POST /v1/videos"]["operationId"] == "create_video"
+    assert operations["GET /v1/jobs/{job_id}"]["operationId"] == "get_job"
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", name) for name in names)
     body = operations["POST /v1/videos"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     assert body["application/json"]["schema"]["example"]["prompt"]

@@ -104,7 +104,7 @@ def worker(environment: dict[str, str]) -> Iterator[LedgerWorker]:
 
 
 def submit(page: Page, prompt: str = PROMPT, *, size: str = "Draft") -> None:
-    page.get_by_label("What does it show?").fill(prompt)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_text(size, exact=True).click()
     page.get_by_label("Length").fill("1")
     page.get_by_role("button", name="Make the clip").click()
@@ -243,7 +243,7 @@ def test_an_error_is_shown_with_what_to_do(
     page = open_page(gateway.url)
     submit(page, "   ")
     expect(page.locator("#form-error")).to_contain_text("prompt: must not be blank")
-    prompt = page.get_by_label("What does it show?")
+    prompt = page.get_by_label("Prompt", exact=True)
     expect(prompt).to_be_focused()
     expect(prompt).to_have_attribute("aria-invalid", "true")
     flawless(page)
@@ -287,7 +287,7 @@ def test_a_clip_whose_answers_were_lost_is_not_made_twice(
 
     submit(page)
     expect(queue(page)).to_have_count(1)
-    page.get_by_label("What does it show?").fill("another")
+    page.get_by_label("Prompt", exact=True).fill("another")
     click(page.get_by_role("button", name="Make the clip"))
     expect(queue(page)).to_have_count(2)
     press(page.get_by_role("button", name="Make the clip"))  # another wish for the same
@@ -314,7 +314,7 @@ def test_a_queue_that_went_away_is_told_and_its_return_seen(
         submit(page)
         expect(queue(page)).to_have_count(1)
         first.stop()
-        expect(page.locator("#trouble")).to_contain_text("cannot be reached")
+        expect(page.locator("#trouble")).to_contain_text("cannot reach its queue")
         with RedisServer.start(tmp_path, port=first.port):
             expect(page.locator("#trouble")).to_be_empty()
             expect(queue(page)).to_have_count(1)
@@ -330,7 +330,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(
         flawless(page)
         asked.get_by_label("Key").fill("ltxq_wrong")
         page.keyboard.press("Enter")
-        expect(asked).to_contain_text("This key is not known here.")
+        expect(asked).to_contain_text("The gateway does not know this key.")
         asked.get_by_label("Key").fill(mine.key)
         asked.get_by_role("button", name="Continue").click()
         expect(asked).to_be_hidden()
@@ -361,7 +361,7 @@ def test_all_of_it_works_with_the_keyboard_alone(
                 return
         raise AssertionError(f"{name} is not reached by Tab")
 
-    tab_to("What does it show?", "textbox")
+    tab_to("Prompt", "textbox")
     keys.type(PROMPT)
     tab_to("3:2", "radio")
     keys.press("ArrowRight")
@@ -385,7 +385,7 @@ def test_all_of_it_works_with_the_keyboard_alone(
     keys.press("Enter")
     expect(clips(page)).to_have_count(0)
     expect(page.get_by_role("heading", name="Clips")).to_be_focused()
-    page.get_by_label("What does it show?").focus()
+    page.get_by_label("Prompt", exact=True).focus()
     keys.press("Control+Enter")
     expect(queue(page)).to_have_count(1)
 
