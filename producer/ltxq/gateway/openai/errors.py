@@ -91,7 +91,7 @@ class _Kind(NamedTuple):
     status: int
     code: str
     retry_after: int | None = None
-    private: str = ""  # public text; the error's message may name the operator's servers
+    public_message: str = ""  # replaces a message that may name the operator's servers
 
 
 _AWAY = "The gateway cannot reach its queue."
@@ -112,7 +112,8 @@ _KINDS: dict[type[LtxqError], _Kind] = {
     ),
 }
 _INTERNAL = _Kind(500, "internal", None, "Internal error of the gateway.")
-_SEE_LOG = "The operator finds the reason in the gateway's log."
+_WAIT = "Try again after the seconds in retry-after."
+_ASK_OPERATOR = "The operator finds the reason in the gateway's log."
 
 
 def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
@@ -121,7 +122,10 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         kind = _Kind(error.status, error.wire_code, error.retry_after)
     else:
         kind = next((k for type_, k in _KINDS.items() if isinstance(error, type_)), _INTERNAL)
-    message, hint = (kind.private, _SEE_LOG) if kind.private else (error.message, error.hint)
+    message, hint = error.message, error.hint
+    if kind.public_message:
+        message = kind.public_message
+        hint = _ASK_OPERATOR if kind.retry_after is None else f"{_WAIT} {_ASK_OPERATOR}"
     key = getattr(error, "idempotency_key", None)
     if key is not None:
         lost = errors.QueueUnavailable.of_submission(message, hint=hint, idempotency_key=key)

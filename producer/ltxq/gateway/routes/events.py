@@ -60,7 +60,7 @@ async def _events(caller: Caller, job_id: str, shown: Shown) -> AsyncIterator[st
             while True:
                 done, _ = await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS)
                 if not done:
-                    yield ": still here\n\n"
+                    yield ": keep-alive\n\n"
                     continue
                 job = following.result()
                 if job is None:
