@@ -71,7 +71,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             ending=lambda: app.state.gateway.queue.stop_following(),
         )
         _allow_connections()
-        _calm_collector()
+        _tune_garbage_collection()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
 
@@ -86,7 +86,7 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _calm_collector() -> None:
+def _tune_garbage_collection() -> None:
     """Leave the loaded modules out of garbage collection: that took a fifth of an answer's time."""
     gc.collect()
     gc.freeze()

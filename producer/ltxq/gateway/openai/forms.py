@@ -41,7 +41,10 @@ async def body_of(request: Request) -> bytes:
                     raise _TooLarge(bytes(body))
     except TimeoutError:
         raise Refused(
-            408, "timed_out", f"The body did not arrive within {BODY_SECONDS:g} s."
+            408,
+            "timed_out",
+            f"The body did not arrive within {BODY_SECONDS:g} s.",
+            hint="Send the request again.",
         ) from None
     except ClientDisconnect:
         raise Refused(400, "invalid_request", "The connection closed inside the body.") from None
@@ -74,6 +77,7 @@ async def fields_of(request: Request) -> dict[str, Any]:
         415,
         "unsupported_media_type",
         "The body must be application/json or multipart/form-data.",
+        hint="Set the content-type header to the body's type.",
     )
 
 
@@ -148,7 +152,11 @@ def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:
 
 
 def _refuse_files_of(cut: bytes, boundary: bytes) -> None:
-    """Refuse a form whose file makes it too large by the file's name. `cut`: how it begins."""
+    """Refuse a form that is too large by the name of its file, if it has one.
+
+    Args:
+        cut: the part of the form that was read.
+    """
     with suppress(FormParserError):
         _parse(cut + b"\r\n--" + boundary + b"--\r\n", boundary, lambda _: None, lambda: None)
 

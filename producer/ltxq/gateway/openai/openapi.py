@@ -78,7 +78,7 @@ def _swagger_ui() -> HTMLResponse:
     return html
 
 
-def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """A route's `responses` for errors: the envelope, and what the status means."""
     meaning = {
         400: "A field is wrong or not supported; `param` names it.",
@@ -99,13 +99,13 @@ def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorEnvelope, "description": meaning[status]} for status in statuses}
 
 
-def taking(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
+def request_body(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
     """A route's `openapi_extra`: the body, which the route reads itself."""
     content = {kind: {"schema": schema} for kind in kinds}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def telling(model: str) -> dict[int | str, dict[str, Any]]:
+def event_responses(model: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that answers with events; their data is a `model`."""
     data = {
         "type": "string",
@@ -121,8 +121,8 @@ def telling(model: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": text, "content": {"text/event-stream": {"schema": event}}}}
 
 
-READ = failing(400, 401, 403, 404, 429, 500, 503)
-CHANGED = failing(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
+READ = error_responses(400, 401, 403, 404, 429, 500, 503)
+CHANGED = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -33,8 +33,7 @@ async def stream(caller: Caller, job_id: str, shown: Shown) -> EventStream:
     return EventStream(caller, job_id, shown)
 
 
-# Not FastAPI's own EventSourceResponse: its cache-control is no-cache, which allows storing, and
-# the events hold URLs that give access to clips.
+# FastAPI's EventSourceResponse sends `no-cache`, but secret URLs of clips need `no-store`.
 class EventStream(StreamingResponse):
     """While open, counts as one of the caller's event streams."""
 

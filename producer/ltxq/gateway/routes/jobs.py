@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from ltxq.gateway.openai.forms import body_of, json_object
-from ltxq.gateway.openai.openapi import CHANGED, READ, taking, telling
+from ltxq.gateway.openai.openapi import CHANGED, READ, event_responses, request_body
 from ltxq.gateway.openai.request import invalid
 from ltxq.gateway.routes.events import EventStream, stream
 from ltxq.gateway.routes.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
@@ -50,7 +50,7 @@ class ModelList(BaseModel):
     status_code=201,
     response_model=Job,
     responses=CHANGED,
-    openapi_extra=taking(VideoRequest.model_json_schema(), "application/json"),
+    openapi_extra=request_body(VideoRequest.model_json_schema(), "application/json"),
 )
 async def create_job(
     request: Request,
@@ -125,7 +125,7 @@ async def delete_job(job_id: str, caller: AsCaller) -> Response:
     "/jobs/{job_id}/events",
     status_code=200,
     response_class=EventStream,
-    responses={**READ, **telling("Job")},
+    responses={**READ, **event_responses("Job")},
 )
 async def follow_job(job_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the job now and at each change, until it is final."""

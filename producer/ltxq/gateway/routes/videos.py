@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from ltxq.errors import JobNotFinished
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
 from ltxq.gateway.openai.forms import body_of, fields_of, json_object
-from ltxq.gateway.openai.openapi import CHANGED, READ, failing, taking
+from ltxq.gateway.openai.openapi import CHANGED, READ, error_responses, request_body
 from ltxq.gateway.openai.request import CreateVideo, invalid, request_of
 from ltxq.gateway.openai.response import (
     REMIXED_FROM,
@@ -67,7 +67,7 @@ _URL = {"type": "string", "format": "uri"}
     "/videos",
     response_model=Video,
     responses=CHANGED,
-    openapi_extra=taking(
+    openapi_extra=request_body(
         CreateVideo.model_json_schema(), "application/json", "multipart/form-data"
     ),
 )
@@ -121,7 +121,7 @@ async def cancel_video(video_id: str, caller: AsCaller) -> Response:
     "/videos/{video_id}/remix",
     response_model=Video,
     responses=CHANGED,
-    openapi_extra=taking(RemixVideo.model_json_schema(), "application/json"),
+    openapi_extra=request_body(RemixVideo.model_json_schema(), "application/json"),
 )
 async def remix_video(
     video_id: str,
@@ -154,7 +154,7 @@ async def remix_video(
     response_class=RedirectResponse,
     responses={
         **READ,
-        **failing(409),
+        **error_responses(409),
         302: {
             "description": "`location` is the file's URL.",
             "headers": {"Location": {"schema": _URL}},
