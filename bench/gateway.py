@@ -1,12 +1,12 @@
-"""What the gateway bears, measured on one machine: `python bench/gateway.py`.
+"""Load test of the gateway on one machine: `python bench/gateway.py`.
 
-A thousand clients, each with a connection of its own, ask for a clip once a second, and for a newer
-one when that is finished; twenty clips are submitted a second; for a minute. Redis (append-only
-file on), S3 server, gateway, a worker with the instant test pipeline and this load generator share
-two cores. Prints a table, and writes the same as JSON to bench/results/gateway.json.
+For one minute, a thousand clients, each on its own connection, poll a clip once a second, and a
+newer one when that is finished. Twenty clips are submitted per second. Redis (append-only file on),
+S3 server, gateway, a worker with the instant test pipeline and this load generator share two cores.
+Prints a table, and writes it as JSON to bench/results/gateway.json.
 
-A request's time runs from when it was due, not from when it could be sent: a stall is counted for
-everybody it kept waiting.
+A request's latency starts when it was due, not when it was sent: a stall counts for every request
+that it delays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+    del sys.path[0]  # this folder: its `queue` would shadow the standard library's
 
 import argparse
 import asyncio
@@ -39,8 +39,8 @@ from ltxq_worker.embedded.stack import Stack
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 SMALL = {"size": "64x64", "num_frames": 9, "model": "instant"}
 KEYS = 20  # owners
-FIRST = 5  # clips of each that are finished when it begins
-GIVEN_UP = 10.0  # seconds
+FIRST = 5  # finished clips of each owner at the start
+REQUEST_TIMEOUT = 10.0  # seconds
 FINAL = {"completed", "failed", "cancelled"}
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 @dataclass
 class Times:
-    """How long requests of one kind took, in seconds, and what went wrong with others."""
+    """Latencies in seconds of the requests of one kind, and the errors of those that failed."""
 
     taken: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -87,8 +87,8 @@ class Times:
 
 
 class Connection:
-    """One kept-alive HTTP/1.1 connection. A client library of a thousand connections would need
-    the core that is to be measured.
+    """One kept-alive HTTP/1.1 connection. A client library with a thousand connections would use up
+    the core that the gateway needs.
     """
 
     def __init__(self, port: int, key: NewKey) -> None:
@@ -97,10 +97,10 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of a 2xx.
+        """The JSON of a 2xx answer.
 
         Raises:
-            OSError, ValueError, EOFError: there is none.
+            OSError, ValueError, EOFError: any other outcome.
         """
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -133,7 +133,7 @@ class Connection:
 
 
 class Load:
-    """The clients, and those who submit: as many as there are keys, taking turns."""
+    """The polling clients, and one submitter for each key, in turns."""
 
     def __init__(self, port: int, keys: list[NewKey], clients: int, submissions: float) -> None:
         self.polls, self.submissions = Times(), Times()
@@ -159,7 +159,7 @@ class Load:
         self.cpu["everything else"] = self.cpu.pop("the machine") - sum(self.cpu.values())
 
     async def _begin(self, owner: int) -> None:
-        """Some finished clips of each owner, for clients to ask for until there are newer ones."""
+        """Make a few finished clips of the owner, which clients poll until there are newer ones."""
         connection = Connection(self._port, self._keys[owner])
         for _ in range(FIRST):
             job_id = (await connection.ask(*_SUBMIT))["id"]
@@ -180,7 +180,7 @@ class Load:
                 await asyncio.sleep(0.2)
 
     async def _poll(self, number: int, start: float, end: float) -> None:
-        """One client: asks for its clip once a second; when that is final, for a newer one."""
+        """One client: polls a clip once a second; when it is final, a newer one."""
         owner = number % len(self._keys)
         connection = Connection(self._port, self._keys[owner])
         job_id = self._first[owner][number // len(self._keys) % FIRST]
@@ -208,10 +208,10 @@ class Load:
     async def _timed(
         self, times: Times, due: float, connection: Connection, request: Request
     ) -> dict[str, Any] | None:
-        """The answer; its time, or what went wrong, is kept."""
+        """The answer; records its latency or its error."""
         await asyncio.sleep(max(0, due - time.monotonic()))
         try:
-            async with asyncio.timeout(GIVEN_UP):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 answer: dict[str, Any] = await connection.ask(*request)
         except (OSError, EOFError, ValueError) as exc:  # TimeoutError is an OSError
             times.errors.append(f"{type(exc).__name__} {exc}")
@@ -221,7 +221,7 @@ class Load:
 
 
 def _cpu(processes: dict[str, psutil.Process]) -> dict[str, float]:
-    """Seconds of CPU each has used, children included, and the whole machine."""
+    """CPU seconds used by each process with its children, and by the machine."""
     spent = {}
     for name, process in processes.items():
         family = [process, *process.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""A real gateway for the tests: `ltxq gateway` in a process of its own, plainly asked."""
+"""A real gateway for the tests: `ltxq gateway` as a process, with plain HTTP requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = httpx2.Response
 
 
 class Gateway:
-    """A running `ltxq gateway` on a port of its own; `url` is where."""
+    """A running `ltxq gateway` on a free port, at `url`."""
 
     def __init__(self, environment: Mapping[str, str], *options: str, port: int = 0) -> None:
         self.log = ""
@@ -64,14 +64,14 @@ class Gateway:
             print(self.log)  # noqa: T201  what pytest shows of a failure
 
     def ask(self, method: str, path: str, *, key: str | None = None, **what: Any) -> Answer:
-        """A request as plain as can be; no redirect is followed."""
+        """Send a request; redirects are not followed."""
         headers = dict(what.pop("headers", {}))
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         return self._http.request(method, f"{self.url}{path}", headers=headers, **what)
 
     def stop(self) -> int:
-        """SIGTERM and the exit code."""
+        """Send SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 

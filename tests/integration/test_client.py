@@ -1,6 +1,4 @@
-"""`Client` over the queue in memory, over a real Redis, and over HTTP through a real gateway: the
-same promises from all three.
-"""
+"""`Client` over the queue in memory, a real Redis, and a real gateway: the same behaviour."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ FAILED = JobError(code="out_of_memory", message="too large", hint="make it small
 
 
 class Worker(Protocol):
-    """Who plays the worker in these tests."""
+    """The worker's part, played by the tests."""
 
     def start(self, job_id: str) -> object: ...
     def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> Any: ...
@@ -55,7 +53,7 @@ class Worker(Protocol):
 
 
 class LedgerWorker:
-    """A worker's writes, straight to the ledger."""
+    """Writes to the ledger as a worker does."""
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger.from_settings(settings)
@@ -86,13 +84,13 @@ class LedgerWorker:
 
 
 class Owned(Protocol):
-    """Clients of the same queue, each for one owner."""
+    """Makes a client of the queue for one owner."""
 
     def __call__(self, owner: str) -> Client: ...
 
 
 class Doors:
-    """Two gateways to one Redis: one for anyone, one that alice and bob have keys for."""
+    """Two gateways to one Redis: `open` without keys, `locked` with keys for alice and bob."""
 
     def __init__(self, folder: Path) -> None:
         self.keys = {name: new_key(name) for name in ("alice", "bob")}
@@ -124,7 +122,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
 
 @dataclass
 class Queue:
-    """An empty queue for at most 3 jobs, 2 of one owner: a client, a worker, clients of owners."""
+    """An empty queue for at most 3 jobs, 2 per owner; a client, a worker, clients of owners."""
 
     client: Client
     worker: Worker
@@ -186,12 +184,12 @@ def test_a_submitted_job_is_queued_with_its_model_and_seed_settled(client: Clien
     assert client.get(job.id) == job
 
 
-def test_a_drawn_seed_is_drawn_anew_each_time(client: Client) -> None:
+def test_each_submission_gets_a_new_random_seed(client: Client) -> None:
     seeds = {client.submit("a fox", seed=None).request.seed for _ in range(3)}
     assert len(seeds) == 3
 
 
-def test_what_cannot_be_made_never_reaches_the_queue(client: Client) -> None:
+def test_an_invalid_request_is_not_queued(client: Client) -> None:
     with pytest.raises(InvalidRequest, match=r"height: .*nearest: 480 or 512"):
         client.submit("a fox", height=500)
     assert client.list().jobs == ()
@@ -219,7 +217,7 @@ def test_a_job_is_watched_from_queued_to_its_end(client: Client, worker: Worker)
     assert seen == ["queued", "running", 1, 2, 3, "succeeded"]
 
 
-def test_a_change_is_heard_at_once(client: Client, worker: Worker) -> None:
+def test_a_change_is_reported_at_once(client: Client, worker: Worker) -> None:
     job = client.submit("a fox")
     watching = threading.Event()
 
@@ -236,7 +234,7 @@ def test_a_change_is_heard_at_once(client: Client, worker: Worker) -> None:
         worker.start(job.id)
         worker.succeed(job.id)
         done = time.monotonic()
-        assert heard.result(30) - done < 1  # the look without news comes after 2 s
+        assert heard.result(30) - done < 1  # without the message, the next reading is after 2 s
 
 
 def test_a_wait_ends_with_any_final_state(client: Client, worker: Worker) -> None:
@@ -250,7 +248,7 @@ def test_a_wait_ends_with_any_final_state(client: Client, worker: Worker) -> Non
     assert client.wait(cancelled.id).state == "cancelled"
 
 
-def test_a_wait_that_is_too_short_says_the_job_goes_on(client: Client) -> None:
+def test_a_wait_that_times_out_says_that_the_job_continues(client: Client) -> None:
     job = client.submit("a fox")
     with pytest.raises(WaitTimeout, match=r"still queued after 0\.1 s"):
         client.wait(job.id, timeout=0.1)
@@ -264,7 +262,7 @@ def test_a_queued_job_is_cancelled_and_a_running_one_asked(client: Client, worke
     assert (asked.state, asked.cancel_requested) == ("running", True)
 
 
-def test_cancelling_what_has_ended_changes_nothing(client: Client, worker: Worker) -> None:
+def test_cancelling_a_final_job_changes_nothing(client: Client, worker: Worker) -> None:
     job = client.submit("a fox")
     worker.succeed(job.id)
     assert client.cancel(job.id).state == "succeeded"
@@ -335,7 +333,7 @@ def test_an_owner_sees_and_changes_only_their_own_jobs(owned: Owned) -> None:
     assert alice.get(job.id).state == "queued"
 
 
-def test_an_owners_keys_and_lost_answers_are_their_own(owned: Owned) -> None:
+def test_idempotency_keys_and_resent_submissions_are_per_owner(owned: Owned) -> None:
     alice, bob = owned("alice"), owned("bob")
     first = alice.submit("a fox", idempotency_key="order-7", resent=False)
     assert bob.submit("a fox", idempotency_key="order-7").id != first.id
@@ -363,7 +361,7 @@ def test_a_submission_sent_again_is_the_same_job(client: Client) -> None:
     assert client.submit("a fox", seed=None, resent=True).id not in (first.id, second.id)
 
 
-def test_a_queued_job_knows_its_place(client: Client, worker: Worker) -> None:
+def test_a_queued_job_has_its_queue_position(client: Client, worker: Worker) -> None:
     first, second = client.submit("a fox"), client.submit("a fox")
     urgent = client.submit("a fox", priority="high")
     assert [job.queue_position for job in (first, second, urgent)] == [0, 1, 0]
@@ -375,7 +373,7 @@ def test_a_queued_job_knows_its_place(client: Client, worker: Worker) -> None:
     assert client.get(second.id).queue_position == 1
 
 
-def test_a_list_can_begin_with_the_oldest(client: Client) -> None:
+def test_a_list_can_start_with_the_oldest(client: Client) -> None:
     jobs = [client.submit(f"fox {i}").id for i in range(3)]
     page = client.list(order="asc", limit=2)
     assert [job.id for job in page.jobs] == jobs[:2]
@@ -384,7 +382,7 @@ def test_a_list_can_begin_with_the_oldest(client: Client) -> None:
     assert page.after is None
 
 
-def test_the_models_served_are_told(client: Client) -> None:
+def test_the_served_models_are_listed(client: Client) -> None:
     assert client.models() == {"instant": 0}
 
 
@@ -422,7 +420,7 @@ def test_an_async_wait_can_be_cancelled(client: Client) -> None:
     asyncio.run(use())
 
 
-def test_a_wait_lives_through_a_restart_of_redis(tmp_path: Path) -> None:
+def test_a_wait_survives_a_restart_of_redis(tmp_path: Path) -> None:
     first = RedisServer.start(tmp_path)
     settings = Settings(url=first.url, default_model="instant")
     worker = LedgerWorker(settings)
@@ -458,7 +456,7 @@ def test_redis_down_is_a_clear_error_within_5_seconds(tmp_path: Path) -> None:
             assert [job.request.prompt for job in client.list().jobs] == ["a fox"]
 
 
-def test_an_url_that_is_not_of_redis_is_refused_without_showing_it() -> None:
+def test_a_url_of_another_scheme_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigurationError, match="must start with redis://") as caught:
         Client("postgres://user:s3cret@db/0")
     assert "s3cret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What only HTTP can do to a client: answers lost on the way, a gateway that restarts, keys."""
+"""`Client` over a real gateway: lost answers, a restart of the gateway, API keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def listeners() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "ltxq-events"}
 
 
-def test_what_is_done_and_whose_answer_is_lost_is_done_once(doors: Doors) -> None:
+def test_a_call_whose_answer_is_lost_is_done_once(doors: Doors) -> None:
     port = urlsplit(doors.open.url).port
     assert port is not None
     with Proxy(port) as proxy, Client(f"http://127.0.0.1:{proxy.port}") as client:
@@ -63,7 +63,7 @@ def test_what_is_done_and_whose_answer_is_lost_is_done_once(doors: Doors) -> Non
         assert proxy.lost == 4
 
 
-def test_a_wait_lives_through_a_restart_of_the_gateway(doors: Doors, worker: LedgerWorker) -> None:
+def test_a_wait_survives_a_restart_of_the_gateway(doors: Doors, worker: LedgerWorker) -> None:
     environment = {"LTXQ_URL": doors.redis.url, "LTXQ_DEFAULT_MODEL": "instant"}
     with ThreadPoolExecutor(1) as pool, Gateway(environment) as first, Client(first.url) as client:
         job = client.submit("a fox")
@@ -85,7 +85,7 @@ def test_a_wait_lives_through_a_restart_of_the_gateway(doors: Doors, worker: Led
             assert waited.result(30) == "succeeded"
 
 
-def test_changes_are_heard_and_not_only_looked_for(doors: Doors, worker: LedgerWorker) -> None:
+def test_changes_arrive_by_events_not_only_by_polling(doors: Doors, worker: LedgerWorker) -> None:
     with Client(doors.open.url) as client:
         job = client.submit("a fox")
         with client._transport.changes(job.id) as changes:
@@ -96,7 +96,7 @@ def test_changes_are_heard_and_not_only_looked_for(doors: Doors, worker: LedgerW
             assert changes.wait(PATIENCE)
 
 
-def test_who_stops_watching_lets_go_of_the_stream(doors: Doors) -> None:
+def test_a_watch_that_stops_closes_its_stream(doors: Doors) -> None:
     before = listeners()  # of other tests, which may still be ending
     with Client(doors.open.url) as client:
         job = client.submit("a fox")
@@ -107,7 +107,7 @@ def test_who_stops_watching_lets_go_of_the_stream(doors: Doors) -> None:
         eventually(lambda: not listeners() - before, within=12)
 
 
-def test_a_key_that_is_not_known_is_told_and_shown_nowhere(doors: Doors) -> None:
+def test_an_unknown_key_is_a_clear_error_and_shown_nowhere(doors: Doors) -> None:
     with Client(doors.locked.url, api_key="ltxq_Pl4nted") as client:
         with pytest.raises(ConfigurationError, match="Correct LTXQ_API_KEY") as refused:
             client.submit("a fox")

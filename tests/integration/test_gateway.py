@@ -1,6 +1,4 @@
-"""A real gateway over a real Redis, asked as plainly as can be: what is refused and how, who may
-ask and how much, what browsers may do.
-"""
+"""A real gateway over a real Redis: requests, errors, API keys, limits and browsers."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ ALICE, BOB = new_key("alice"), new_key("bob")
 
 @pytest.fixture(scope="module")
 def url(redis_server: RedisServer) -> str:
-    """A database of this module's own."""
+    """A Redis database only for this module."""
     url = f"redis://127.0.0.1:{redis_server.port}/14"
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
@@ -38,7 +36,7 @@ def url(redis_server: RedisServer) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(url: str) -> Iterator[Gateway]:
-    """Without keys."""
+    """Without API keys."""
     environment = {
         "LTXQ_URL": url,
         "LTXQ_DEFAULT_MODEL": "instant",
@@ -50,7 +48,7 @@ def gateway(url: str) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def locked(url: str) -> Iterator[Gateway]:
-    """With the keys of Alice and Bob, who may each have three jobs queued."""
+    """With keys for Alice and Bob; each may have three jobs queued."""
     environment = {
         "LTXQ_URL": url,
         "LTXQ_DEFAULT_MODEL": "instant",
@@ -68,7 +66,7 @@ def _empty(url: str) -> None:
 
 
 def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """The envelope's error, which must be of that status and code."""
+    """The envelope's error; checks status and code."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -82,7 +80,7 @@ def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["json", "multipart", "urlencoded"])
-def test_a_request_comes_as_json_or_as_a_form(gateway: Gateway, how: str) -> None:
+def test_a_request_may_be_json_or_a_form(gateway: Gateway, how: str) -> None:
     fields = {"prompt": "ein Füchslein 🦊", "size": "1280x720", "seconds": "4", "seed": "7"}
     what: dict[str, Any] = {
         "json": {"json": {**fields, "metadata": {"order": "7"}}},
@@ -117,14 +115,14 @@ def test_a_file_is_refused_by_name_however_large(gateway: Gateway) -> None:
         ({"resolution": "720p"}, "resolution"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(
+def test_an_unsupported_field_is_refused_by_name(
     gateway: Gateway, fields: dict[str, str], param: str
 ) -> None:
     answer = gateway.ask("POST", "/v1/videos", data={**FOX, **fields})
     assert error(answer, 400, "unsupported_parameter")["param"] == param
 
 
-def test_what_is_wrong_is_told_field_by_field(gateway: Gateway) -> None:
+def test_every_wrong_field_is_reported(gateway: Gateway) -> None:
     wrong = {"prompt": " ", "num_frames": 100}
     told = error(gateway.ask("POST", "/v1/videos", json=wrong), 400, "invalid_request")
     assert told["type"] == "invalid_request_error"
@@ -151,14 +149,16 @@ def test_what_is_wrong_is_told_field_by_field(gateway: Gateway) -> None:
         (b"--x\r\n\r\nfox\r\n--x--\r\n", "multipart/form-data; boundary=x"),
         (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n',
          "multipart/form-data; boundary=x"),
+        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xff\r\n--x--\r\n',
+         "multipart/form-data; boundary=x"),
     ],
 )  # fmt: skip
-def test_a_body_that_makes_no_sense_is_refused(gateway: Gateway, body: bytes, kind: str) -> None:
+def test_a_broken_body_is_refused(gateway: Gateway, body: bytes, kind: str) -> None:
     answer = gateway.ask("POST", "/v1/videos", content=body, headers={"content-type": kind})
     error(answer, 400, "invalid_request")
 
 
-def test_other_bodies_are_told_what_would_do(gateway: Gateway) -> None:
+def test_another_media_type_is_refused_with_the_supported_ones(gateway: Gateway) -> None:
     answer = gateway.ask(
         "POST", "/v1/videos", content=b"<a/>", headers={"content-type": "text/xml"}
     )
@@ -191,7 +191,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: Gateway,
 
 
 def raw(gateway: Gateway, *parts: bytes) -> bytes:
-    """All that the gateway answers to these bytes, each part sent at once, until it hangs up."""
+    """The gateway's whole answer to these bytes, sent part by part, until it disconnects."""
     said = b""
     port = int(gateway.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
@@ -206,7 +206,7 @@ def raw(gateway: Gateway, *parts: bytes) -> bytes:
 
 
 def head(size: int, *, request: str = "GET /healthz", more: str = "connection: close") -> bytes:
-    """A request's head of exactly that many bytes."""
+    """A request head of exactly that many bytes."""
     begun = f"{request} HTTP/1.1\r\nhost: localhost\r\n{more}\r\nx-long: "
     return begun.encode() + b"x" * (size - len(begun) - 4) + b"\r\n\r\n"
 
@@ -224,7 +224,7 @@ def test_a_head_that_is_too_long_is_refused(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 50])
-def test_the_bound_of_a_head_is_the_same_however_it_arrives(gateway: Gateway, pieces: int) -> None:
+def test_the_limit_of_a_head_does_not_depend_on_its_pieces(gateway: Gateway, pieces: int) -> None:
     for size in (200, HEAD_MOST, HEAD_MOST + 1, 40_000):
         sent = head(size)
         step = size // pieces + 1
@@ -236,7 +236,7 @@ def test_the_bound_of_a_head_is_the_same_however_it_arrives(gateway: Gateway, pi
             assert said == b"" or b"head of the request is too long" in said
 
 
-def test_the_bound_of_a_head_holds_for_a_later_request_of_a_connection(gateway: Gateway) -> None:
+def test_the_limit_of_a_head_holds_for_later_requests_of_a_connection(gateway: Gateway) -> None:
     asked = head(200, more="x: y")
     posted = head(200, request="POST /v1/jobs", more="content-length: 5") + b"{...}"
     assert statuses(raw(gateway, asked + head(20_000))) == [200, 200]
@@ -246,7 +246,7 @@ def test_the_bound_of_a_head_holds_for_a_later_request_of_a_connection(gateway: 
         assert len(statuses(said)) < 2 or b"head of the request is too long" in said
 
 
-def test_trailers_and_pieces_of_a_body_are_bounded_too(gateway: Gateway) -> None:
+def test_trailers_and_chunk_framing_are_limited_too(gateway: Gateway) -> None:
     begun = head(200, request="POST /v1/jobs", more="transfer-encoding: chunked")
     for endless in (b"x-trailer: y\r\n" * 5000, b"1;" + b"x" * 60_000 + b"\r\n \r\n"):
         sent, port = 0, int(gateway.url.rpartition(":")[2])
@@ -281,7 +281,7 @@ def test_trailers_and_pieces_of_a_body_are_bounded_too(gateway: Gateway) -> None
         ("POST", "/v1/jobs/video_1/retry", 404, "job_not_found"),
     ],
 )
-def test_every_refusal_is_the_envelope(
+def test_every_error_is_the_envelope(
     gateway: Gateway, method: str, path: str, status: int, code: str
 ) -> None:
     answer = gateway.ask(method, path)
@@ -290,7 +290,7 @@ def test_every_refusal_is_the_envelope(
         assert answer.headers["allow"]
 
 
-def test_the_python_client_raises_what_the_gateway_means() -> None:
+def test_the_python_client_raises_the_error_that_the_gateway_sent() -> None:
     for kind in _KINDS:
         sent, status, _ = body_of(kind("what", hint="how"))
         body = json.dumps({"error": sent.model_dump(mode="json")}).encode()
@@ -370,7 +370,7 @@ def test_deleting_what_is_not_finished_cancels_it(gateway: Gateway) -> None:
     error(gateway.ask("GET", f"/v1/videos/{video['id']}"), 404, "job_not_found")
 
 
-def test_a_clip_is_cancelled_and_its_content_is_never_there(gateway: Gateway) -> None:
+def test_a_cancelled_clip_has_no_content(gateway: Gateway) -> None:
     video = gateway.ask("POST", "/v1/videos", json=FOX).json()
     content = f"/v1/videos/{video['id']}/content"
     early = gateway.ask("GET", content)
@@ -381,7 +381,7 @@ def test_a_clip_is_cancelled_and_its_content_is_never_there(gateway: Gateway) ->
     error(gateway.ask("GET", content), 404, "no_content")
 
 
-def test_jobs_are_asked_for_by_their_ids(gateway: Gateway) -> None:
+def test_jobs_are_listed_by_their_ids(gateway: Gateway) -> None:
     ids = [gateway.ask("POST", "/v1/jobs", json=FOX).json()["id"] for _ in range(2)]
     asked = [("id", ids[1]), ("id", "video_none"), ("id", ids[0])]
     page = gateway.ask("GET", "/v1/jobs", params=asked).json()
@@ -390,7 +390,7 @@ def test_jobs_are_asked_for_by_their_ids(gateway: Gateway) -> None:
     error(gateway.ask("GET", "/v1/jobs", params=many), 400, "invalid_request")
 
 
-def test_a_record_that_cannot_be_read_is_said_to_be_so(gateway: Gateway, url: str) -> None:
+def test_an_unreadable_record_is_a_clear_error(gateway: Gateway, url: str) -> None:
     good = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
     bad = gateway.ask("POST", "/v1/videos", json=FOX).json()["id"]
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
@@ -419,7 +419,7 @@ def test_a_record_that_cannot_be_read_is_said_to_be_so(gateway: Gateway, url: st
      ("GET", "/v1/videos/video_1/events"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs"),
      ("GET", "/v1/models")],
 )  # fmt: skip
-def test_nothing_is_done_without_a_key_that_is_known(
+def test_an_unknown_key_is_refused_everywhere(
     locked: Gateway, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = locked.ask(method, path, headers=headers)
@@ -427,12 +427,12 @@ def test_nothing_is_done_without_a_key_that_is_known(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_page_description_and_probes_want_no_key(locked: Gateway) -> None:
+def test_page_description_and_probes_need_no_key(locked: Gateway) -> None:
     for path in ("/", "/docs", "/openapi.json", "/healthz"):
         assert locked.ask("GET", path).status_code == 200
 
 
-def test_a_key_sees_its_own_jobs_alone(locked: Gateway) -> None:
+def test_a_key_sees_only_its_own_jobs(locked: Gateway) -> None:
     mine = locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key).json()["id"]
     for method, path in (
         ("GET", f"/v1/videos/{mine}"), ("GET", f"/v1/videos/{mine}/content"),
@@ -450,8 +450,8 @@ def test_a_key_sees_its_own_jobs_alone(locked: Gateway) -> None:
     assert locked.ask("GET", f"/v1/videos/{mine}", key=ALICE.key).json()["status"] == "queued"
 
 
-def test_who_asks_at_the_same_moment_still_sees_their_own_alone(locked: Gateway) -> None:
-    """Reads of one moment are joined: never those of two keys."""
+def test_concurrent_reads_of_two_keys_stay_separate(locked: Gateway) -> None:
+    """Concurrent reads become one call to Redis: the answers must not mix."""
     from concurrent.futures import ThreadPoolExecutor
 
     mine = locked.ask("POST", "/v1/videos", json=FOX, key=ALICE.key).json()["id"]
@@ -477,7 +477,7 @@ def test_one_key_cannot_fill_the_queue(locked: Gateway) -> None:
 def refused_to_start(
     capsys: pytest.CaptureFixture[str], *options: str, **settings: str
 ) -> dict[str, Any]:
-    """What `ltxq gateway` says where it ends at once, in this very process."""
+    """The error of `ltxq gateway`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name, text in settings.items():
             patch.setenv(name, text)
@@ -486,12 +486,12 @@ def refused_to_start(
     return said
 
 
-def test_without_keys_it_listens_on_this_machine_alone(
+def test_without_keys_it_listens_only_on_this_machine(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):  # noqa: S104
         said = refused_to_start(capsys, "--host", host, LTXQ_URL=url)
-        assert f"on this machine alone, not on {host}" in said["message"]
+        assert f"only on this machine, not on {host}" in said["message"]
         assert "ltxq key NAME" in said["hint"]
     keys = {"LTXQ_URL": url, "LTXQ_API_KEYS": ALICE.entry}
     with Gateway(keys, "--host", "0.0.0.0") as running:  # noqa: S104
@@ -502,13 +502,13 @@ def test_without_keys_it_listens_on_this_machine_alone(
     ("name", "text", "message"),
     [
         ("LTXQ_API_KEYS", "alice=s3cret", "LTXQ_API_KEYS: entry 1"),
-        ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no limit"),
-        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no limit"),
+        ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no rate limit"),
+        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no rate limit"),
         ("LTXQ_CORS_ORIGINS", "*", "LTXQ_CORS_ORIGINS: entry 1"),
-        ("LTXQ_URL", "https://gateway.example.com", "stands before a Redis"),
+        ("LTXQ_URL", "https://gateway.example.com", "a gateway needs Redis itself"),
     ],
 )
-def test_a_wrong_setting_is_told_at_the_start(
+def test_a_wrong_setting_is_an_error_at_the_start(
     url: str, capsys: pytest.CaptureFixture[str], name: str, text: str, message: str
 ) -> None:
     said = refused_to_start(capsys, **{"LTXQ_URL": url, name: text})
@@ -516,7 +516,7 @@ def test_a_wrong_setting_is_told_at_the_start(
     assert "s3cret" not in str(said)
 
 
-def test_a_port_that_is_taken_is_told(
+def test_a_taken_port_is_a_clear_error(
     gateway: Gateway, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = gateway.url.rpartition(":")[2]
@@ -527,7 +527,7 @@ def test_a_port_that_is_taken_is_told(
 # --- browsers ----------------------------------------------------------------------------------
 
 
-def test_without_keys_another_sites_page_may_do_nothing(gateway: Gateway) -> None:
+def test_without_keys_another_sites_page_is_refused(gateway: Gateway) -> None:
     for origin in ("https://evil.example.com", "null", "http://localhost:1"):
         answer = gateway.ask("POST", "/v1/videos", data=FOX, headers={"Origin": origin})
         error(answer, 403, "wrong_origin")
@@ -535,19 +535,19 @@ def test_without_keys_another_sites_page_may_do_nothing(gateway: Gateway) -> Non
     assert gateway.ask("POST", "/v1/videos", json=FOX, headers=own).is_success
 
 
-def test_without_keys_a_strangers_name_for_this_machine_is_refused(gateway: Gateway) -> None:
+def test_without_keys_a_foreign_host_header_is_refused(gateway: Gateway) -> None:
     for host in ("evil.example.com", "localhost.evil.com:8080", "10.0.0.1"):
         error(gateway.ask("GET", "/v1/videos", headers={"Host": host}), 403, "wrong_host")
     for host in ("localhost:1", "app.localhost", "127.0.0.1", "[::1]:8080"):
         assert gateway.ask("GET", "/v1/videos", headers={"Host": host}).is_success
 
 
-def test_with_keys_any_name_will_do(locked: Gateway) -> None:
+def test_with_keys_any_host_header_is_accepted(locked: Gateway) -> None:
     headers = {"Host": "api.example.com", "Origin": "https://app.example.com"}
     assert locked.ask("GET", "/v1/videos", key=ALICE.key, headers=headers).is_success
 
 
-def test_named_origins_may_call_and_others_get_no_leave(gateway: Gateway, locked: Gateway) -> None:
+def test_cors_allows_only_the_origins_in_the_settings(gateway: Gateway, locked: Gateway) -> None:
     wish = {
         "Origin": "https://app.example.com",
         "Access-Control-Request-Method": "POST",
@@ -568,7 +568,7 @@ def test_named_origins_may_call_and_others_get_no_leave(gateway: Gateway, locked
     assert "access-control-allow-origin" not in off.headers
 
 
-def test_answers_are_what_they_say_and_run_nothing(gateway: Gateway) -> None:
+def test_every_answer_has_security_headers(gateway: Gateway) -> None:
     for path in ("/v1/videos", "/v1/videos/video_1", "/docs", "/", "/nothing"):
         headers = gateway.ask("GET", path).headers
         assert headers["x-content-type-options"] == "nosniff"

@@ -1,4 +1,4 @@
-"""Server-sent events of a real gateway: each change as it happens, for many at once, to the end."""
+"""Server-sent events of a real gateway: each change at once, many streams, and their end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALICE, BOB = new_key("alice"), new_key("bob")
 
 
 class Events:
-    """An open stream: each event's fields, one by one."""
+    """An open stream; iterates over its events."""
 
     def __init__(self, gateway: Gateway, path: str, *, key: str = "") -> None:
         self._http = httpx2.Client(timeout=PATIENCE, trust_env=False)
@@ -71,7 +71,7 @@ def gateway(url: str) -> Iterator[Gateway]:
 
 @pytest.fixture
 def worker(url: str) -> Iterator[LedgerWorker]:
-    """Who plays the worker of an empty queue."""
+    """Plays the worker of an empty queue."""
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
     worker = LedgerWorker(Settings(url=url))
@@ -84,7 +84,7 @@ def submitted(gateway: Gateway, **what: Any) -> str:
 
 
 @pytest.mark.parametrize("tongue", ["videos", "jobs"])
-def test_each_change_is_told_and_the_last_ends_the_stream(
+def test_each_change_is_an_event_and_the_final_one_ends_the_stream(
     gateway: Gateway, worker: LedgerWorker, tongue: str
 ) -> None:
     job_id = submitted(gateway)
@@ -116,7 +116,7 @@ def test_a_finished_job_is_one_event(gateway: Gateway, worker: LedgerWorker) -> 
         assert [event["data"]["status"] for event in events] == ["failed"]
 
 
-def test_a_change_is_told_at_once(gateway: Gateway, worker: LedgerWorker) -> None:
+def test_a_change_is_sent_at_once(gateway: Gateway, worker: LedgerWorker) -> None:
     took = []
     for _ in range(5):
         job_id = submitted(gateway)
@@ -130,7 +130,7 @@ def test_a_change_is_told_at_once(gateway: Gateway, worker: LedgerWorker) -> Non
     assert sorted(took)[2] < 1  # without news it is looked at every two seconds
 
 
-def test_a_job_that_is_deleted_meanwhile_ends_with_an_error(
+def test_the_stream_of_a_deleted_job_ends_with_an_error(
     gateway: Gateway, worker: LedgerWorker, url: str
 ) -> None:
     job_id = submitted(gateway)
@@ -144,7 +144,7 @@ def test_a_job_that_is_deleted_meanwhile_ends_with_an_error(
         assert list(told) == []
 
 
-def test_a_hundred_streams_cost_no_thread_each(gateway: Gateway, worker: LedgerWorker) -> None:
+def test_a_hundred_streams_need_no_thread_each(gateway: Gateway, worker: LedgerWorker) -> None:
     job_ids = [submitted(gateway) for _ in range(5)]
     process = psutil.Process(gateway.process.pid)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(100) as pool:
@@ -161,7 +161,7 @@ def test_a_hundred_streams_cost_no_thread_each(gateway: Gateway, worker: LedgerW
         assert {end.result(PATIENCE) for end in ends} == {"completed"}
 
 
-def test_streams_of_one_key_are_bounded_and_one_that_ends_makes_room(
+def test_open_streams_of_a_key_are_limited_and_a_closed_one_makes_room(
     url: str, worker: LedgerWorker
 ) -> None:
     environment = {
@@ -196,7 +196,7 @@ def test_a_silent_stream_is_kept_alive(gateway: Gateway, worker: LedgerWorker) -
     with Events(gateway, f"/v1/videos/{job_id}/events") as events:
         told = iter(events)
         next(told)
-        assert next(told) == {"comment": "still here"}
+        assert next(told) == {"comment": "keep-alive"}
 
 
 def test_streams_end_with_the_gateway(url: str, worker: LedgerWorker) -> None:
@@ -211,7 +211,7 @@ def test_streams_end_with_the_gateway(url: str, worker: LedgerWorker) -> None:
             assert time.monotonic() - began < 10
 
 
-def test_a_stream_lives_through_a_restart_of_redis(tmp_path: Path) -> None:
+def test_a_stream_survives_a_restart_of_redis(tmp_path: Path) -> None:
     first = start_or_skip(lambda: RedisServer.start(tmp_path))
     worker = LedgerWorker(Settings(url=first.url))
     with Gateway({"LTXQ_URL": first.url, "LTXQ_DEFAULT_MODEL": "instant"}) as gateway:

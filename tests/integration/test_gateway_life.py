@@ -1,6 +1,4 @@
-"""A gateway from start to end: replicas, what it does while Redis or the storage is away, how it
-stops, and what never gets out.
-"""
+"""A gateway from start to end: replicas, outages of Redis and storage, shutdown, secrets."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def test_any_replica_answers_for_any_job(server: RedisServer) -> None:
     worker.ledger.close()
 
 
-def test_without_keys_nobody_is_counted(server: RedisServer) -> None:
+def test_without_keys_there_are_no_rate_limits(server: RedisServer) -> None:
     limits = {"LTXQ_RATE_LIMIT": "1/hour", "LTXQ_READ_LIMIT": "1/hour"}
     with Gateway(environment(server, **limits)) as gateway:
         for _ in range(3):
@@ -82,7 +80,7 @@ def test_without_keys_nobody_is_counted(server: RedisServer) -> None:
             assert gateway.ask("GET", "/v1/videos").is_success
 
 
-def test_redis_away_is_told_within_5_seconds_and_forgotten_when_it_is_back(
+def test_an_outage_of_redis_is_a_503_within_5_seconds_until_it_is_back(
     tmp_path: Path,
 ) -> None:
     server = start_or_skip(lambda: RedisServer.start(tmp_path, password=PASSWORD))
@@ -116,7 +114,7 @@ def test_redis_away_is_told_within_5_seconds_and_forgotten_when_it_is_back(
             assert secret not in gateway.log
 
 
-def test_it_starts_while_redis_is_away(tmp_path: Path) -> None:
+def test_it_starts_during_an_outage_of_redis(tmp_path: Path) -> None:
     server = start_or_skip(lambda: RedisServer.start(tmp_path))
     server.stop()
     with Gateway(environment(server)) as gateway:
@@ -125,7 +123,7 @@ def test_it_starts_while_redis_is_away(tmp_path: Path) -> None:
             assert gateway.ask("GET", "/v1/videos").json()["data"] == []
 
 
-def test_ready_means_a_live_worker_and_a_storage_that_takes_clips(
+def test_ready_means_a_ready_worker_and_a_writable_storage(
     server: RedisServer, tmp_path: Path
 ) -> None:
     s3 = start_or_skip(lambda: S3Server.start(tmp_path / "s3"))
@@ -146,7 +144,7 @@ def test_ready_means_a_live_worker_and_a_storage_that_takes_clips(
         assert gateway.ask("GET", "/healthz").is_success
 
 
-def test_what_is_under_way_is_finished_when_it_is_told_to_stop(server: RedisServer) -> None:
+def test_a_request_in_progress_is_finished_after_sigterm(server: RedisServer) -> None:
     with Gateway(environment(server)) as gateway:
         with socket.create_connection(("127.0.0.1", _port(gateway.url))) as client:
             client.settimeout(PATIENCE)
@@ -164,7 +162,7 @@ def test_what_is_under_way_is_finished_when_it_is_told_to_stop(server: RedisServ
         assert gateway.process.wait(PATIENCE) == 0
 
 
-def test_a_client_that_does_not_finish_its_request_is_cut_off(server: RedisServer) -> None:
+def test_a_client_with_an_unfinished_request_is_disconnected(server: RedisServer) -> None:
     with (
         Gateway(environment(server)) as gateway,
         socket.create_connection(("127.0.0.1", _port(gateway.url))) as slow,

@@ -1,4 +1,4 @@
-"""The gateway's `/metrics`: what it was asked; the fleet's figures without a worker; not public."""
+"""The gateway's metrics: its requests, and the fleet's metrics without a worker. Not public."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def environment(redis_url: str, s3_server: S3Server, tmp_path: Path) -> dict[str
     return worker_environment(redis_url, s3_server, tmp_path / "spool")
 
 
-def test_the_queues_depth_is_told_without_any_worker(environment: dict[str, str]) -> None:
+def test_the_queue_depth_is_exported_without_any_worker(environment: dict[str, str]) -> None:
     port = free_port()
     told = environment | {"LTXQ_METRICS_ADDRESS": f"127.0.0.1:{port}"}
     with Gateway(told) as gateway, httpx2.Client(timeout=PATIENCE) as http:
@@ -47,7 +47,7 @@ def test_the_queues_depth_is_told_without_any_worker(environment: dict[str, str]
         assert now.value("ltxq_http_open_requests") == 0
 
 
-def test_a_gateway_in_json_says_who_it_is(environment: dict[str, str]) -> None:
+def test_json_logs_name_the_gateway(environment: dict[str, str]) -> None:
     port = free_port()
     told = {"LTXQ_METRICS_ADDRESS": f"127.0.0.1:{port}", "LTXQ_LOG": "json"}
     with Gateway(environment | told) as gateway:

@@ -1,4 +1,4 @@
-"""The real `openai` SDK against a real gateway, Redis, S3 server and worker, unchanged."""
+"""The unchanged `openai` SDK against a real gateway, Redis, S3 server and worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {"size": "64x64", "seconds": "0.4"}
 def gateway(
     redis_server: RedisServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
-    """A gateway with an instant worker behind it, for this module's tests."""
+    """A gateway and an instant worker for this module's tests."""
     url = f"redis://127.0.0.1:{redis_server.port}/15"
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
@@ -53,7 +53,7 @@ def test_a_clip_is_created_polled_and_downloaded_in_each_variant(sdk: openai.Ope
 
 
 @pytest.mark.parametrize("size", ["720x1280", "1280x720", "1024x1792", "1792x1024"])
-def test_openais_own_sizes_come_out_to_the_pixel(
+def test_openais_sizes_are_exact_to_the_pixel(
     sdk: openai.OpenAI, size: str, tmp_path: Path
 ) -> None:
     video = sdk.videos.create_and_poll(prompt="a fox", size=size, seconds="0.1")
@@ -66,7 +66,7 @@ def test_openais_own_sizes_come_out_to_the_pixel(
         assert f"{stream.width}x{stream.height}" == size
 
 
-def test_a_list_is_paged_through_by_itself(sdk: openai.OpenAI) -> None:
+def test_the_sdk_pages_through_a_list(sdk: openai.OpenAI) -> None:
     created = [sdk.videos.create(prompt=f"fox {i}", **SMALL).id for i in range(5)]
     listed = [video.id for video in sdk.videos.list(limit=2)]
     assert listed[:5] == created[::-1]
@@ -92,9 +92,7 @@ def test_a_deleted_clip_is_gone(sdk: openai.OpenAI) -> None:
     assert caught.value.code == "job_not_found"
 
 
-def test_what_the_sdk_sends_again_by_itself_makes_no_second_clip(
-    gateway: Gateway, sdk: openai.OpenAI
-) -> None:
+def test_a_retry_of_the_sdk_makes_no_second_clip(gateway: Gateway, sdk: openai.OpenAI) -> None:
     prompt = "a fox whose answer is lost"
     with Proxy(int(gateway.url.rpartition(":")[2])) as proxy:
         base_url = f"http://127.0.0.1:{proxy.port}/v1"
@@ -106,7 +104,7 @@ def test_what_the_sdk_sends_again_by_itself_makes_no_second_clip(
     assert made == [video.id]
 
 
-def test_a_refusal_is_the_sdks_own_error_with_its_code(sdk: openai.OpenAI) -> None:
+def test_an_error_is_the_sdks_own_exception_with_its_code(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.videos.create(prompt="a fox", extra_body={"negative_prompt": "blurry"})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "negative_prompt")

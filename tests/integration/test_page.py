@@ -75,7 +75,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 def environment(
     s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Of gateway and worker, on a Redis of their own."""
+    """Settings of gateway and worker, with a new Redis."""
     folder = tmp_path_factory.mktemp("page")
     with start_or_skip(lambda: RedisServer.start(folder)) as server:
         yield worker_environment(server.url, s3_server, folder / "spool")
@@ -89,7 +89,7 @@ def started(browser: Browser, environment: dict[str, str]) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(started: Gateway, environment: dict[str, str]) -> Gateway:
-    """One gateway for all tests; each has an empty queue."""
+    """One gateway for all tests; each test has an empty queue."""
     with redis.Redis.from_url(environment["LTXQ_URL"], socket_timeout=5) as connection:
         connection.flushdb()
     return started
@@ -97,14 +97,14 @@ def gateway(started: Gateway, environment: dict[str, str]) -> Gateway:
 
 @pytest.fixture
 def worker(environment: dict[str, str]) -> Iterator[LedgerWorker]:
-    """A worker that does as the test says."""
+    """A worker that the test controls."""
     made = LedgerWorker(Settings(url=environment["LTXQ_URL"]))
     yield made
     made.ledger.close()
 
 
 def submit(page: Page, prompt: str = PROMPT, *, size: str = "Draft") -> None:
-    page.get_by_label("What does it show?").fill(prompt)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_text(size, exact=True).click()
     page.get_by_label("Length").fill("1")
     page.get_by_role("button", name="Make the clip").click()
@@ -119,7 +119,7 @@ def clips(page: Page) -> Locator:
 
 
 def flawless(page: Page) -> None:
-    """No rule of axe-core's is broken: names, roles, contrast, focus, landmarks."""
+    """axe-core finds no accessibility error: names, roles, contrast, focus, landmarks."""
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
@@ -155,12 +155,12 @@ def test_a_prompt_becomes_a_clip_that_plays_with_sound(
         expect(clips(page)).to_contain_text(PROMPT)
 
 
-@pytest.mark.parametrize("way", ["heard", "looked for"])
-def test_progress_is_heard_or_else_looked_for(
+@pytest.mark.parametrize("way", ["events", "polling"])
+def test_progress_arrives_by_events_or_by_polling(
     way: str, gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)
-    if way == "looked for":
+    if way == "polling":
         page.route(re.compile("/events$"), lambda route: route.abort())
     submit(page, "first")
     submit(page, "second")
@@ -168,7 +168,7 @@ def test_progress_is_heard_or_else_looked_for(
     expect(queue(page).nth(1)).to_contain_text("1 ahead in the queue")
     first = queue(page).filter(has_text="first")
     job_id = first.get_attribute("data-id") or ""
-    if way == "heard":
+    if way == "events":
         page.route(re.compile(r"/v1/jobs\?"), lambda route: route.abort())
     worker.start(job_id)
     worker.report(job_id, "denoise", 3, 8, 0.4)
@@ -179,10 +179,10 @@ def test_progress_is_heard_or_else_looked_for(
     flawless(page)
 
 
-def test_an_answer_older_than_what_was_heard_changes_nothing(
+def test_an_answer_older_than_the_last_event_changes_nothing(
     gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
-    """A look at the queue that was under way as the job began."""
+    """A read of the queue that was sent before the job started and answered after that."""
     page = open_page(gateway.url)
     lists, late = re.compile(r"/v1/jobs\?"), []
     submit(page, "first")
@@ -202,9 +202,7 @@ def test_an_answer_older_than_what_was_heard_changes_nothing(
     expect(first).to_contain_text("Denoising 3/8")
 
 
-def test_a_tab_that_nobody_sees_holds_no_connection(
-    gateway: Gateway, open_page: Callable[..., Page]
-) -> None:
+def test_a_hidden_tab_holds_no_connection(gateway: Gateway, open_page: Callable[..., Page]) -> None:
     page = open_page(gateway.url)
     with page.expect_request("**/events"):
         submit(page)
@@ -215,7 +213,7 @@ def test_a_tab_that_nobody_sees_holds_no_connection(
         }""")
 
 
-def test_a_job_is_cancelled_tried_again_and_deleted(
+def test_a_job_is_cancelled_retried_and_deleted(
     gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)
@@ -243,7 +241,7 @@ def test_an_error_is_shown_with_what_to_do(
     page = open_page(gateway.url)
     submit(page, "   ")
     expect(page.locator("#form-error")).to_contain_text("prompt: must not be blank")
-    prompt = page.get_by_label("What does it show?")
+    prompt = page.get_by_label("Prompt", exact=True)
     expect(prompt).to_be_focused()
     expect(prompt).to_have_attribute("aria-invalid", "true")
     flawless(page)
@@ -256,21 +254,21 @@ def test_an_error_is_shown_with_what_to_do(
     flawless(page)
 
 
-def test_a_clip_whose_answers_were_lost_is_not_made_twice(
+def test_a_submission_with_lost_answers_makes_no_second_clip(
     gateway: Gateway, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)
     lost: list[int] = []
 
     def lose(route: Route) -> None:
-        """The gateway has done it, and the browser never hears of it."""
+        """The gateway executes the request; the browser gets no answer."""
         lost.append(route.fetch().status)
         route.abort()
 
     posted = re.compile(r"/v1/jobs(/.*/retry)?$")
 
     def click(button: Locator) -> None:
-        """All answers are lost; then the person clicks again."""
+        """All answers are lost; then the user clicks again."""
         lost.clear()
         page.route(posted, lambda route: lose(route) if is_post(route) else route.continue_())
         button.click()
@@ -280,14 +278,14 @@ def test_a_clip_whose_answers_were_lost_is_not_made_twice(
         press(button)
 
     def press(button: Locator) -> None:
-        """Until it is answered."""
+        """Click, and wait for the answer."""
         with page.expect_response(lambda answer: answer.request.method == "POST") as answered:
             button.click()
         assert answered.value.ok
 
     submit(page)
     expect(queue(page)).to_have_count(1)
-    page.get_by_label("What does it show?").fill("another")
+    page.get_by_label("Prompt", exact=True).fill("another")
     click(page.get_by_role("button", name="Make the clip"))
     expect(queue(page)).to_have_count(2)
     press(page.get_by_role("button", name="Make the clip"))  # another wish for the same
@@ -305,7 +303,7 @@ def is_post(route: Route) -> bool:
     return route.request.method == "POST"
 
 
-def test_a_queue_that_went_away_is_told_and_its_return_seen(
+def test_an_outage_of_the_queue_is_shown_until_it_is_back(
     environment: dict[str, str], tmp_path: Path, open_page: Callable[..., Page]
 ) -> None:
     first = RedisServer.start(tmp_path)
@@ -314,13 +312,13 @@ def test_a_queue_that_went_away_is_told_and_its_return_seen(
         submit(page)
         expect(queue(page)).to_have_count(1)
         first.stop()
-        expect(page.locator("#trouble")).to_contain_text("cannot be reached")
+        expect(page.locator("#trouble")).to_contain_text("cannot reach its queue")
         with RedisServer.start(tmp_path, port=first.port):
             expect(page.locator("#trouble")).to_be_empty()
             expect(queue(page)).to_have_count(1)
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(
+def test_the_page_asks_for_a_key_and_keeps_it_for_the_tab(
     environment: dict[str, str], open_page: Callable[..., Page]
 ) -> None:
     mine = new_key("alice")
@@ -330,7 +328,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(
         flawless(page)
         asked.get_by_label("Key").fill("ltxq_wrong")
         page.keyboard.press("Enter")
-        expect(asked).to_contain_text("This key is not known here.")
+        expect(asked).to_contain_text("The gateway does not know this key.")
         asked.get_by_label("Key").fill(mine.key)
         asked.get_by_role("button", name="Continue").click()
         expect(asked).to_be_hidden()
@@ -347,7 +345,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(
         expect(asked).to_be_visible()
 
 
-def test_all_of_it_works_with_the_keyboard_alone(
+def test_the_whole_page_works_with_the_keyboard(
     gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)
@@ -361,7 +359,7 @@ def test_all_of_it_works_with_the_keyboard_alone(
                 return
         raise AssertionError(f"{name} is not reached by Tab")
 
-    tab_to("What does it show?", "textbox")
+    tab_to("Prompt", "textbox")
     keys.type(PROMPT)
     tab_to("3:2", "radio")
     keys.press("ArrowRight")
@@ -385,13 +383,13 @@ def test_all_of_it_works_with_the_keyboard_alone(
     keys.press("Enter")
     expect(clips(page)).to_have_count(0)
     expect(page.get_by_role("heading", name="Clips")).to_be_focused()
-    page.get_by_label("What does it show?").focus()
+    page.get_by_label("Prompt", exact=True).focus()
     keys.press("Control+Enter")
     expect(queue(page)).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_sideways_scrolling(
+def test_a_phone_shows_the_page_without_horizontal_scrolling(
     gateway: Gateway, worker: LedgerWorker, scheme: str, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(
@@ -431,7 +429,7 @@ def test_every_size_that_can_be_chosen_can_be_made(
     assert max(request.duration for request in made) > 19
 
 
-def test_what_a_stranger_wrote_is_text_and_nothing_else(
+def test_a_prompt_with_html_is_shown_as_text(
     gateway: Gateway, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(gateway.url)

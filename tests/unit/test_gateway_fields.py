@@ -1,4 +1,4 @@
-"""A request in the field's own words becomes the right VideoRequest, or is refused by name."""
+"""A request with OpenAI's field names becomes a VideoRequest, or an error naming the field."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_seconds_become_the_nearest_frames_that_can_be_made(
 
 @settings(deadline=None)
 @given(st.floats(0.001, 20), st.floats(1, 60))
-def test_any_length_within_the_bounds_can_be_asked_for(seconds: float, fps: float) -> None:
+def test_any_length_within_the_limits_is_accepted(seconds: float, fps: float) -> None:
     request = request_of({**FOX, "seconds": str(seconds), "fps": fps})
     assert abs(request.duration - seconds) <= 8 / fps  # half a step, or the last one that fits
 
@@ -56,14 +56,14 @@ def test_any_length_within_the_bounds_can_be_asked_for(seconds: float, fps: floa
         ("854×480", (864, 480), (854, 480)),
     ],
 )
-def test_a_size_is_made_larger_and_cropped(
+def test_a_size_is_rounded_up_and_cropped(
     size: str, made: tuple[int, int], cropped: tuple[int, int]
 ) -> None:
     request = request_of({**FOX, "size": size})
     assert ((request.width, request.height), request.output_size) == (made, cropped)
 
 
-def test_two_stages_are_made_in_steps_of_64() -> None:
+def test_two_stages_round_up_to_multiples_of_64() -> None:
     request = request_of({**FOX, "size": "1280x720", "stages": 2})
     assert (request.width, request.height, request.output_size) == (1280, 768, (1280, 720))
     assert request_of({**FOX, "width": "1000", "height": 600}).output_size == (1000, 600)
@@ -79,7 +79,7 @@ def test_every_even_size_can_be_made(width: int, height: int) -> None:
         assert request_of({**FOX, "size": size}).output_size == (width, height)
 
 
-def test_the_fields_own_words_are_understood() -> None:
+def test_every_api_name_is_translated() -> None:
     request = request_of(
         {"prompt": "a fox", "fps": "25", "generate_audio": "false", "seed": "7", "model": "instant",
          "num_frames": "17", "metadata": '{"order": "7"}', "priority": "high", "timeout": "60",
@@ -99,7 +99,7 @@ def test_the_fields_own_words_are_understood() -> None:
      ("negative_prompt", "blurry"), ("num_inference_steps", 20), ("resolution", "720p"),
      ("crop_width", 700), ("frame_rate", 25), ("n", 2)],
 )  # fmt: skip
-def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None:
+def test_an_unsupported_field_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedParameter, match=name) as caught:
         request_of({**FOX, name: value})
     assert caught.value.problems[0][0] == name
@@ -110,7 +110,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None
     [("lora", []), ("lora", "[]"), ("guidance_scale", 1), ("guidance_scale", "1.0"),
      ("negative_prompt", ""), ("num_inference_steps", "8"), ("input_reference", None)],
 )  # fmt: skip
-def test_saying_what_happens_anyway_is_no_error(name: str, value: Any) -> None:
+def test_an_unsupported_field_that_changes_nothing_is_accepted(name: str, value: Any) -> None:
     assert request_of({**FOX, name: value}) == VideoRequest(prompt="a fox")
 
 
@@ -143,13 +143,13 @@ def test_saying_what_happens_anyway_is_no_error(name: str, value: Any) -> None:
         ({"stages": 3}, {"stages"}),
     ],
 )
-def test_what_is_wrong_is_told_under_the_name_it_was_sent_by(
+def test_a_wrong_field_is_reported_by_the_name_that_was_sent(
     fields: dict[str, Any], names: set[str]
 ) -> None:
     assert {name.partition(".")[0] for name in problems(fields)} == names
 
 
-def test_frames_that_cannot_be_made_name_the_two_nearest() -> None:
+def test_a_wrong_number_of_frames_reports_the_two_nearest() -> None:
     assert "97 or 105" in problems({"num_frames": 100})["num_frames"]
 
 

@@ -1,4 +1,4 @@
-"""API keys: made once, kept as hashes, known by their whole text alone; and who counts as near."""
+"""API keys are stored as hashes and compared whole. Hosts: which ones are loopback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
     assert keys.owner(old.key) == keys.owner(new.key) == "alice"
 
 
-def test_no_keys_are_no_keys() -> None:
+def test_empty_settings_have_no_keys() -> None:
     assert not ApiKeys("")
     assert not ApiKeys(" ,\n")
     assert ApiKeys(new_key("alice").entry)
@@ -47,14 +47,14 @@ def test_no_keys_are_no_keys() -> None:
 
 @pytest.mark.parametrize("entry", ["alice", "alice=", "alice=s3cret", "=" + "0" * 64,
                                    "Alice=" + "0" * 64, "alice=" + "G" * 64])  # fmt: skip
-def test_a_wrong_entry_is_told_by_its_place_and_never_shown(entry: str) -> None:
+def test_a_wrong_entry_is_reported_by_its_position_and_never_shown(entry: str) -> None:
     settings = Settings(api_keys=SecretStr(f"{new_key('bob').entry},{entry}"))
     with pytest.raises(ConfigurationError, match="LTXQ_API_KEYS: entry 2 is not") as caught:
         ApiKeys.from_settings(settings)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_strange_key_is_nobodys() -> None:
+def test_an_unusual_key_is_unknown_and_no_error() -> None:
     keys = ApiKeys(new_key("alice").entry)
     for strange in ("\ud800", "x" * 10**6, "\0", "ключ"):
         assert keys.owner(strange) is None
@@ -73,18 +73,18 @@ def test_the_command_shows_a_key_once_with_its_entry(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "app.localhost", "127.0.0.1",
                                   "127.8.9.1", "::1", "[::1]", "localhost."])  # fmt: skip
-def test_this_machines_own_names_are_near(host: str) -> None:
+def test_names_of_this_machine_are_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::",  # noqa: S104
                                    "10.0.0.1", "example.com", "localhost.evil.com",
                                   "127.0.0.1.evil.com", "", "evil.com#localhost"])  # fmt: skip
-def test_others_are_not(host: str) -> None:
+def test_other_names_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
-def test_origins_are_origins() -> None:
+def test_only_origins_are_accepted_as_origins() -> None:
     two = Settings(cors_origins="https://app.example.com, http://localhost:3000")
     assert two.cors_origins == ("https://app.example.com", "http://localhost:3000")
     assert Settings().cors_origins == ()

@@ -1,4 +1,4 @@
-"""A job as the video object of OpenAI's SDKs: what each state shows, and how it is paged."""
+"""A job as the video object of OpenAI's SDKs, in each state, and pages of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def client(queue: MemoryTransport) -> Client:
     return Client(transport=queue)
 
 
-def test_a_queued_job_shows_its_place(client: Client) -> None:
+def test_a_queued_job_shows_its_queue_position(client: Client) -> None:
     client.submit("a bear")
     job = client.submit("a fox", metadata={"order": "7"}, priority="low", seed=3)
     video = video_of(client.get(job.id))
@@ -38,7 +38,7 @@ def test_a_queued_job_shows_its_place(client: Client) -> None:
     assert (video.completed_at, video.url, video.error) == (None, None, None)
 
 
-def test_a_running_job_shows_how_far_it_is_and_who_makes_it(
+def test_a_running_job_shows_its_progress_and_worker(
     client: Client, queue: MemoryTransport
 ) -> None:
     job = client.submit("a fox")
@@ -49,7 +49,7 @@ def test_a_running_job_shows_how_far_it_is_and_who_makes_it(
     assert (video.worker, video.attempts) == ("gpu0", 1)
 
 
-def test_a_hundred_percent_is_said_of_a_clip_that_is_there(
+def test_only_a_completed_job_shows_a_hundred_percent(
     client: Client, queue: MemoryTransport
 ) -> None:
     job = client.submit("a fox")
@@ -94,7 +94,7 @@ def test_a_cancelled_job_is_cancelled(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("frames", "rate", "seconds"), [(25, 25, "1"), (1, 60, "0.017")])
-def test_seconds_are_text_without_idle_zeros(
+def test_seconds_are_text_without_trailing_zeros(
     client: Client, frames: int, rate: float, seconds: str
 ) -> None:
     job = client.submit("a fox", num_frames=frames, frame_rate=rate)
@@ -109,7 +109,7 @@ def test_the_sdk_reads_every_field_it_has(client: Client, queue: MemoryTransport
     assert set(VideoDeleteResponse.model_fields) == set(VideoDeleted.model_fields)
 
 
-def test_a_page_says_where_to_go_on(client: Client) -> None:
+def test_a_page_says_where_the_next_page_starts(client: Client) -> None:
     jobs = [client.submit(f"fox {number}").id for number in range(3)]
     first = page_of(client.list(limit=2))
     assert (first.first_id, first.last_id, first.has_more) == (jobs[2], jobs[1], True)
@@ -117,7 +117,7 @@ def test_a_page_says_where_to_go_on(client: Client) -> None:
     assert (rest.first_id, rest.last_id, rest.has_more) == (jobs[0], jobs[0], False)
 
 
-def test_a_page_of_records_that_cannot_be_read_is_not_the_last() -> None:
+def test_a_page_of_unreadable_records_is_not_the_last() -> None:
     page = page_of(JobPage(jobs=(), after="video_9"))
     assert (page.data, page.first_id, page.last_id, page.has_more) == ((), None, "video_9", True)
     empty = page_of(JobPage(jobs=(), after=None))

@@ -1,5 +1,5 @@
-"""`Client` over HTTP where the other side is slow, wrong, or no gateway at all: what a gateway of
-ours never does. The real one is spoken to in tests/integration.
+"""`Client` over HTTP against a server that is slow, broken, or no gateway. The real gateway is in
+tests/integration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from ltxq import Client, errors
-from ltxq.client.http import MOST_BYTES, HttpTransport
+from ltxq.client.http import HttpTransport
+from ltxq.client.http_connection import MOST_BYTES
 from ltxq.errors import ConfigurationError, JobNotFound, QueueFull, QueueUnavailable
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
@@ -27,7 +28,7 @@ KEY = "sk-Pl4ntedSecret"
 
 
 class Stranger:
-    """An HTTP server that answers with what `replies` has next, and keeps what it was asked.
+    """An HTTP server that sends `replies` in turn and records the requests in `asked`.
 
     The last reply is repeated. A reply is (status, headers, body), or a function of the handler.
     """
@@ -127,7 +128,7 @@ def test_a_deletion_whose_answer_is_lost_is_no_error(stranger: Stranger, client:
         client.delete("video_1")
 
 
-def test_a_gateway_that_is_away_is_a_clear_error_within_5_seconds(stranger: Stranger) -> None:
+def test_an_unreachable_gateway_is_a_clear_error_within_5_seconds(stranger: Stranger) -> None:
     stranger.stop()
     with Client(stranger.url, api_key=KEY) as client:
         began = time.monotonic()
@@ -138,7 +139,7 @@ def test_a_gateway_that_is_away_is_a_clear_error_within_5_seconds(stranger: Stra
     assert is_not_accepted(away.value)
 
 
-def test_who_asks_too_often_waits_as_told(stranger: Stranger, client: Client) -> None:
+def test_a_rate_limited_client_waits_for_retry_after(stranger: Stranger, client: Client) -> None:
     status, _, body = refused(429, code="rate_limited", message="Too often.", retryable=True)
     stranger.replies = [(status, {"retry-after": "1"}, body), job_reply()]
     began = time.monotonic()
@@ -157,11 +158,11 @@ def test_who_asks_too_often_waits_as_told(stranger: Stranger, client: Client) ->
 
 
 def is_not_accepted(error: QueueUnavailable) -> bool:
-    """Whether the error says so: it has no key to submit again with, and no word of it."""
+    """Whether the error excludes that the job was accepted: no idempotency key, no such text."""
     return error.idempotency_key is None and "accepted" not in f"{error} {error.hint}"
 
 
-def test_a_full_queue_is_not_asked_again(stranger: Stranger, client: Client) -> None:
+def test_a_full_queue_is_not_retried(stranger: Stranger, client: Client) -> None:
     stranger.replies = [refused(429, code="queue_full", message="100 wait.", retryable=True)]
     with pytest.raises(QueueFull, match="100 wait"):
         client.submit("a fox")
@@ -184,7 +185,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
     [
         ((200, {}, b"<html>Welcome to nginx!"), ConfigurationError, "no ltxq gateway"),
         ((404, {}, b"<html>"), ConfigurationError, "no ltxq gateway"),
-        ((200, {}, b'{"id": 7}'), ConfigurationError, "no ltxq gateway, or a newer one"),
+        ((200, {}, b'{"id": 7}'), ConfigurationError, "no ltxq gateway, or a newer version"),
         ((200, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
         ((400, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
         ((401, {}, b""), ConfigurationError, "LTXQ_API_KEY"),
@@ -193,7 +194,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
         (endless, QueueUnavailable, "does not end"),
     ],
 )  # fmt: skip
-def test_who_is_no_gateway_is_told_so(
+def test_a_server_that_is_no_gateway_is_a_clear_error(
     stranger: Stranger, client: Client, reply: Any, kind: type[Exception], says: str
 ) -> None:
     stranger.replies = [reply]
@@ -203,7 +204,7 @@ def test_who_is_no_gateway_is_told_so(
     assert KEY not in repr(told.value) + str(told.value)
 
 
-def test_an_id_that_is_none_leads_nowhere(stranger: Stranger, client: Client) -> None:
+def test_an_invalid_id_sends_no_request(stranger: Stranger, client: Client) -> None:
     for ask in (client.get, client.cancel, client.delete, client.retry):
         with pytest.raises(JobNotFound, match="no job id"):
             ask("../videos")
@@ -217,7 +218,7 @@ def test_an_idempotency_key_that_fits_no_header_is_refused(client: Client) -> No
             client.submit("a fox", idempotency_key=key)
 
 
-def test_without_events_a_job_is_looked_at_as_often_as_the_gateway_says(
+def test_without_events_a_job_is_polled_as_often_as_the_gateway_advises(
     stranger: Stranger, client: Client
 ) -> None:
     _, _, queued = job_reply()
@@ -243,7 +244,7 @@ def test_without_events_a_job_is_looked_at_as_often_as_the_gateway_says(
 
 
 @pytest.mark.parametrize("ca", ["its own", "another's", "the system's"])
-def test_a_gateway_is_spoken_to_if_its_certificate_is_trusted(
+def test_only_a_gateway_with_a_trusted_certificate_gets_requests(
     stranger: Stranger, ca: str, tmp_path: Path
 ) -> None:
     certificate = certificate_for("127.0.0.1", tmp_path / "own")
@@ -261,7 +262,7 @@ def test_a_gateway_is_spoken_to_if_its_certificate_is_trusted(
     assert stranger.asked == []
 
 
-def test_a_key_that_goes_out_unencrypted_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_sent_unencrypted_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     for url, warned in (
         ("http://gateway:8000", True),
         ("https://gateway", False),
@@ -278,7 +279,7 @@ def test_a_key_that_goes_out_unencrypted_is_warned_of(caplog: pytest.LogCaptureF
     assert caplog.text == ""
 
 
-def test_a_key_is_shown_by_nothing(
+def test_a_key_is_in_no_log_and_no_repr(
     stranger: Stranger, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -286,11 +287,11 @@ def test_a_key_is_shown_by_nothing(
     client.submit("a fox")
     assert stranger.asked[0][1]["authorization"] == f"Bearer {KEY}"
     assert KEY not in caplog.text
-    assert KEY not in repr(Settings(api_key=KEY)) + repr(vars(client._transport))
+    assert KEY not in repr(Settings(api_key=KEY)) + repr(vars(client._transport._gateway))
 
 
 @pytest.mark.parametrize("key", ["", "two words", "clé", "line\nbreak", "x" * 513])
-def test_a_key_that_is_none_is_refused_without_showing_it(key: str) -> None:
+def test_an_invalid_key_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(ConfigurationError, match="API key must be") as refused:
         Client("https://gateway", api_key=key)
     assert not key or key not in str(refused.value)
@@ -301,18 +302,18 @@ def test_a_key_that_is_none_is_refused_without_showing_it(key: str) -> None:
     ["https://", "https://user:s3cret@host", "https://host?key=s3cret", "http://host:port",
      "https://host/#s3cret", "https://ho st", "https://host:99999", "ftp://host"],
 )  # fmt: skip
-def test_a_url_that_is_no_gateways_is_refused_without_showing_it(url: str) -> None:
+def test_an_invalid_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         Client(url)
     assert "s3cret" not in str(refused.value)
 
 
-def test_whose_jobs_they_are_is_said_by_the_key_alone() -> None:
+def test_an_owner_beside_an_api_key_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="API key"):
         Client("https://gateway", api_key=KEY, owner="alice")
 
 
-def test_where_redis_itself_is_needed_a_gateway_is_refused() -> None:
+def test_the_ledger_refuses_a_gateways_url() -> None:
     from ltxq.ledger import Ledger
 
     with pytest.raises(ConfigurationError, match=r"operators take redis://"):

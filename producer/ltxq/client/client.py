@@ -1,25 +1,23 @@
-"""`Client`: put a prompt on the queue, follow the job, get the clip's URL. `AsyncClient` is the
-same over threads. Where the jobs are is the transport's business.
+"""`Client`: put a prompt on the queue, follow the job, get the clip's URL. A transport reaches the
+queue: transport.py, http.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import Any, Self
 
-from ltxq.client.transport import RedisTransport, Transport
-from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable, WaitTimeout
+from ltxq.client.job_watch import JobWatch
+from ltxq.client.transport import Changes, RedisTransport, Transport
+from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
 from ltxq.ledger import not_found
 from ltxq.settings import Settings
 
-UNWANTED_SECONDS = 0.25  # between looks at whether anybody still wants to know
-OUTAGE_PATIENCE = 60.0  # seconds `watch` and `wait` live through a queue that is away
+STOP_CHECK_SECONDS = 0.25  # how soon a cancelled `AsyncClient.watch` frees its thread
 
 
 class Client:
@@ -30,15 +28,15 @@ class Client:
     ...     print(client.wait(job.id).result_or_raise().url)
 
     Args:
-        url: the queue, `redis://…` or `rediss://…`, or a gateway's `https://…`; default `LTXQ_URL`.
-        api_key: what the gateway knows the caller by; default `LTXQ_API_KEY`.
-        settings: everything else; default the environment.
+        url: Redis (`redis://…`, `rediss://…`) or a gateway (`https://…`); default `LTXQ_URL`.
+        api_key: API key of the gateway; default `LTXQ_API_KEY`.
+        settings: all other settings; default: the environment.
         transport: another way to the queue, e.g. `ltxq.testing.MemoryTransport()`.
-        owner: jobs are submitted for this owner, and only theirs are seen; None: everybody's.
-            With a gateway it is whose the API key is, and not to be given.
+        owner: submit jobs for this owner, and see only this owner's; None: see all jobs.
+            Do not set it with a gateway: there the API key decides the owner.
 
-    Every method may raise `QueueUnavailable`, within 5 seconds of a queue that is away, and 10 of a
-    gateway that is there and does not answer.
+    Every method may raise `QueueUnavailable`: within 5 seconds if Redis or the gateway cannot be
+    reached, within 10 if a gateway accepts the connection but does not answer.
     """
 
     def __init__(
@@ -68,19 +66,19 @@ class Client:
         """Queue a clip: `submit("a prompt", num_frames=121)` or `submit(VideoRequest(…))`.
 
         Args:
-            idempotency_key: 1 to 255 characters of the caller's; the same key with the same
-                request gives the same job back instead of a second one. None: one is drawn.
-            resent: for callers without such keys. True: the answer to the same submission was
-                lost; if that arrived with False or True in the last ten minutes, its job is given
-                back.
+            idempotency_key: 1 to 255 characters. The same key with the same request returns the
+                same job instead of a second one. None: a random key.
+            resent: for callers without idempotency keys. True: this repeats a submission whose
+                answer was lost. If that one arrived within the last ten minutes (with `resent`
+                False or True), its job is returned.
 
         Raises:
-            InvalidRequest: with each field that is wrong, why, and the nearest right values.
+            InvalidRequest: lists each wrong field, the reason and the nearest valid values.
             IdempotencyConflict: the key was used for another request.
-            QueueFull: `LTXQ_MAX_QUEUED` jobs are waiting, or `LTXQ_MAX_QUEUED_PER_KEY` of the
-                owner's.
-            QueueUnavailable: with an `idempotency_key`, if the job may have been accepted all the
-                same: the same request again with that key makes no second one.
+            QueueFull: the queue has `LTXQ_MAX_QUEUED` jobs, or `LTXQ_MAX_QUEUED_PER_KEY` jobs of
+                this owner.
+            QueueUnavailable: if it has an `idempotency_key`, the job may have been accepted:
+                submit the same request with that key, and no second job is made.
         """
         if isinstance(request, str):
             request = VideoRequest.parse({"prompt": request, **fields})
@@ -89,7 +87,7 @@ class Client:
         return self._submit(request, idempotency_key=idempotency_key, resent=resent)
 
     def get(self, job_id: str) -> Job:
-        """The job as it is now, the URLs of its result signed afresh.
+        """The job now; the URLs of its result are newly signed.
 
         Raises:
             JobNotFound
@@ -97,7 +95,7 @@ class Client:
         return self._own(self._transport.get(job_id))
 
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """Those of the jobs that exist, by id; cheaper than asking for each."""
+        """The jobs that exist, by id. Cheaper than one `get` for each."""
         jobs = self._transport.get_many(job_ids)
         return {job_id: job for job_id, job in jobs.items() if self._owner in (None, job.owner)}
 
@@ -105,62 +103,45 @@ class Client:
         """The job once it has succeeded, failed or been cancelled.
 
         Raises:
-            WaitTimeout: it has not after `timeout` seconds; it goes on.
+            WaitTimeout: it has not after `timeout` seconds; the job continues.
             JobNotFound
         """
         *_, job = self.watch(job_id, timeout)
         return job
 
     def watch(self, job_id: str, timeout: float | None = None) -> Iterator[Job]:
-        """The job now, and again at each change, as it happens; the last one is final.
+        """Yields the job now and at each change; the last one is final.
 
         Raises:
-            WaitTimeout: it is not final after `timeout` seconds; it goes on.
+            WaitTimeout: the job is not final after `timeout` seconds; it continues.
             JobNotFound
         """
         return self._watch(job_id, timeout, threading.Event())
 
     def _watch(
-        self, job_id: str, timeout: float | None, unwanted: threading.Event
+        self, job_id: str, timeout: float | None, stopped: threading.Event
     ) -> Generator[Job, None, None]:
-        """`watch`, which also ends soon after `unwanted` is set, from another thread."""
-        end = None if timeout is None else time.monotonic() + timeout
-        last: Job | None = None
+        """`watch`, which also ends soon after another thread sets `stopped`."""
+        watch = JobWatch(now=time.monotonic(), timeout=timeout)
         with self._transport.changes(job_id) as changes:
-            away_since: float | None = None
-            while True:
+            while not stopped.is_set():
                 try:
                     job = self.get(job_id)
                 except QueueUnavailable:
-                    away_since = away_since or time.monotonic()
-                    if last is None or time.monotonic() - away_since > OUTAGE_PATIENCE:
+                    if not watch.survives_outage(time.monotonic()):
                         raise
-                    job = last
                 else:
-                    away_since = None
-                # An estimate that moves with the clock is no change of the job.
-                if last is None or job != last.model_copy(update={"eta_seconds": job.eta_seconds}):
-                    yield job
-                    last = job
-                if job.finished:
-                    return
-                left = changes.look_after if end is None else end - time.monotonic()
-                if left <= 0:
-                    raise WaitTimeout(
-                        f"{job_id} is still {job.state} after {timeout:g} s.",
-                        hint="It goes on: ask again, or cancel it.",
-                    )
-                look_again = time.monotonic() + min(left, changes.look_after)
-                while (rest := look_again - time.monotonic()) > 0:
-                    if changes.wait(min(rest, UNWANTED_SECONDS)) or unwanted.is_set():
-                        break
-                if unwanted.is_set():
-                    return
+                    if watch.changed(job):
+                        yield job
+                    if job.finished:
+                        return
+                pause = watch.pause(changes.look_after, time.monotonic())
+                _wait(changes, pause, stopped)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once; ask a running one to stop (within a denoising step).
 
-        A job that finishes first keeps its result; a final state stays.
+        A job that finishes before that keeps its result. A finished job does not change.
 
         Raises:
             JobNotFound
@@ -187,12 +168,12 @@ class Client:
         after: str | None = None,
         order: Order = "desc",
     ) -> JobPage:
-        """Jobs in the order of their submission.
+        """Jobs in order of submission.
 
         Args:
             limit: 1 to 100.
-            after: the `after` of the page before.
-            order: desc: the newest first; asc: the oldest.
+            after: `after` of the previous page.
+            order: desc: newest first; asc: oldest first.
         """
         if not 1 <= limit <= 100:
             raise InvalidRequest("limit: must be from 1 to 100", problems=(("limit", "1 to 100"),))
@@ -201,11 +182,11 @@ class Client:
         )
 
     def models(self) -> dict[str, int]:
-        """The models that have, or had within a week, a worker; and how many are ready now."""
+        """Models that had a worker within a week, with the number of workers ready now."""
         return self._transport.models()
 
     def check_storage(self) -> None:
-        """Write, find and remove a small object where clips are kept, if that is known here.
+        """Write, find and delete a small object in the bucket; does nothing without a bucket.
 
         Raises:
             StorageUnavailable, StorageRefused
@@ -244,10 +225,10 @@ class Client:
             raise InvalidRequest(
                 f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
             )
-        # Of what was asked for: a seed drawn anew must not make a repeated submission another.
+        # Taken before a random seed is drawn: a repeated submission must have the same digest.
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         job_id = new_job_id()
-        key = idempotency_key or job_id  # always one: this submission may have to be made again
+        key = idempotency_key or job_id  # always a key: the caller may have to submit again
         try:
             return self._transport.submit(
                 job_id,
@@ -259,7 +240,7 @@ class Client:
                 owner=self._owner,
             )
         except QueueUnavailable as exc:
-            if not exc.sent or exc.idempotency_key == key:  # a gateway has said it
+            if not exc.sent or exc.idempotency_key == key:  # the gateway's error names the key
                 raise
             raise QueueUnavailable.of_submission(
                 exc.message, hint=exc.hint, idempotency_key=key
@@ -274,7 +255,7 @@ class Client:
 
 
 def owned(job: Job, owner: str | None) -> Job:
-    """The job, if `owner` may see it (None: everybody's); nobody else learns that it exists.
+    """The job, if `owner` may see it (None may see all). To others it does not exist.
 
     Raises:
         JobNotFound
@@ -284,6 +265,14 @@ def owned(job: Job, owner: str | None) -> Job:
     return job
 
 
+def _wait(changes: Changes, seconds: float, stopped: threading.Event) -> None:
+    """Until the job may have changed, `stopped` is set, or the seconds are over."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if changes.wait(min(left, STOP_CHECK_SECONDS)) or stopped.is_set():
+            return
+
+
 def _transport(settings: Settings, owner: str | None) -> Transport:
     if not settings.is_gateway:
         return RedisTransport(settings)
@@ -291,7 +280,8 @@ def _transport(settings: Settings, owner: str | None) -> Transport:
 
     if owner is not None:
         raise ConfigurationError(
-            "A gateway knows the owner by the API key.", hint="Give that owner's key, and no owner."
+            "With a gateway, the API key decides the owner.",
+            hint="Use that owner's API key, and leave `owner` out.",
         )
     return HttpTransport(settings)
 
@@ -299,102 +289,4 @@ def _transport(settings: Settings, owner: str | None) -> Transport:
 def _is_key(key: object) -> bool:
     if not isinstance(key, str) or not 1 <= len(key) <= 255:
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in key)  # UTF-8 has none
-
-
-class AsyncClient:
-    """`Client` for asyncio: each call runs in a thread, so nothing blocks the event loop."""
-
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: str | None = None,
-        settings: Settings | None = None,
-        transport: Transport | None = None,
-        owner: str | None = None,
-    ) -> None:
-        self._client = Client(
-            url, api_key=api_key, settings=settings, transport=transport, owner=owner
-        )
-
-    async def submit(
-        self,
-        request: VideoRequest | str,
-        /,
-        *,
-        idempotency_key: str | None = None,
-        resent: bool | None = None,
-        **fields: Any,
-    ) -> Job:
-        """As `Client.submit`."""
-        return await asyncio.to_thread(
-            self._client.submit, request, idempotency_key=idempotency_key, resent=resent, **fields
-        )
-
-    async def get(self, job_id: str) -> Job:
-        """As `Client.get`."""
-        return await asyncio.to_thread(self._client.get, job_id)
-
-    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """As `Client.get_many`."""
-        return await asyncio.to_thread(self._client.get_many, job_ids)
-
-    async def wait(self, job_id: str, timeout: float | None = None) -> Job:
-        """As `Client.wait`."""
-        return [job async for job in self.watch(job_id, timeout)][-1]
-
-    async def watch(self, job_id: str, timeout: float | None = None) -> AsyncIterator[Job]:
-        """As `Client.watch`."""
-        unwanted = threading.Event()
-        jobs = self._client._watch(job_id, timeout, unwanted)
-        try:
-            while (job := await asyncio.to_thread(next, jobs, None)) is not None:
-                yield job
-        finally:
-            unwanted.set()
-            with contextlib.suppress(ValueError):  # its thread is inside, and leaves by itself
-                jobs.close()
-
-    async def cancel(self, job_id: str) -> Job:
-        """As `Client.cancel`."""
-        return await asyncio.to_thread(self._client.cancel, job_id)
-
-    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
-        """As `Client.retry`."""
-        return await asyncio.to_thread(self._client.retry, job_id, idempotency_key=idempotency_key)
-
-    async def list(
-        self,
-        *,
-        state: JobState | None = None,
-        limit: int = 20,
-        after: str | None = None,
-        order: Order = "desc",
-    ) -> JobPage:
-        """As `Client.list`."""
-        return await asyncio.to_thread(
-            self._client.list, state=state, limit=limit, after=after, order=order
-        )
-
-    async def models(self) -> dict[str, int]:
-        """As `Client.models`."""
-        return await asyncio.to_thread(self._client.models)
-
-    async def check_storage(self) -> None:
-        """As `Client.check_storage`."""
-        await asyncio.to_thread(self._client.check_storage)
-
-    async def delete(self, job_id: str) -> None:
-        """As `Client.delete`."""
-        await asyncio.to_thread(self._client.delete, job_id)
-
-    async def close(self) -> None:
-        """As `Client.close`."""
-        await asyncio.to_thread(self._client.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+    return not any("\ud800" <= character <= "\udfff" for character in key)  # not in UTF-8

@@ -1,4 +1,4 @@
-"""What a gateway answers that is not what was asked for, as ltxq's errors."""
+"""A gateway's error answers as ltxq's errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ltxq.errors import (
     UnknownModel,
 )
 
-LONGEST_TEXT = 2000  # characters of a message or a hint: anybody may answer there
+LONGEST_TEXT = 2000  # characters of a message or a hint; the server may not be a gateway
 
 _KINDS: dict[str, type[LtxqError]] = {
     "configuration_error": ConfigurationError,
@@ -36,7 +36,7 @@ _KINDS: dict[str, type[LtxqError]] = {
 
 
 def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) -> LtxqError:
-    """The error that an answer other than 2xx stands for.
+    """The error for an answer other than 2xx.
 
     Args:
         where: host and port, for messages.
@@ -46,21 +46,23 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
     code = fields.get("code")
     if status == 401:
         return ConfigurationError(
-            f"The gateway at {where} wants an API key it knows.", hint="Correct LTXQ_API_KEY."
+            f"The gateway at {where} refuses the API key, or needs one.",
+            hint="Correct LTXQ_API_KEY.",
         )
     if 300 <= status < 400:
-        there = headers.get("location", "elsewhere")[:200]
+        target = headers.get("location", "another URL")[:200]
         return ConfigurationError(
-            f"The gateway at {where} sends us to {there}.", hint="Name that place in LTXQ_URL."
+            f"The server at {where} redirects to {target}.",
+            hint="Set LTXQ_URL to the gateway itself: redirects are not followed.",
         )
     if isinstance(code, str) and message:
         return _ours(code, message, hint, fields)
     if status in (429, 502, 503, 504):
         return QueueUnavailable(
-            f"The gateway at {where} is not ready (HTTP {status}).", hint="Try again later."
+            f"The gateway at {where} is not available (HTTP {status}).", hint="Try again later."
         )
     return ConfigurationError(
-        f"What answers at {where} is no ltxq gateway (HTTP {status}).", hint="Is LTXQ_URL right?"
+        f"The server at {where} is no ltxq gateway (HTTP {status}).", hint="Check LTXQ_URL."
     )
 
 
@@ -70,7 +72,7 @@ def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> Ltxq
         return InvalidRequest(message, hint=hint, problems=_problems(message, fields))
     if code == "storage_unavailable":
         return (StorageUnavailable if retryable else StorageRefused)(message, hint=hint)
-    # Too much asked, or too much to do: `watch` and `wait` live through that as through an outage.
+    # Rate limits and overload too: `watch` and `wait` survive them as they survive an outage.
     kind = _KINDS.get(code) or (QueueUnavailable if retryable else LtxqError)
     if kind is QueueUnavailable:
         key = _text(fields, "idempotency_key") or None
@@ -79,7 +81,7 @@ def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> Ltxq
 
 
 def _fields(body: bytes) -> Mapping[str, Any]:
-    """`error` of the answer, or nothing: it may be a page of some proxy's."""
+    """`error` of the answer, or nothing: the body may be a proxy's page."""
     try:
         fields = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -93,7 +95,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _problems(message: str, fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(field, reason) of each thing wrong, as `InvalidRequest` has them."""
+    """(field, reason) of each wrong field, as `InvalidRequest` has them."""
     listed = fields.get("problems")
     if isinstance(listed, list):
         found = [(p.get("field"), p.get("reason")) for p in listed if isinstance(p, dict)]

@@ -1,5 +1,5 @@
-"""The ways a `Client` reaches the queue, behind one interface. Redis is here, a gateway is
-`HttpTransport`; the one in memory, for users' own tests, `ltxq.testing.MemoryTransport`.
+"""`Transport`, the interface through which a `Client` reaches the queue, and `RedisTransport`.
+The others: `HttpTransport` for a gateway, `ltxq.testing.MemoryTransport` for users' tests.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ltxq.storage import Storage
 
 log = logging.getLogger("ltxq")
 
-LOOK_SECONDS = 2.0  # between looks at a job whose changes may go unheard
-RESUBSCRIBE_SECONDS = 1.0  # between attempts to hear of changes again while Redis is away
+LOOK_SECONDS = 2.0  # between readings of a watched job, since messages may be lost
+RESUBSCRIBE_SECONDS = 1.0  # between attempts to subscribe while Redis cannot be reached
 
 
 class Changes(Protocol):
-    """Hears of a job's changes from the moment it is made."""
+    """A subscription to one job's changes."""
 
     @property
     def look_after(self) -> float:
-        """Seconds after which to look at the job although nothing was heard."""
+        """Seconds after which to read the job although no change was reported."""
 
     def wait(self, timeout: float) -> bool:
-        """True as soon as the job may have changed, False after `timeout` seconds without."""
+        """True as soon as the job may have changed; False after `timeout` seconds."""
 
 
 class Transport(Protocol):
-    """What a `Client` needs of a queue. Errors are those of `ltxq.errors`."""
+    """What a `Client` calls. Errors are those of `ltxq.errors`."""
 
     def submit(
         self,
@@ -49,15 +49,15 @@ class Transport(Protocol):
         resent: bool | None,
         owner: str | None,
     ) -> Job:
-        """Queue a job, its model and seed settled here. Returns the job it is, which is an earlier
-        one where the idempotency key was used before, or the request was `resent`.
+        """Choose the model and the seed, and queue the job. Returns the earlier job instead if the
+        idempotency key was used before, or if the request was `resent`.
         """
 
     def get(self, job_id: str) -> Job:
-        """The job now, its URLs signed afresh where that is possible."""
+        """The job now; its URLs are newly signed if the bucket is known here."""
 
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """Those of the jobs that are there and can be read."""
+        """The jobs that exist and are readable, by id."""
 
     def list(
         self,
@@ -68,29 +68,29 @@ class Transport(Protocol):
         order: Order,
         owner: str | None,
     ) -> JobPage:
-        """Jobs of an owner, or everybody's."""
+        """Jobs of an owner; None: all jobs."""
 
     def cancel(self, job_id: str) -> None:
-        """Cancel if queued, ask to stop if running, nothing if final."""
+        """Cancel a queued job; ask a running job to stop; leave a final job."""
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job, record and objects."""
+        """Remove a finished job: its record and its files."""
 
     def models(self) -> dict[str, int]:
-        """The models served, and how many workers each has now."""
+        """The models served, with the number of workers ready now."""
 
     def check_storage(self) -> None:
-        """Raise what is wrong with the storage, if there is one here."""
+        """Raise the storage's error, if the bucket is known here."""
 
     def changes(self, job_id: str) -> AbstractContextManager[Changes]:
-        """Hear of the job's changes."""
+        """Subscribe to the job's changes."""
 
     def close(self) -> None:
-        """Close connections."""
+        """Close the connections."""
 
 
 class RedisTransport:
-    """Straight to Redis."""
+    """The queue in Redis."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -154,7 +154,9 @@ class RedisTransport:
                 self._storage.delete_clips(claims)
                 self._ledger.garbage_deleted(claims)
         except LtxqError as exc:
-            log.warning("%s is deleted; a supervisor removes its clip: %s", job_id, exc)
+            log.warning(
+                "%s is deleted, but its clip is not; a supervisor deletes it later: %s", job_id, exc
+            )
 
     def models(self) -> dict[str, int]:
         return {self.settings.default_model: 0, **self._ledger.served()}
@@ -169,7 +171,7 @@ class RedisTransport:
             yield _Subscribed(subscription)
 
     def all_changes(self) -> AbstractContextManager[Subscription]:
-        """Hear of every job's changes: `next` gives its id. For who follows many, as a gateway."""
+        """Subscribe to all jobs' changes; `next` returns a job's id. A gateway needs only one."""
         return self._ledger.all_changes()
 
     def close(self) -> None:
@@ -184,7 +186,7 @@ class RedisTransport:
 
 
 class _Subscribed:
-    """Redis's channel of one job; while Redis is away, time alone."""
+    """Redis's channel of one job. While Redis cannot be reached, a pause takes its place."""
 
     look_after = LOOK_SECONDS
 

@@ -1,4 +1,4 @@
-"""The application: what is mounted where, and what every request passes."""
+"""The FastAPI application: routes, middleware and error answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai import openapi
-from ltxq.gateway.openai.errors import answer, not_known
+from ltxq.gateway.openai.errors import answer, routing_error
 from ltxq.gateway.openai.request import invalid
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
@@ -28,7 +28,7 @@ from ltxq.settings import Settings
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """A gateway to the queue of the settings.
+    """A gateway for the queue in the settings.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -48,6 +48,7 @@ def make_app(settings: Settings) -> FastAPI:
         version=version("ltxq"),
         lifespan=lifespan,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # the function: create_video, …
         docs_url=None,
         redoc_url=None,
         **openapi.ABOUT,
@@ -78,7 +79,7 @@ def _guard(app: FastAPI, settings: Settings, *, open_to_all: bool) -> None:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error leaves as the envelope, FastAPI's own too."""
+    """Answer every error with the envelope, FastAPI's own errors too."""
 
     @app.exception_handler(LtxqError)
     async def known(_: Request, exc: LtxqError) -> Response:
@@ -86,7 +87,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routing(_: Request, exc: HTTPException) -> Response:
-        return answer(not_known(exc.status_code, dict(exc.headers or {})))
+        return answer(routing_error(exc.status_code, dict(exc.headers or {})))
 
     @app.exception_handler(RequestValidationError)
     async def parameters(_: Request, exc: RequestValidationError) -> Response:

@@ -1,4 +1,4 @@
-"""The process: a socket, an application on it, and an end without haste."""
+"""Runs the gateway: opens the socket, serves the application, and shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from ltxq.settings import Settings
 log = logging.getLogger("ltxq.gateway")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-FILES_MOST = 65_536  # connections among them
-GRACE_SECONDS = 30  # for requests under way at the end
+FILES_MOST = 65_536  # open files, connections included
+GRACE_SECONDS = 30  # for requests in progress at shutdown
 
 
 def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; then let what is under way finish.
+    """Serve until SIGINT or SIGTERM, then finish the requests in progress.
 
     Args:
-        port: 0: any that is free.
-        ready: called with the address once it listens.
+        port: 0: any free port.
+        ready: called with the URL when the gateway listens.
 
     Raises:
-        ConfigurationError: there are no keys for a host others can reach; or the port is taken.
+        ConfigurationError: `host` is public and there are no API keys; or the port is taken.
     """
     if settings.is_gateway:
         raise ConfigurationError(
-            "LTXQ_URL is a gateway's, and a gateway stands before a Redis.",
-            hint="Point it at the queue: redis://… or rediss://…",
+            "LTXQ_URL is the URL of a gateway, but a gateway needs Redis itself.",
+            hint="Set LTXQ_URL to redis://… or rediss://…",
         )
     if not ApiKeys.from_settings(settings) and not is_loopback(host):
         raise ConfigurationError(
-            f"Without API keys the gateway listens on this machine alone, not on {host}.",
+            f"Without API keys the gateway listens only on this machine, not on {host}.",
             hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
         )
     registry = new_registry()
@@ -60,7 +60,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             access_log=False,
             lifespan="on",
             server_header=False,
-            proxy_headers=False,  # who asks is said by keys, not by addresses
+            proxy_headers=False,  # the gateway uses no client addresses
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         shown = f"[{host}]" if ":" in host else host
@@ -71,13 +71,13 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             ending=lambda: app.state.gateway.queue.stop_following(),
         )
         _allow_connections()
-        _calm_collector()
+        _tune_garbage_collection()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
 
 
 def _allow_connections() -> None:
-    """Let this process have many: often it may have 1,024 files at first, and more if it asks."""
+    """Raise the limit of open files, which is often 1,024, as far as the system allows."""
     if sys.platform != "win32":
         import resource
 
@@ -86,28 +86,28 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _calm_collector() -> None:
-    """What is loaded by now stays: looking through it for garbage, over and over, cost a fifth of
-    the time of an answer.
-    """
+def _tune_garbage_collection() -> None:
+    """Leave the loaded modules out of garbage collection: that took a fifth of an answer's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
 class _Server(uvicorn.Server):
-    """Says when it serves, and when it is about to end: for event streams it would wait long."""
+    """Calls `started` when it serves and `ending` before it shuts down: open event streams must end
+    then, or the shutdown waits for them.
+    """
 
     def __init__(
         self, config: uvicorn.Config, *, started: Callable[[], None], ending: Callable[[], None]
     ) -> None:
         super().__init__(config)
-        self._when_started = started
-        self._when_ending = ending
+        self._on_started = started
+        self._on_ending = ending
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but the process is not killed by the signal once all is done."""
+        """As uvicorn's, but it does not raise the signal again after the shutdown."""
         before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
         try:
             yield
@@ -117,10 +117,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._when_started()
+        self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._when_ending()
+        self._on_ending()
         await super().shutdown(sockets)
 
 
@@ -131,5 +131,5 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as exc:
         raise ConfigurationError(
             f"The gateway cannot listen on {host}, port {port}: {exc.strerror or exc}.",
-            hint="Stop what listens there, or choose another with --port.",
+            hint="Stop the program on this port, or choose another port with --port.",
         ) from None

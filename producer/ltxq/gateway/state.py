@@ -1,4 +1,4 @@
-"""What all requests share, and who makes one."""
+"""`State`, which all requests share, and `Caller`, the sender of one request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ltxq.gateway.reads.readiness import Prober
 
 @dataclass(frozen=True)
 class State:
-    """One gateway."""
+    """The parts of one gateway."""
 
     keys: ApiKeys
     queue: QueueReader
@@ -28,33 +28,35 @@ class State:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: with a key its owner; where there are no keys, anyone."""
+    """The sender of a request: the API key's owner, or anyone if the gateway has no keys."""
 
     owner: str | None
     gateway: State
 
     @property
     def client(self) -> Client:
-        """The queue as this caller sees it. To be called in a thread: `queue.call`."""
+        """The queue with this caller's jobs. It blocks: call it with `queue.call`."""
         return self.gateway.queue.client(self.owner)
 
     @property
     def queue(self) -> QueueReader:
-        """The queue, for an event loop."""
+        """The queue, for the event loop."""
         return self.gateway.queue
 
 
-_BEARER = HTTPBearer(auto_error=False, description="An API key, where the gateway has keys.")
+_BEARER = HTTPBearer(
+    auto_error=False, description="An API key. Not needed if the gateway has no keys."
+)
 
 
 async def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
 ) -> Caller:
-    """The caller of a request, which counts against their limits.
+    """The caller of a request; counts the request against the key's rate limits.
 
     Raises:
-        Refused: 401 without a key that is known, 429 over a limit.
+        Refused: 401 unknown or missing key, 429 rate limit.
     """
     gateway: State = request.app.state.gateway
     if not gateway.keys:
@@ -64,8 +66,8 @@ async def caller(
         raise Refused(
             401,
             "unauthorized",
-            "This API key is not known." if credentials else "An API key is needed.",
-            hint="Send it as: Authorization: Bearer ltxq_…",
+            "This API key is unknown." if credentials else "An API key is required.",
+            hint="Send a valid key as: Authorization: Bearer ltxq_…",
             headers={"www-authenticate": "Bearer"},
         )
     if request.method == "GET":
@@ -79,5 +81,5 @@ AsCaller = Annotated[Caller, Depends(caller)]
 
 
 async def caller_of(request: Request) -> Caller:
-    """As `caller`, where FastAPI does not call it."""
+    """As `caller`, for a route without FastAPI's dependencies."""
     return await caller(request, await _BEARER(request))

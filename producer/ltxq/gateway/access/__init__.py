@@ -1,1 +1,1 @@
-"""Who may ask, and how much: API keys, rates, browsers, bounds on HTTP."""
+"""Access to the gateway: API keys, rate limits, browsers, limits on HTTP."""

@@ -1,8 +1,8 @@
-"""What every request and every answer passes: a bound on strangers' pages, and headers.
+"""Protection against other sites' web pages, and security headers on every answer.
 
-Without API keys whoever reaches the gateway may use it, and a page of any site, open in a browser
-on this machine, reaches it. So then the Host must be this machine's (a name that a stranger's DNS
-points here is not) and a browser's request must come from the gateway's own page.
+Without API keys, anyone who can connect may use the gateway. A page of any site, open in a browser
+on this machine, can connect. So without keys, the Host must be a name of this machine (this stops
+DNS rebinding), and a browser's request must come from the gateway's own page (this stops CSRF).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ltxq.gateway.openai.errors import Refused, answer
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",  # URLs of clips are secrets
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # of no page of ours
+    "referrer-policy": "no-referrer",  # URLs of clips give access to them
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # for all but pages
 }
 
 
 class Guard:
-    """ASGI around the application.
+    """ASGI middleware around the application.
 
     Args:
-        open_to_all: there are no keys.
-        origins: those whose pages may call the gateway all the same.
+        open_to_all: the gateway has no API keys.
+        origins: sites whose pages may call the gateway.
     """
 
     def __init__(self, app: ASGIApp, *, open_to_all: bool, origins: frozenset[str]) -> None:
@@ -61,21 +61,21 @@ class Guard:
             return Refused(
                 403,
                 "wrong_host",
-                "Without API keys the gateway answers to this machine's own names alone.",
-                hint="Call it localhost or 127.0.0.1, or give it API keys: `ltxq key NAME`.",
+                "Without API keys the gateway accepts only this machine's own names as Host.",
+                hint="Use localhost or 127.0.0.1, or make API keys: `ltxq key NAME`.",
             )
         if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
             return None
         return Refused(
             403,
             "wrong_origin",
-            "Another site's page may not use this gateway.",
-            hint="Name its origin in LTXQ_CORS_ORIGINS.",
+            "A page of another site may not use this gateway.",
+            hint="Add the site's origin to LTXQ_CORS_ORIGINS.",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address is this machine's alone."""
+    """Whether the name or address always means this machine."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -86,5 +86,5 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_here(host: str) -> bool:
-    """Of a Host header: a name or an address, and perhaps a port."""
+    """`host`: a Host header, with or without a port."""
     return is_loopback(re.sub(r":\d*$", "", host))

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP on httptools, with the bounds it lacks: on the size of a request's head, on the
-time it takes to come, and on what still comes of a body that nobody wants any more.
+"""uvicorn's HTTP protocol (httptools) with limits that it lacks: on the size of a request's head,
+on the time of a head, and on the rest of a body after the answer.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MOST = 32 * 1024  # bytes
-REST_MOST = 1024 * 1024  # bytes; read so that a client that still sends gets to read its answer
-FRAMING_MOST = 2 * 1024 * 1024  # bytes of chunk sizes and trailers; 256 KiB byte by byte take 1.5
-HEAD_SECONDS = 20.0  # from a connection, or the first byte of a later request, to the head's end
-STEP = 4 * 1024  # bytes given to the parser at once: it says what it found, but not where
+REST_MOST = 1024 * 1024  # bytes read after the answer: a client that still sends can then read it
+FRAMING_MOST = 2 * 1024 * 1024  # bytes of chunk sizes and trailers; 256 KiB in 1-byte chunks: 1.5 M
+HEAD_SECONDS = 20.0  # from the connection, or a later request's first byte, to the head's end
+STEP = 4 * 1024  # bytes for the parser at once: it does not report positions within them
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request is too long, or its head too slow.
+    """Closes the connection of a request whose head or framing is too long, or whose head is slow.
 
-    The parser gets what was received in steps, and no more of a head than is allowed. So the bound
-    does not depend on how the bytes arrive. Where a step holds the end of one request and the
-    beginning of the next one, the whole step counts as the next one's.
+    The parser gets the received bytes in steps, and never more of a head than is allowed, so the
+    limit does not depend on how the bytes arrive. If a step has the end of one request and the
+    start of the next, the whole step counts for the next.
     """
 
-    _step = 0  # bytes the parser got last
-    _head = 0  # bytes of what came since the last request ended
-    _framing = 0  # bytes of what came with a body and is not of it
-    _rest = 0  # bytes of a body that came after its answer
+    _step = 0  # bytes of the last step
+    _head = 0  # bytes since the last request ended
+    _framing = 0  # bytes sent with a body that are not part of it
+    _rest = 0  # bytes of a body that came after the answer
     _in_head = True
-    _late: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_head()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -51,8 +51,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _parse(self, step: bytes) -> None:
         if self._in_head:
             self._head += len(step)
-            if self._late is None:
-                self._wait_for_head()
+            if self._head_timer is None:
+                self._start_timer()
         else:
             self._framing += len(step)
         self._step = len(step)
@@ -66,7 +66,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head, self._framing, self._rest = False, 0, 0, 0
-        self._stop_waiting()
+        self._stop_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -81,14 +81,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head, self._head, self._framing = True, 0, 0
         super().on_message_complete()
 
-    def _wait_for_head(self) -> None:
-        self._late = self.loop.call_later(HEAD_SECONDS, self._give_up)
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_too_slow)
 
-    def _stop_waiting(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _give_up(self) -> None:
-        self._late = None
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
         self.transport.close()

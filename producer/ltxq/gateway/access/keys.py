@@ -1,7 +1,6 @@
-"""API keys: who asks. Only hashes are kept; a key is shown once, when it is made.
+"""API keys. Only their hashes are stored; a key is shown once, when it is made.
 
-A key has 256 random bits, so one SHA-256 is enough: there is nothing to guess that a slow hash
-would make dearer.
+One SHA-256 is enough: a key has 256 random bits, so guessing is hopeless even without a slow hash.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from ltxq.settings import Settings
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 KEY_PREFIX = "ltxq_"
-LONGEST = 256  # characters of a key that is looked at
+LONGEST = 256  # characters; the rest of a longer key is ignored
 
 
 class NewKey(NamedTuple):
-    """A key just made. `entry` is for LTXQ_API_KEYS; `key` is for its owner and kept nowhere."""
+    """A new key. `entry` goes into LTXQ_API_KEYS; `key` goes to its owner and is stored nowhere."""
 
     name: str
     key: str
@@ -30,25 +29,27 @@ class NewKey(NamedTuple):
 
 
 def new_key(name: str) -> NewKey:
-    """Draw a key for `name`.
+    """Make a random key for `name`.
 
     Raises:
-        ValueError: the name cannot be one.
+        ValueError: the name is invalid.
     """
     if _NAME.fullmatch(name) is None:
-        raise ValueError("a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit")
+        raise ValueError(
+            "a name has 1 to 64 characters of a-z 0-9 . _ - and begins with a letter or digit"
+        )
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     return NewKey(name, key, f"{name}={_hash(key)}")
 
 
 class ApiKeys:
-    """The keys that are let in. A name may have several, so that a key can be replaced in peace.
+    """The accepted keys. A name may have several: then a key can be replaced without a gap.
 
     Args:
-        text: `name=hash` entries with commas or white space between.
+        text: `name=hash` entries, separated by commas or white space.
 
     Raises:
-        ValueError: an entry is none; tells its place, never its text.
+        ValueError: an entry is invalid. The message has its position, never its text.
     """
 
     def __init__(self, text: str) -> None:
@@ -65,7 +66,7 @@ class ApiKeys:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ApiKeys:
-        """The keys of the settings, or none.
+        """The keys in LTXQ_API_KEYS, which may be empty.
 
         Raises:
             ConfigurationError
@@ -79,10 +80,10 @@ class ApiKeys:
         return bool(self._hashes)
 
     def owner(self, key: str) -> str | None:
-        """The name the key belongs to; None: it is nobody's."""
+        """The name that the key belongs to; None: the key is unknown."""
         digest = _hash(key[:LONGEST])
         found = None
-        for name, known in self._hashes:  # all of them: the time taken tells nothing
+        for name, known in self._hashes:  # no early end: the time must not depend on the key
             if hmac.compare_digest(known, digest):
                 found = name
         return found

@@ -1,5 +1,5 @@
-"""How much one API key may ask. What changes the queue is counted in Redis, for all gateways
-together; what only reads, here, since it must cost nothing.
+"""Rate limits of API keys. Requests that change the queue are counted in Redis, for all gateways
+together. Reads are counted in each gateway: they must not cost a call to Redis.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.gateway")
 
-ANSWER_SECONDS = 1.0  # Redis may take to connect, and to answer
-STREAMS_AGAIN = 5  # seconds after which to ask for another stream
+ANSWER_SECONDS = 1.0  # timeout of Redis, to connect and to answer
+STREAMS_AGAIN = 5  # `retry-after` in seconds when too many streams are open
 
 
 class Rates:
-    """The limits of every key.
+    """The limits of the settings, with a count for each key.
 
     Raises:
-        ConfigurationError: a limit of the settings is none.
+        ConfigurationError: a limit in the settings is invalid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,30 +47,30 @@ class Rates:
                 **settings.redis_tls,
             )
         )
-        self._own = FixedWindowRateLimiter(MemoryStorage())
+        self._local = FixedWindowRateLimiter(MemoryStorage())
 
     def count_read(self, owner: str) -> None:
-        """Count a reading.
+        """Count a read.
 
         Raises:
             Refused: 429.
         """
-        _count(self._own, self._reads, owner)
+        _count(self._local, self._reads, owner)
 
     def count_change(self, owner: str) -> None:
-        """Count a change. Asks Redis: to be called in a thread.
+        """Count a change. It blocks on Redis: call it in a thread.
 
         Raises:
             Refused: 429.
         """
         try:
             _count(self._shared, self._changes, owner)
-        except RedisError as exc:  # the call that follows needs Redis too, and says it better
-            log.debug("A change is not counted: %s", type(exc).__name__)
+        except RedisError as exc:  # the request itself then fails with a better error
+            log.debug("Redis did not count a change: %s", type(exc).__name__)
 
     @contextmanager
     def stream(self, owner: str | None) -> Iterator[None]:
-        """One of the event streams an owner may have open at this gateway.
+        """Count an open event stream of the owner.
 
         Raises:
             Refused: 429.
@@ -79,8 +79,8 @@ class Rates:
             raise Refused(
                 429,
                 "too_many_streams",
-                f"{self._streams_most} event streams are open already.",
-                hint="Close some, or poll.",
+                f"This API key has {self._streams_most} event streams open, the most allowed.",
+                hint="Close a stream, or poll instead.",
                 retry_after=STREAMS_AGAIN,
             )
         self._streams[owner] += 1
@@ -95,7 +95,7 @@ def _limits(text: str, name: str) -> list[RateLimitItem]:
         return parse_many(text)
     except ValueError:
         raise ConfigurationError(
-            f"{name} is no limit.", hint="It looks like 20/second;1200/minute."
+            f"{name} is no rate limit.", hint="Write it like this: 20/second;1200/minute."
         ) from None
 
 
@@ -106,7 +106,7 @@ def _count(limiter: RateLimiter, limits: list[RateLimitItem], owner: str) -> Non
             raise Refused(
                 429,
                 "rate_limited",
-                f"This API key may ask {limit}.",
-                hint="Ask again when the time in retry-after is over.",
+                f"This API key is over its limit of {limit}.",
+                hint="Wait for the seconds in retry-after.",
                 retry_after=max(1, math.ceil(reset - time.time())),
             )

@@ -1,1 +1,1 @@
-"""The OpenAI-compatible video API: its requests, responses, errors and description."""
+"""The OpenAI-compatible video API: requests, responses, errors and description."""

@@ -1,4 +1,4 @@
-"""Every error as an answer: its status, the envelope, and whether to try again, and when."""
+"""Errors as HTTP answers: status, envelope, and when to retry."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ltxq.errors import InvalidRequest, LtxqError
 
 log = logging.getLogger("ltxq.gateway")
 
-RETRY_SECONDS = 2  # what clients are asked to wait when the queue or the storage is away
-FULL_SECONDS = 10  # and when the queue is full: clips take their time
+RETRY_SECONDS = 2  # `retry-after` while the queue or the storage cannot be reached
+FULL_SECONDS = 10  # `retry-after` while the queue is full
 
 _TYPES = {
     400: "invalid_request_error",
@@ -26,41 +26,43 @@ _TYPES = {
 
 
 class Problem(BaseModel):
-    """One thing that is wrong with a request."""
+    """A wrong field of a request."""
 
     field: str
     reason: str
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, for programs and for people: OpenAI's fields, and ltxq's after them."""
+    """An error, for programs and for people. OpenAI's fields come first, then ltxq's."""
 
     model_config = ConfigDict(frozen=True)
 
     message: str = Field(description="What happened and why.")
-    type: str = Field(description="OpenAI's class of error.")
-    param: str | None = Field(default=None, description="The field that is wrong, if it is one.")
-    code: str = Field(description="What happened, for programs.")
-    hint: str = Field(default="", description="What to do about it; empty where nothing helps.")
-    retryable: bool = Field(default=False, description="The same request may succeed later.")
+    type: str = Field(description="The error's class, by OpenAI's names.")
+    param: str | None = Field(default=None, description="The first wrong field.")
+    code: str = Field(description="What happened, as a constant for programs.")
+    hint: str = Field(default="", description="What to do next; may be empty.")
+    retryable: bool = Field(
+        default=False, description="Whether the same request may succeed later."
+    )
     idempotency_key: str | None = Field(
         default=None,
-        description="Of a submission that may have been accepted all the same: sent again with "
-        "this as its Idempotency-Key, it makes no second clip.",
+        description="Set if the submission may have been accepted. Send it again with this "
+        "Idempotency-Key: that makes no second clip.",
     )
     problems: tuple[Problem, ...] = Field(
-        default=(), description="Of an invalid request: every field that is wrong, and why."
+        default=(), description="Every wrong field of an invalid request, with the reason."
     )
 
 
 class ErrorEnvelope(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error."""
 
     error: ErrorBody
 
 
 class Refused(LtxqError):
-    """An answer only HTTP has: no key, too large, no such path."""
+    """An error that only HTTP has: API key, size of a body, path."""
 
     def __init__(
         self,
@@ -82,18 +84,18 @@ class Refused(LtxqError):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A field that is not supported, refused by name rather than ignored."""
+    """The request has a field that ltxq does not support."""
 
 
 class _Kind(NamedTuple):
     status: int
     code: str
     retry_after: int | None = None
-    private: str = ""  # said instead of the message, which names servers of the operator's
+    public_message: str = ""  # replaces a message that may name the operator's servers
 
 
-_AWAY = "The queue behind this gateway cannot be reached."
-_STORAGE_AWAY = "The storage behind this gateway cannot be reached."
+_AWAY = "The gateway cannot reach its queue."
+_STORAGE_AWAY = "The gateway cannot reach its storage."
 _KINDS: dict[type[LtxqError], _Kind] = {
     UnsupportedParameter: _Kind(400, "unsupported_parameter"),
     errors.InvalidRequest: _Kind(400, "invalid_request"),
@@ -105,19 +107,25 @@ _KINDS: dict[type[LtxqError], _Kind] = {
     errors.QueueFull: _Kind(429, "queue_full", FULL_SECONDS),
     errors.QueueUnavailable: _Kind(503, "queue_unavailable", RETRY_SECONDS, _AWAY),
     errors.StorageUnavailable: _Kind(503, "storage_unavailable", RETRY_SECONDS, _STORAGE_AWAY),
-    errors.StorageRefused: _Kind(500, "storage_unavailable", None, "The storage refused."),
+    errors.StorageRefused: _Kind(
+        500, "storage_unavailable", None, "The storage refused the gateway's request."
+    ),
 }
-_INTERNAL = _Kind(500, "internal", None, "The gateway met an error it does not know.")
-_SEE_LOG = "The gateway's log says why."
+_INTERNAL = _Kind(500, "internal", None, "Internal error of the gateway.")
+_WAIT = "Try again after the seconds in retry-after."
+_ASK_OPERATOR = "The operator finds the reason in the gateway's log."
 
 
 def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
-    """The error for a stranger's eyes, its status, and after how many seconds to try again."""
+    """The error without private details, its HTTP status, and `retry-after` in seconds."""
     if isinstance(error, Refused):
         kind = _Kind(error.status, error.wire_code, error.retry_after)
     else:
         kind = next((k for type_, k in _KINDS.items() if isinstance(error, type_)), _INTERNAL)
-    message, hint = (kind.private, _SEE_LOG) if kind.private else (error.message, error.hint)
+    message, hint = error.message, error.hint
+    if kind.public_message:
+        message = kind.public_message
+        hint = _ASK_OPERATOR if kind.retry_after is None else f"{_WAIT} {_ASK_OPERATOR}"
     key = getattr(error, "idempotency_key", None)
     if key is not None:
         lost = errors.QueueUnavailable.of_submission(message, hint=hint, idempotency_key=key)
@@ -147,17 +155,20 @@ def answer(error: LtxqError) -> Response:
     headers = dict(getattr(error, "headers", {}))
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)
-    if status in (409, 500):  # the SDK would try these again, and they stay as they are
+    if status in (409, 500):  # OpenAI's SDK would retry these without success
         headers["x-should-retry"] = "false"
     envelope = ErrorEnvelope(error=body)
     return Response(envelope.model_dump_json(), status, headers, media_type="application/json")
 
 
-def not_known(status: int, headers: dict[str, str]) -> Refused:
-    """What the routing itself refuses: there is no such path, or not with that method."""
+def routing_error(status: int, headers: dict[str, str]) -> Refused:
+    """The error of a request that no route takes."""
     if status == 405:
-        message = "This path does not take that method."
-        return Refused(405, "method_not_allowed", message, headers=headers)
+        message = "This path does not support the method."
+        hint = "The allow header lists the methods."
+        return Refused(405, "method_not_allowed", message, hint=hint, headers=headers)
     if status == 404:
-        return Refused(404, "not_found", "There is nothing at this path.", hint="See /docs.")
-    return Refused(status, "invalid_request", "The request cannot be read.", headers=headers)
+        return Refused(404, "not_found", "This path does not exist.", hint="/docs lists all paths.")
+    return Refused(
+        status, "invalid_request", "The gateway cannot read this request.", headers=headers
+    )

@@ -1,27 +1,28 @@
-"""What a request carries, bounded before it is read: multipart forms (what OpenAI's SDK sends) and
-JSON, as fields by name.
+"""Request bodies as fields by name: JSON, and forms (OpenAI's SDK sends multipart). The size and
+the time of a body are limited while it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
-from python_multipart import MultipartParser
+from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
+from python_multipart.multipart import Field, File, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
 from ltxq.gateway.openai.request import invalid
 
-BODY_MOST = (
-    256 * 1024
-)  # bytes; a request as long as VideoRequest allows, in \uXXXX, is under 200 KB
-BODY_SECONDS = 30.0  # from the head of a request to the end of its body
+BODY_MOST = 256 * 1024  # bytes; the longest VideoRequest, written in \uXXXX, is under 200 KB
+BODY_SECONDS = 30.0  # from the end of the request's head to the end of its body
 FIELDS_MOST = 100
 
 
@@ -29,7 +30,7 @@ async def body_of(request: Request) -> bytes:
     """The whole body.
 
     Raises:
-        Refused: it is too large (what came so far is its `body`), or takes too long.
+        Refused: 413 too large, 408 too slow, or 400 cut off.
     """
     body = bytearray()
     try:
@@ -39,9 +40,14 @@ async def body_of(request: Request) -> bytes:
                 if len(body) > BODY_MOST:
                     raise _TooLarge(bytes(body))
     except TimeoutError:
-        raise Refused(408, "timed_out", "The request did not arrive in time.") from None
+        raise Refused(
+            408,
+            "timed_out",
+            f"The body did not arrive within {BODY_SECONDS:g} s.",
+            hint="Send the request again.",
+        ) from None
     except ClientDisconnect:
-        raise Refused(400, "invalid_request", "The request ended before its body did.") from None
+        raise Refused(400, "invalid_request", "The connection closed inside the body.") from None
     return bytes(body)
 
 
@@ -49,15 +55,16 @@ async def fields_of(request: Request) -> dict[str, Any]:
     """The fields of a form or of a JSON object.
 
     Raises:
-        Refused, InvalidRequest: it is too large, or is neither.
-        UnsupportedParameter: it has a file.
+        Refused: as `body_of`, and 415 for other media types.
+        InvalidRequest: the body is broken.
+        UnsupportedParameter: the form has a file.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     try:
         body = await body_of(request)
     except _TooLarge as exc:
-        if kind == b"multipart/form-data":  # its file is what makes it large: say that
-            _form(exc.body, options.get(b"boundary", b""), whole=False)
+        if kind == b"multipart/form-data":
+            _refuse_files_of(exc.body, options.get(b"boundary", b""))
         raise
     match kind:
         case b"multipart/form-data":
@@ -70,6 +77,7 @@ async def fields_of(request: Request) -> dict[str, Any]:
         415,
         "unsupported_media_type",
         "The body must be application/json or multipart/form-data.",
+        hint="Set the content-type header to the body's type.",
     )
 
 
@@ -80,103 +88,98 @@ def json_object(body: bytes) -> dict[str, Any]:
         InvalidRequest
     """
     try:
-        fields = json.loads(body, parse_constant=_refused, object_pairs_hook=_unique)
+        fields = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as exc:
-        twice = str(exc) if isinstance(exc, _Twice) else "must be JSON"
-        raise invalid(("body", twice)) from None
+        reason = str(exc) if isinstance(exc, _DuplicateName) else "must be JSON"
+        raise invalid(("body", reason)) from None
     if not isinstance(fields, dict):
         raise invalid(("body", "must be a JSON object"))
     return fields
 
 
 class _TooLarge(Refused):
+    """`body`: the part that was read."""
+
     def __init__(self, body: bytes) -> None:
-        super().__init__(413, "too_large", f"A request has at most {BODY_MOST // 1024} KiB.")
+        super().__init__(
+            413,
+            "too_large",
+            f"The body is larger than {BODY_MOST // 1024} KiB.",
+            hint="Shorten it.",
+        )
         self.body = body
 
 
-class _Twice(ValueError):
-    """A name that is given twice: which of them was meant?"""
+class _DuplicateName(ValueError):
+    """A JSON object has a name twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise _Twice("has a name twice")
+        raise _DuplicateName("has a name twice")
     return fields
 
 
-def _refused(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
+    """NaN and Infinity: Python reads them, but JSON has no such numbers."""
     raise ValueError(constant)
 
 
-def _form(body: bytes, boundary: bytes, *, whole: bool = True) -> list[tuple[str, str]]:
-    """Names and texts of a multipart form.
+def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:
+    """Names and texts of a multipart form."""
+    pairs: list[tuple[str, str]] = []
+    ended = False
+
+    def add(part: Field) -> None:
+        if len(pairs) >= FIELDS_MOST:
+            raise invalid(("body", f"has more than {FIELDS_MOST} fields"))
+        pairs.append((_text(part.field_name or b""), _text(part.value or b"")))
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        _parse(body, boundary, add, end)
+    except FormParserError:
+        raise invalid(
+            ("body", "is not multipart/form-data with this boundary and a name for each part")
+        ) from None
+    if not ended:
+        raise invalid(("body", "is a multipart form without an end"))
+    return pairs
+
+
+def _refuse_files_of(cut: bytes, boundary: bytes) -> None:
+    """Refuse a form that is too large by the name of its file, if it has one.
 
     Args:
-        whole: False: the body was cut off, and only its files are looked for.
+        cut: the part of the form that was read.
     """
-    form = _Form()
-    try:
-        MultipartParser(boundary, form.callbacks()).write(body)
-    except FormParserError:
-        raise invalid(("body", "is no multipart form of its boundary")) from None
-    if whole and not form.ended:
-        raise invalid(("body", "is a multipart form that does not end"))
-    return form.pairs
+    with suppress(FormParserError):
+        _parse(cut + b"\r\n--" + boundary + b"--\r\n", boundary, lambda _: None, lambda: None)
 
 
-class _Form:
-    """What the parser tells of a form, put together."""
+# Not Starlette's request.form(): it names no refused file and takes other encodings for Latin-1.
+def _parse(
+    body: bytes, boundary: bytes, on_field: Callable[[Field], None], on_end: Callable[[], None]
+) -> None:
+    in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}  # the body is bounded: no file on disk
+    parser = FormParser(
+        "multipart/form-data", on_field, _refuse_file, on_end, boundary, config=in_memory
+    )
+    parser.write(body)
 
-    def __init__(self) -> None:
-        self.pairs: list[tuple[str, str]] = []
-        self.ended = False
-        self._header, self._value, self._text = bytearray(), bytearray(), bytearray()
-        self._options: dict[bytes, bytes] = {}  # of the part's Content-Disposition
 
-    def callbacks(self) -> Any:
-        """By the names python-multipart calls them by."""
-        return {
-            "on_part_begin": self._part_begins,
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._header_ends,
-            "on_headers_finished": self._headers_end,
-            "on_part_data": lambda data, start, end: self._text.extend(data[start:end]),
-            "on_part_end": self._part_ends,
-            "on_end": self._ends,
-        }
-
-    def _part_begins(self) -> None:
-        self._options = {}
-        self._text.clear()
-
-    def _header_ends(self) -> None:
-        if bytes(self._header).lower() == b"content-disposition":
-            _, self._options = parse_options_header(bytes(self._value))
-        self._header.clear()
-        self._value.clear()
-
-    def _headers_end(self) -> None:
-        if b"filename" in self._options or b"filename*" in self._options:
-            name = self._options.get(b"name", b"file").decode(errors="replace")
-            name = re.sub(r"\[.*|[^\w-]", "", name)[:60]
-            raise UnsupportedParameter(
-                f"{name} is a file, and files are not supported yet.",
-                hint="Leave it out.",
-                problems=((name, "not supported"),),
-            )
-
-    def _part_ends(self) -> None:
-        if b"name" not in self._options:
-            raise invalid(("body", "has a part without a name"))
-        if len(self.pairs) >= FIELDS_MOST:
-            raise invalid(("body", f"has more than {FIELDS_MOST} fields"))
-        self.pairs.append((_text(self._options[b"name"]), _text(self._text)))
-
-    def _ends(self) -> None:
-        self.ended = True
+def _refuse_file(file: File) -> None:
+    name = (file.field_name or b"file").decode(errors="replace")
+    name = re.sub(r"\[.*|[^\w-]", "", name)[:60]
+    raise UnsupportedParameter(
+        f"{name} is a file, and files are not supported yet.",
+        hint="Remove it from the request.",
+        problems=((name, "not supported"),),
+    )
 
 
 def _pairs(body: bytes) -> list[tuple[str, str]]:
@@ -196,7 +199,7 @@ def _text(data: bytes | bytearray) -> str:
 
 
 def _joined(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """`metadata[order]=7` and its like as `{"metadata": {"order": "7"}}`; the rest as it is."""
+    """The pairs as fields; `metadata[order]=7` becomes `{"metadata": {"order": "7"}}`."""
     fields: dict[str, Any] = {}
     for name, text in pairs:
         outer, _, rest = name.partition("[")

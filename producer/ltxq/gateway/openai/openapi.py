@@ -1,4 +1,4 @@
-"""The API description: `/openapi.json`, and Swagger UI at `/docs`, from no other host."""
+"""The API description: `/openapi.json`, and Swagger UI at `/docs` without files of other hosts."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ SWAGGER = Path(fastapi_offline.__file__).parent / "static"
 ABOUT: dict[str, Any] = {
     "summary": "A queue for LTX-2 video generation.",
     "description": """
-`/v1/videos` is what OpenAI's SDKs speak; `/v1/jobs` is ltxq's own, one route for each method of
-its Python `Client`.
+`/v1/videos` works with OpenAI's SDKs. `/v1/jobs` is ltxq's own API: one route for each method of
+the Python `Client`.
 
-Send an API key as `Authorization: Bearer ltxq_…`, where the gateway has keys. A key sees its own
-clips alone.
+If the gateway has API keys, send one as `Authorization: Bearer ltxq_…`. A key sees only its own
+videos.
 
 Every error is `{"error": {message, type, param, code, hint, retryable, problems}}`. After 429 and
-503, `retry-after` says how many seconds to wait. A POST may carry an `Idempotency-Key`: the same
-key with the same body is the same clip, with another body a 409. A POST that ends with 503 may have
-been accepted: the error's `idempotency_key`, sent with the same body, makes no second clip.
+503, wait for the seconds in `retry-after`.
+
+A POST may carry an `Idempotency-Key`. The same key with the same body returns the same video; with
+another body it is a 409. A POST that ends with 503 may have been accepted: send the same body again
+with the error's `idempotency_key`, and no second video is made.
 """,
     "openapi_tags": [
-        {"name": "videos", "description": "The tongue of OpenAI's SDKs."},
-        {"name": "jobs", "description": "ltxq's own."},
-        {"name": "probes", "description": "For who starts containers. No key is needed."},
+        {"name": "videos", "description": "The video API of OpenAI's SDKs."},
+        {"name": "jobs", "description": "ltxq's own API."},
+        {
+            "name": "probes",
+            "description": "Health checks for container platforms. They need no API key.",
+        },
     ],
 }
 
@@ -45,21 +50,21 @@ _STRICT = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 def mount(app: FastAPI) -> None:
     """Serve the description."""
-    described = _description()
+    page = _swagger_ui()
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return described
+        return page
 
     app.mount("/docs/static", StaticFiles(directory=SWAGGER), name="docs")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
 
 
-def _description() -> HTMLResponse:
-    """Swagger UI from our own host; its one inline script is allowed by its hash."""
+def _swagger_ui() -> HTMLResponse:
+    """Swagger UI. The Content-Security-Policy allows its one inline script by its hash."""
     html = get_swagger_ui_html(
         openapi_url="openapi.json",
-        title="ltxq's API",
+        title="ltxq API",
         swagger_js_url="docs/static/swagger-ui-bundle.js",
         swagger_css_url="docs/static/swagger-ui.css",
         swagger_favicon_url="data:,",
@@ -73,32 +78,35 @@ def _description() -> HTMLResponse:
     return html
 
 
-def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`: the envelope, with what it is for."""
-    said = {
-        400: "A field is wrong, or not supported; `param` names it.",
-        401: "The API key is missing or not known.",
-        403: "Another site's page, or a name that is not this machine's; only without API keys.",
-        404: "There is none, or not of this key.",
-        408: "The request did not arrive in time.",
-        409: "Not in this state; or the idempotency key was used for another request.",
-        413: "The request is too large.",
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses` for errors: the envelope, and what the status means."""
+    meaning = {
+        400: "A field is wrong or not supported; `param` names it.",
+        401: "The API key is missing or unknown.",
+        403: "Only without API keys: the request comes from another site's page, or its Host is "
+        "not this machine.",
+        404: "It does not exist, or belongs to another API key.",
+        408: "The body arrived too slowly.",
+        409: "Not possible in the current state, or the idempotency key was used for another "
+        "request.",
+        413: "The body is too large.",
         415: "The body is neither JSON nor a form.",
-        429: "Too many requests, or the queue is full: wait for `retry-after`.",
-        500: "The gateway's log says why.",
-        503: "The queue or the storage is away: wait for `retry-after`.",
+        429: "Too many requests, or the queue is full. Wait for `retry-after` seconds.",
+        500: "Internal error; the gateway's log has the reason.",
+        503: "The gateway is overloaded, or cannot reach the queue or the storage. Wait for "
+        "`retry-after` seconds.",
     }
-    return {status: {"model": ErrorEnvelope, "description": said[status]} for status in statuses}
+    return {status: {"model": ErrorEnvelope, "description": meaning[status]} for status in statuses}
 
 
-def taking(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
-    """A route's `openapi_extra`: the body it reads by itself."""
+def request_body(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """A route's `openapi_extra`: the body, which the route reads itself."""
     content = {kind: {"schema": schema} for kind in kinds}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def telling(model: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with events, a `model` as their data."""
+def event_responses(model: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers with events; their data is a `model`."""
     data = {
         "type": "string",
         "contentMediaType": "application/json",
@@ -109,17 +117,17 @@ def telling(model: str) -> dict[int | str, dict[str, Any]]:
         "properties": {"data": data, "event": {"type": "string"}},
         "required": ["data"],
     }
-    said = "An event at each change, and comments between; one named `error` has the envelope."
-    return {200: {"description": said, "content": {"text/event-stream": {"schema": event}}}}
+    text = "An event at each change, with comments in between; an `error` event has the envelope."
+    return {200: {"description": text, "content": {"text/event-stream": {"schema": event}}}}
 
 
-READ = failing(400, 401, 403, 404, 429, 500, 503)
-CHANGED = failing(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
+READ = error_responses(400, 401, 403, 404, 429, 500, 503)
+CHANGED = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, but for what it takes for granted: the 422 that this gateway never
-    answers, errors in the media type of the answer hoped for, and events as mere text.
+    """FastAPI's description with three corrections: no 422 (this gateway answers 400), errors are
+    always JSON, and an event is an object.
     """
     if app.openapi_schema is None:
         schema = get_openapi(

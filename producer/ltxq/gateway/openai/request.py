@@ -1,7 +1,7 @@
-"""A request in the field's own words (`size`, `seconds`, `fps`, …) as a `VideoRequest`.
+"""Translates a request with OpenAI's field names (`size`, `seconds`, `fps`, …) to a `VideoRequest`.
 
-What ltxq cannot do is refused by name, never ignored; what it must choose (frames for `seconds`,
-a margin for `size`) the answer tells.
+An unsupported field is an error that names it, never ignored. Where ltxq must choose (frames for
+`seconds`, a margin for `size`), the answer has the choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ltxq.gateway.openai.errors import UnsupportedParameter
 from ltxq.job import FRAME_STEP, MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest
 from ltxq.printable import one_line
 
-# The field's names for fields of VideoRequest.
+# Names in this API → names in VideoRequest.
 NAMES = {
     "prompt": "prompt",
     "model": "model",
@@ -38,13 +38,13 @@ NAMES = {
     "not_before": "not_before",
     "start_within": "start_within",
 }
-_THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
+_API_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 
 
 class CreateVideo(BaseModel):
-    """What a clip is to be. What is not here is refused by name with `unsupported_parameter`:
-    `input_reference`, `lora`, `negative_prompt`, `guidance_scale` other than 1 and
-    `num_inference_steps` other than 8 among them.
+    """The video to make. Any other field is the error `unsupported_parameter`, for example
+    `input_reference`, `lora`, `negative_prompt`, `guidance_scale` other than 1, and
+    `num_inference_steps` other than 8.
     """
 
     model_config = ConfigDict(
@@ -55,12 +55,14 @@ class CreateVideo(BaseModel):
     )
 
     prompt: str = Field(min_length=1, max_length=5000)
-    model: str | None = Field(default=None, description="One of GET /v1/models.")
+    model: str | None = Field(
+        default=None, description="An id of GET /v1/models; default: the gateway's default model."
+    )
     size: str | None = Field(
         default=None,
         pattern=r"^\d{1,5}x\d{1,5}$",
-        description="'WIDTHxHEIGHT' in pixels, even, 64 to 2048; 768x512 without it. A side that "
-        "is no multiple of 32 is made larger, and cropped.",
+        description="WIDTHxHEIGHT in pixels; even, 64 to 2048; default 768x512. A side that is not "
+        "a multiple of 32 is made larger and then cropped.",
     )
     width: int | None = Field(default=None, description="Instead of size.")
     height: int | None = Field(default=None, description="Instead of size.")
@@ -72,34 +74,37 @@ class CreateVideo(BaseModel):
     num_frames: int | None = Field(
         default=None, description="8k+1, instead of seconds; without both: 33."
     )
-    fps: float | None = Field(default=None, description="1 to 60; 24 without it.")
-    seed: int | None = Field(default=None, description="0 to 2^53-1; 42 without it.")
-    generate_audio: bool | None = Field(default=None, description="Sound too; without it: yes.")
+    fps: float | None = Field(default=None, description="Frames per second, 1 to 60; default 24.")
+    seed: int | None = Field(default=None, description="0 to 2^53-1; default 42.")
+    generate_audio: bool | None = Field(default=None, description="Make sound too; default true.")
     stages: int | None = Field(
-        default=None, description="2: made at half size, doubled and refined, for large clips."
+        default=None,
+        description="1 or 2. 2: make it at half size, then double and refine it; for large videos.",
     )
     priority: Priority | None = None
-    timeout: int | None = Field(default=None, description="Seconds on the GPU; 600 without it.")
+    timeout: int | None = Field(
+        default=None, description="Seconds that it may take on the GPU; default 600."
+    )
     expires_in: int | None = Field(
-        default=None, description="Seconds a URL of the result lives, 60 to 604800."
+        default=None, description="Lifetime of the result's URLs in seconds, 60 to 604800."
     )
     metadata: dict[str, str] | None = Field(
         default=None,
-        description="Up to 16 pairs of your own; in a form as JSON, or as metadata[key].",
+        description="Up to 16 pairs of your own. In a form: as JSON, or as metadata[key].",
     )
     webhook_url: str | None = Field(
-        default=None, description="Told of the outcome by a signed POST."
+        default=None, description="Receives a signed POST when the job is final."
     )
     not_before: str | None = Field(
-        default=None, description="The video waits until then, as 2026-12-24T18:00:00Z."
+        default=None, description="Do not start before this time, e.g. 2026-12-24T18:00:00Z."
     )
     start_within: float | None = Field(
         default=None,
-        description="Seconds within which a worker must have taken it; otherwise it is cancelled.",
+        description="Cancel the job if no worker starts it within these seconds.",
     )
 
 
-# Known by name, not supported; but this one value of it says what happens anyway.
+# Unsupported fields, and the values that are allowed because they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "input_reference": (),
     "lora": ("", "[]", []),
@@ -110,29 +115,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def request_of(fields: Mapping[str, Any]) -> VideoRequest:
-    """The request.
+    """The fields as a `VideoRequest`.
 
     Raises:
         UnsupportedParameter: a field is not supported.
-        InvalidRequest: with each field that is wrong, by the name it was sent under.
+        InvalidRequest: lists each wrong field by the name that the caller sent.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     _refuse_unsupported(given)
     chosen = {ours: given[theirs] for theirs, ours in NAMES.items() if theirs in given}
     if isinstance(chosen.get("metadata"), str):
         chosen["metadata"] = _json("metadata", chosen["metadata"])
-    said: dict[str, str] = {}  # by which field of the caller's one of ours was chosen
-    _choose_frames(given, chosen, said)
-    _choose_size(given, chosen, said)
+    sent_as: dict[str, str] = {}  # our field → the caller's field that it comes from
+    _choose_frames(given, chosen, sent_as)
+    _choose_size(given, chosen, sent_as)
     try:
         return VideoRequest.parse(chosen)
     except InvalidRequest as exc:
-        problems = tuple((said.get(f) or _THEIRS.get(f, f), why) for f, why in exc.problems)
+        problems = tuple((sent_as.get(f) or _API_NAMES.get(f, f), why) for f, why in exc.problems)
         raise invalid(*problems) from None
 
 
 def invalid(*problems: tuple[str, str]) -> InvalidRequest:
-    """What is wrong with which fields."""
+    """An error with (field, reason) pairs."""
     return InvalidRequest("; ".join(f"{f}: {why}" for f, why in problems), problems=problems)
 
 
@@ -148,14 +153,16 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             reason = f"{name}{only} is not supported yet."
         else:
             shown = one_line(str(name)[:60])
-            name, reason = shown, f"{shown} is no parameter here."
+            name, reason = shown, f"{shown} is not a parameter of this API."
         raise UnsupportedParameter(
-            reason, hint="Leave it out.", problems=((name, "not supported"),)
+            reason, hint="Remove it from the request.", problems=((name, "not supported"),)
         )
 
 
-def _choose_frames(given: Mapping[str, Any], chosen: dict[str, Any], said: dict[str, str]) -> None:
-    """Of `seconds`: the nearest 8k+1 frames at the frame rate."""
+def _choose_frames(
+    given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict[str, str]
+) -> None:
+    """`seconds` as the nearest 8k+1 frames at the frame rate."""
     if "seconds" not in given:
         return
     if "num_frames" in given:
@@ -165,16 +172,16 @@ def _choose_frames(given: Mapping[str, Any], chosen: dict[str, Any], said: dict[
         raise invalid(("seconds", f"must be more than 0 and at most {MAX_SECONDS:g}"))
     rate = _number(given.get("fps", 24))
     if rate is None or not 1 <= rate <= 60:
-        return  # refused with the reason where the whole request is checked
+        return  # VideoRequest.parse reports it
     most = (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
     frames = seconds * rate
     near = nearest(round(frames), step=FRAME_STEP, offset=1, low=1, high=most)
     chosen["num_frames"] = min(near, key=lambda count: (abs(count - frames), count))
-    said["num_frames"] = "seconds"
+    sent_as["num_frames"] = "seconds"
 
 
-def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], said: dict[str, str]) -> None:
-    """A side that is no multiple of 32 (64 for two stages) is made larger and cropped."""
+def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict[str, str]) -> None:
+    """Round each side up to a multiple of 32 (64 for two stages), and crop to the given size."""
     if "size" in given:
         if "width" in given or "height" in given:
             raise invalid(("size", "give size or width and height, not both"))
@@ -182,19 +189,19 @@ def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], said: dict[st
         if match is None:
             raise invalid(("size", "must be WIDTHxHEIGHT in pixels, as 1280x720"))
         chosen["width"], chosen["height"] = int(match[1]), int(match[2])
-        said.update(dict.fromkeys(("width", "height", "crop_width", "crop_height"), "size"))
+        sent_as.update(dict.fromkeys(("width", "height", "crop_width", "crop_height"), "size"))
     step = SIDE_STEP * (2 if _number(given.get("stages")) == 2 else 1)
     for side in ("width", "height"):
-        said.setdefault(f"crop_{side}", side)
+        sent_as.setdefault(f"crop_{side}", side)
         pixels = _number(chosen.get(side))
-        # An odd side cannot be an MP4's: it is refused as what it is.
+        # An MP4 has no odd sides: VideoRequest.parse reports one.
         if pixels is not None and 0 < pixels < 2**16 and pixels % 2 == 0 and pixels % step:
             chosen[f"crop_{side}"] = int(pixels)
             chosen[side] = math.ceil(pixels / step) * step
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or the text of one."""
+    """A finite number, given as number or text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

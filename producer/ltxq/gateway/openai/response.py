@@ -1,4 +1,4 @@
-"""A `Job` as the video object that OpenAI's SDKs read, with what ltxq knows beside it."""
+"""A `Job` as the video object of OpenAI's SDKs, with ltxq's own fields added."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ STATUSES: dict[JobState, Status] = {
     "failed": "failed",
     "cancelled": "cancelled",
 }
-REMIXED_FROM = "remixed_from_video_id"  # in the metadata of a remix
+REMIXED_FROM = "remixed_from_video_id"  # key in the metadata of a remix
 
 
 class VideoError(BaseModel):
-    """Why there is no clip."""
+    """Why the video failed or was cancelled."""
 
     code: str
     message: str
 
 
 class Video(BaseModel):
-    """A clip that is made, or to be made."""
+    """A video: queued, in progress or finished."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,50 +37,52 @@ class Video(BaseModel):
     object: Literal["video"] = "video"
     model: str
     status: Status
-    progress: int = Field(description="0 to 100.")
-    created_at: int = Field(description="Seconds since 1970, as are the other moments.")
-    completed_at: int | None = Field(default=None, description="When it reached a final status.")
+    progress: int = Field(description="Percent, 0 to 100; 100 only when completed.")
+    created_at: int = Field(description="Unix time in seconds, as all times here.")
+    completed_at: int | None = Field(default=None, description="When the status became final.")
     expires_at: int | None = Field(
-        default=None, description="When `url` and the like end; asking again gives new ones."
+        default=None, description="When the URLs expire; reading the video again returns new ones."
     )
-    size: str = Field(description="'WIDTHxHEIGHT' of the MP4 in pixels.")
-    seconds: str = Field(description="How long the clip really is, as decimal text.")
+    size: str = Field(description="WIDTHxHEIGHT of the MP4 in pixels.")
+    seconds: str = Field(description="Exact duration of the clip, as decimal text.")
     prompt: str
     error: VideoError | None = None
     remixed_from_video_id: str | None = None
     queue_position: int | None = Field(
-        default=None, description="While queued: how many are taken before it."
+        default=None, description="While queued: number of jobs that start before this one."
     )
-    eta_seconds: float | None = Field(default=None, description="About how long until it is done.")
-    stage: Stage | None = Field(default=None, description="What is done now.")
-    url: str | None = Field(default=None, description="The MP4, for anyone who has this URL.")
-    thumbnail_url: str | None = Field(default=None, description="JPEG, the first frame.")
-    spritesheet_url: str | None = Field(default=None, description="JPEG, frames in a grid.")
-    sha256: str | None = Field(default=None, description="Of the MP4, hex.")
+    eta_seconds: float | None = Field(
+        default=None, description="Estimated seconds until it is finished."
+    )
+    stage: Stage | None = Field(default=None, description="The current step of the work.")
+    url: str | None = Field(default=None, description="The MP4. Anyone with this URL can read it.")
+    thumbnail_url: str | None = Field(default=None, description="The first frame as JPEG.")
+    spritesheet_url: str | None = Field(default=None, description="Frames in a grid as JPEG.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the MP4, hexadecimal.")
     seed: int | None = None
     fps: float
     num_frames: int
     priority: Priority = "normal"
     metadata: dict[str, str] = Field(default_factory=dict)
-    timings: dict[str, float] | None = Field(default=None, description="Seconds by stage.")
-    attempts: int = Field(default=0, description="Times a worker took it.")
+    timings: dict[str, float] | None = Field(default=None, description="Seconds of each stage.")
+    attempts: int = Field(default=0, description="How many times a worker started it.")
     worker: str | None = None
 
 
 class VideoPage(BaseModel):
-    """Some videos, in the order of their creation."""
+    """Videos in order of creation."""
 
     model_config = ConfigDict(frozen=True)
 
     object: Literal["list"] = "list"
     data: tuple[Video, ...]
     first_id: str | None
-    last_id: str | None = Field(description="Give this as `after` for more.")
+    last_id: str | None = Field(description="Send it as `after` to read the next page.")
     has_more: bool
 
 
 class VideoDeleted(BaseModel):
-    """A finished video is gone; one that was not is cancelled, and stays as that."""
+    """A finished video is deleted. An unfinished video is cancelled and stays in the list."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -137,12 +139,12 @@ def video_of(job: Job) -> Video:
 
 
 def page_of(page: JobPage) -> VideoPage:
-    """The jobs as the SDK pages through them."""
+    """The jobs as a page of videos."""
     videos = tuple(video_of(job) for job in page.jobs)
     return VideoPage(
         data=videos,
         first_id=videos[0].id if videos else None,
-        # The place to go on from, though its own record may be one that cannot be read.
+        # `after` even if no record of the page is readable: the next page starts there.
         last_id=page.after or (videos[-1].id if videos else None),
         has_more=page.after is not None,
     )
@@ -151,7 +153,7 @@ def page_of(page: JobPage) -> VideoPage:
 def _percent(job: Job) -> int:
     if job.state == "succeeded":
         return 100
-    # 100 is said of a clip that is there.
+    # 100 means that the clip can be downloaded.
     return min(int(job.progress.fraction * 100), 99) if job.progress else 0
 
 

@@ -1,11 +1,11 @@
-// The gateway's own tongue: `/v1/jobs`, with the API key of this tab.
+// Calls to the gateway's `/v1/jobs`, with the API key of this tab.
 
 const KEY = "ltxq-api-key";
 const ANSWER_MS = 15000;
 const TRIES = 3;
 
 export class ApiError extends Error {
-  // status: of HTTP, 0 where nothing answered. problems: {field, reason} of what is wrong.
+  // status: HTTP status, 0 without an answer. problems: {field, reason} of each wrong field.
   constructor(status, { message, hint = "", code = "", problems = [] }) {
     super(message);
     Object.assign(this, { status, hint, code, problems });
@@ -44,14 +44,14 @@ async function once(method, path, options = {}) {
     });
   } catch {
     const message = "The gateway does not answer.";
-    throw new ApiError(0, { message, hint: "Is it running? The page tries again by itself." });
+    throw new ApiError(0, { message, hint: "Check that it runs. The page tries again by itself." });
   }
   if (!answer.ok) throw await failure(answer);
   return answer.status === 204 ? null : answer.json();
 }
 
-// What changes something is sent again when its answer was lost: a submission under its own key, and
-// the rest may be repeated. Reading is done again by who reads.
+// Send a change again if its answer was lost. That is safe: submissions have an idempotency key,
+// and the other changes may be repeated. Reads are not repeated: the page reads again soon.
 async function change(method, path, options = {}) {
   for (let tried = 1; ; tried += 1) {
     try {
@@ -64,28 +64,28 @@ async function change(method, path, options = {}) {
   }
 }
 
-// Keys of submissions that may have arrived though no answer came. Whoever tries one again gets that
-// clip, and no second one.
+// Idempotency keys of submissions without an answer, which may have arrived. Submitting the same
+// again uses the same key and makes no second clip.
 const unanswered = new Map(); // path and body → key
 
 async function posting(path, request) {
   const body = request && JSON.stringify(request);
-  const what = `${path} ${body ?? ""}`;
-  const key = unanswered.get(what) ?? newKey();
+  const call = `${path} ${body ?? ""}`;
+  const key = unanswered.get(call) ?? newKey();
   const sent = { "Idempotency-Key": key };
   if (body) sent["Content-Type"] = "application/json";
-  unanswered.delete(what);
+  unanswered.delete(call);
   try {
     return await change("POST", path, { headers: sent, body });
   } catch (error) {
     if (error.status !== 0 && error.status < 500) throw error;
-    unanswered.set(what, key);
-    error.hint = "It may be in the queue all the same. Sending it again makes no second clip.";
+    unanswered.set(call, key);
+    error.hint = "The clip may be in the queue already. Sending it again makes no second clip.";
     throw error;
   }
 }
 
-// Not randomUUID: that is missing where the page came over plain http from another host.
+// Not randomUUID: browsers lack it on pages loaded over plain http from another host.
 function newKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `page-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
@@ -103,12 +103,12 @@ export async function remove(id) {
   try {
     await change("DELETE", `jobs/${id}`);
   } catch (error) {
-    if (error.status !== 404) throw error; // gone is gone
+    if (error.status !== 404) throw error; // it is deleted already
   }
 }
 
-// Calls `seen` with the job at each change, until it is final or `signal` aborts. Read with fetch
-// and not with EventSource, which cannot send the key.
+// Calls `seen` with the job at each change, until it is final or `signal` aborts. Uses fetch,
+// because EventSource cannot send the API key.
 export async function follow(id, signal, seen) {
   const answer = await fetch(`v1/jobs/${id}/events`, {
     headers: headers({ Accept: "text/event-stream" }),

@@ -1,14 +1,14 @@
-// The page: the form, the queue and the clips, kept as the gateway says they are.
+// The page: the form, the queue and the clips, kept up to date with the gateway.
 
 import * as api from "./api.js";
 import * as dialogs from "./dialogs.js";
 import * as view from "./view.js";
 import * as words from "./words.js";
 
-const BUSY_MS = 2000; // between looks at the queue while something is under way
+const BUSY_MS = 2000; // between refreshes while a job is queued or running
 const IDLE_MS = 5000;
-const HIDDEN_MS = 20000; // and while nobody looks
-const FOLLOWED = 2; // jobs heard of at once; a browser opens six connections to a host
+const HIDDEN_MS = 20000; // while the tab is hidden
+const FOLLOWED = 2; // event streams; a browser opens only six connections to a host
 const PAGE = 24; // clips
 const MOST = 100; // jobs in one answer
 
@@ -16,25 +16,25 @@ const find = (selector) => document.querySelector(selector);
 const form = find("#form");
 
 const jobs = new Map(); // by id
-const heard = new Map(); // id → when an event or an action of this tab last told of it
-const mine = new Map(); // id → state last announced, of what this tab submitted
+const updated = new Map(); // id → time of the last event, or of this tab's last action
+const announced = new Map(); // id → state last announced; only jobs of this tab
 const followed = new Map(); // id → AbortController
-let older; // where the next page of older clips begins; null: there are no more
+let older; // start of the next page of older clips; null: no more pages
 let sending = false;
-let locked = false; // the API key is asked for, or was not given
+let locked = false; // the gateway needs an API key, and this tab has none
 let timer = 0;
 
 const active = (job) => job.state === "queued" || job.state === "running";
 
-// `asked`: when this answer was asked for, where it was read rather than heard just now.
-function learn(job, asked = Infinity) {
-  if (heard.get(job.id) > asked) return; // newer than that answer
-  if (asked === Infinity) heard.set(job.id, performance.now());
+// `asked`: when the request was sent that read the job; Infinity: it is newer than all of them.
+function update(job, asked = Infinity) {
+  if (updated.get(job.id) > asked) return; // the known state is newer
+  if (asked === Infinity) updated.set(job.id, performance.now());
   const before = jobs.get(job.id);
-  if (before && !active(before) && active(job)) return; // final is final: that answer is old
+  if (before && !active(before) && active(job)) return; // old: a final state does not change
   jobs.set(job.id, job);
-  if (mine.has(job.id) && mine.get(job.id) !== job.state) {
-    mine.set(job.id, job.state);
+  if (announced.has(job.id) && announced.get(job.id) !== job.state) {
+    announced.set(job.id, job.state);
     view.announce(words.announced(job));
   }
 }
@@ -45,12 +45,12 @@ function draw() {
   follow();
 }
 
-// Hear of the foremost jobs at once; the others, and these if that fails, are looked at in turn. A
-// tab that nobody sees hears none: all tabs share the six connections.
+// Follow the first jobs by events. `refresh` reads the others, and these too if events fail.
+// A hidden tab follows none: all tabs share the browser's six connections.
 function follow() {
-  const there = document.hidden ? [] : [...document.querySelectorAll("#queue > .job")];
-  const foremost = there.slice(0, FOLLOWED);
-  const wanted = new Set(foremost.map((item) => item.dataset.id));
+  const shown = document.hidden ? [] : [...document.querySelectorAll("#queue > .job")];
+  const first = shown.slice(0, FOLLOWED);
+  const wanted = new Set(first.map((item) => item.dataset.id));
   for (const [id, listening] of followed) if (!wanted.has(id)) listening.abort();
   for (const id of wanted) {
     if (followed.has(id)) continue;
@@ -58,7 +58,7 @@ function follow() {
     followed.set(id, listening);
     api
       .follow(id, listening.signal, (job) => {
-        learn(job);
+        update(job);
         draw();
       })
       .catch(() => new Promise((done) => setTimeout(done, IDLE_MS)))
@@ -74,22 +74,22 @@ async function refresh() {
     api.list([["limit", PAGE]]),
   ]);
   forgetDeleted(newest);
-  const told = [...newest.jobs, ...queued.jobs, ...running.jobs];
-  const ids = new Set(told.map((job) => job.id));
-  const unheard = [...jobs.values()].filter((job) => active(job) && !ids.has(job.id));
-  for (const job of told) learn(job, asked);
-  if (unheard.length) {
-    const sought = unheard.slice(0, MOST);
+  const listed = [...newest.jobs, ...queued.jobs, ...running.jobs];
+  const ids = new Set(listed.map((job) => job.id));
+  const unlisted = [...jobs.values()].filter((job) => active(job) && !ids.has(job.id));
+  for (const job of listed) update(job, asked);
+  if (unlisted.length) {
+    const sought = unlisted.slice(0, MOST);
     const { jobs: there } = await api.list(sought.map((job) => ["id", job.id]));
     const found = new Set(there.map((job) => job.id));
     for (const job of sought) if (!found.has(job.id)) jobs.delete(job.id);
-    for (const job of there) learn(job, asked);
+    for (const job of there) update(job, asked);
   }
   if (older === undefined) older = newest.after;
   view.showModels((await api.models()).data);
 }
 
-// What is not among the newest, and would have to be, is gone.
+// Remove finished jobs that are missing among the newest: they were deleted.
 function forgetDeleted(newest) {
   const there = new Set(newest.jobs.map((job) => job.id));
   const since = newest.after ? newest.jobs.at(-1).submitted_at : "";
@@ -98,30 +98,30 @@ function forgetDeleted(newest) {
   }
 }
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   if (locked) return;
   try {
     await refresh();
     view.trouble("queue", "");
   } catch (error) {
-    if (await unlocked(error)) return look();
+    if (await unlocked(error)) return poll();
     view.trouble("queue", words.explained(error));
     if (locked) return;
   }
   draw();
   const busy = [...jobs.values()].some(active);
   clearTimeout(timer);
-  timer = setTimeout(look, document.hidden ? HIDDEN_MS : busy ? BUSY_MS : IDLE_MS);
+  timer = setTimeout(poll, document.hidden ? HIDDEN_MS : busy ? BUSY_MS : IDLE_MS);
 }
 
-// Where the answer was 401: ask for the key. Whether there is one now.
+// After a 401, ask for the API key. Resolves to whether this tab has a key now.
 async function unlocked(error) {
   if (error.status !== 401) return false;
   locked = true;
   const had = api.key.get();
   api.key.forget();
-  locked = !(await dialogs.askForKey(had ? "This key is not known here." : ""));
+  locked = !(await dialogs.askForKey(had ? "The gateway does not know this key." : ""));
   showKey();
   return !locked;
 }
@@ -132,7 +132,7 @@ function showKey() {
   find("#key-button").textContent = known ? "Forget the API key" : "Enter the API key";
 }
 
-// Do something for the person; what goes wrong is shown.
+// Run an action of the user; show its error.
 async function attempt(doing) {
   view.trouble("action", "");
   try {
@@ -146,15 +146,15 @@ async function attempt(doing) {
 
 const actions = {
   cancel: async (job) => {
-    mine.set(job.id, job.state);
-    learn(await api.cancel(job.id));
+    announced.set(job.id, job.state);
+    update(await api.cancel(job.id));
   },
   retry: async (job) => {
     const again = await api.retry(job.id);
-    mine.set(again.id, "");
-    learn(again);
+    announced.set(again.id, "");
+    update(again);
   },
-  play: async (job) => dialogs.play(await api.get(job.id)), // its URL signed anew
+  play: async (job) => dialogs.play(await api.get(job.id)), // read again for a newly signed URL
   reuse: async (job) => {
     dialogs.close();
     find("#prompt").value = job.request.prompt;
@@ -162,7 +162,7 @@ const actions = {
     find("#prompt").focus();
   },
   delete: async (job) => {
-    if (!(await dialogs.askWhetherToDelete(job))) return;
+    if (!(await dialogs.confirmDeletion(job))) return;
     dialogs.close();
     await api.remove(job.id);
     jobs.delete(job.id);
@@ -178,8 +178,8 @@ async function submit() {
   view.formTrouble(null);
   try {
     const job = await api.submit(words.request(new FormData(form)));
-    mine.set(job.id, "");
-    learn(job);
+    announced.set(job.id, "");
+    update(job);
     draw();
   } catch (error) {
     sending = false;
@@ -189,14 +189,14 @@ async function submit() {
     sending = false;
     button.removeAttribute("aria-disabled");
   }
-  look();
+  poll();
 }
 
 async function showOlder() {
   const asked = performance.now();
   const page = await api.list([["limit", PAGE], ["after", older]]);
   older = page.after;
-  for (const job of page.jobs) learn(job, asked);
+  for (const job of page.jobs) update(job, asked);
 }
 
 function showChoices() {
@@ -231,13 +231,13 @@ find("#key-button").addEventListener("click", () => {
   jobs.clear();
   draw();
   showKey();
-  look();
+  poll();
 });
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) follow();
-  else look();
+  else poll();
 });
 
 showChoices();
 showKey();
-look();
+poll();

@@ -1,4 +1,4 @@
-// The three dialogs: a clip playing, the API key, and whether to delete.
+// The three dialogs: the player, the API key, and the question before a deletion.
 
 import { key } from "./api.js";
 import { safe } from "./view.js";
@@ -11,7 +11,7 @@ const sure = find("#sure");
 const keyDialog = find("#key-dialog");
 
 let playing = null; // the job
-let asked = null; // the answer to come, while the key is asked for
+let asked = null; // a promise, while the dialog asks for the key
 
 export function play(job) {
   playing = job;
@@ -24,12 +24,12 @@ export function play(job) {
   video.src = url;
   player.showModal();
   video.focus();
-  video.play().catch(() => {}); // not allowed to start by itself: the controls are there
+  video.play().catch(() => {}); // autoplay is not allowed: the user can press play
 }
 
 export const close = () => player.close();
 
-// What is done in the player: `act(name, job)`.
+// Calls `act(name, job)` for the player's buttons.
 export function onPlayer(act) {
   player.addEventListener("click", ({ target }) => {
     const name = target.closest("[data-do]")?.dataset.do;
@@ -38,13 +38,13 @@ export function onPlayer(act) {
   });
   player.addEventListener("close", () => {
     video.pause();
-    video.removeAttribute("src"); // or it goes on loading
+    video.removeAttribute("src"); // otherwise it continues to load
     video.load();
   });
 }
 
-// Whether the job's clip is to be deleted: a promise of true or false.
-export function askWhetherToDelete(job) {
+// Ask before a deletion. Resolves to true or false.
+export function confirmDeletion(job) {
   find("#sure .what").textContent = words.short(job.request.prompt);
   sure.returnValue = "no";
   sure.showModal();
@@ -53,8 +53,8 @@ export function askWhetherToDelete(job) {
   });
 }
 
-// Ask for the key; `error` is what was wrong with the last one. Resolves to whether one was given,
-// for all who ask while the dialog is open.
+// Ask for the API key; `error`: why the last key failed. Resolves to whether the user gave a key.
+// Calls while the dialog is open share its answer.
 export function askForKey(error) {
   asked ??= new Promise((answer) => {
     const input = find("#key");

@@ -1,5 +1,5 @@
-// Jobs and clips as elements. One is made once and then changed in place, so that whoever is on it
-// with the keyboard stays there.
+// Jobs and clips as elements. An element is created once and then changed in place, so that it
+// keeps the keyboard focus.
 
 import * as words from "./words.js";
 
@@ -7,11 +7,11 @@ const EXPIRES_SOON_MS = 60_000;
 
 const find = (selector, within = document) => within.querySelector(selector);
 
-function say(element, text) {
+function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// A URL the storage gave; anything but http(s) would be somebody's trick.
+// A URL of the storage. Other schemes than http(s) could run scripts.
 export const safe = (url) => (/^https?:/.test(url ?? "") ? url : "");
 
 function kindOf(job) {
@@ -23,7 +23,7 @@ function made(job, kind) {
   const item = find(`#${kind}`, document).content.firstElementChild.cloneNode(true);
   item.dataset.id = job.id;
   item.dataset.kind = kind;
-  say(find(":scope > .prompt", item), job.request.prompt);
+  setText(find(":scope > .prompt", item), job.request.prompt);
   for (const button of item.querySelectorAll("button")) {
     const name = button.dataset.do === "play" ? "Play" : button.textContent;
     button.setAttribute("aria-label", `${name}: ${words.short(job.request.prompt)}`);
@@ -34,7 +34,7 @@ function made(job, kind) {
 const changed = {
   job(item, job) {
     const fraction = job.progress?.fraction ?? 0;
-    say(find(".where", item), words.where(job));
+    setText(find(".where", item), words.where(job));
     const bar = find("progress", item);
     bar.hidden = job.state === "queued";
     bar.value = Math.round(100 * fraction);
@@ -44,23 +44,23 @@ const changed = {
   clip(item, job) {
     const picture = find("img", item);
     const { poster_url: url, expires_at: until, num_frames, frame_rate } = job.result;
-    say(find(".length", item), words.length(num_frames, frame_rate));
-    // Each answer signs anew; the same picture is not loaded again for that.
+    setText(find(".length", item), words.length(num_frames, frame_rate));
+    // Each answer has a newly signed URL: load the picture again only when its URL expires.
     if (!picture.src || Date.parse(item.dataset.until) < Date.now() + EXPIRES_SOON_MS) {
       picture.src = safe(url);
       item.dataset.until = until ?? "9999-12-31";
     }
   },
   ended(item, job) {
-    item.classList.toggle("failed", job.state === "failed");
-    say(find(".state", item), job.state === "failed" ? "Failed" : "Cancelled");
-    const told = job.state === "failed";
-    say(find(".message", item), told ? (job.error?.message ?? "") : "");
-    say(find(".hint", item), told ? (job.error?.hint ?? "") : "");
+    const failed = job.state === "failed";
+    item.classList.toggle("failed", failed);
+    setText(find(".state", item), failed ? "Failed" : "Cancelled");
+    setText(find(".message", item), failed ? (job.error?.message ?? "") : "");
+    setText(find(".hint", item), failed ? (job.error?.hint ?? "") : "");
   },
 };
 
-// Make the list show exactly these jobs, in this order.
+// Show exactly these jobs in the list, in this order.
 function arrange(list, jobs) {
   const there = new Map([...list.children].map((item) => [item.dataset.id, item]));
   let place = list.firstElementChild;
@@ -69,8 +69,8 @@ function arrange(list, jobs) {
     let item = there.get(job.id);
     if (item?.dataset.kind !== kind) item = made(job, kind);
     else there.delete(job.id);
-    const tell = kind === "job" ? words.facts : words.brief;
-    say(find(":scope > .facts", item), tell(job, Date.now()));
+    const text = kind === "job" ? words.facts : words.brief;
+    setText(find(":scope > .facts", item), text(job, Date.now()));
     changed[kind](item, job);
     if (item === place) place = place.nextElementSibling;
     else list.insertBefore(item, place);
@@ -78,7 +78,7 @@ function arrange(list, jobs) {
   for (const item of there.values()) leave(list, item);
 }
 
-// Take an element away; who was on it with the keyboard goes to the next, or to the heading.
+// Remove an element. Keyboard focus inside it moves to the next element, or to the heading.
 function leave(list, item) {
   const had = item.contains(document.activeElement);
   const next = item.nextElementSibling ?? item.previousElementSibling;
@@ -95,7 +95,7 @@ export function show(jobs) {
     (a.queue_position ?? 0) - (b.queue_position ?? 0) ||
     newest(b, a);
   const active = jobs.filter((job) => kindOf(job) === "job");
-  say(find("#queue-title .count"), active.length ? String(active.length) : "");
+  setText(find("#queue-title .count"), active.length ? String(active.length) : "");
   arrange(find("#queue"), active.sort(turn));
   arrange(find("#clips"), jobs.filter((job) => kindOf(job) !== "job").sort(newest));
 }
@@ -103,7 +103,7 @@ export function show(jobs) {
 export function showModels(models) {
   const line = find("#workers");
   const select = find("#model");
-  say(line, words.workers(models));
+  setText(line, words.workers(models));
   line.classList.toggle("none", models.every((model) => model.ready_workers === 0));
   const known = new Set([...select.options].map((option) => option.value));
   for (const { id } of models) if (!known.has(id)) select.append(new Option(id, id));
@@ -111,14 +111,14 @@ export function showModels(models) {
 
 const troubles = { action: "", queue: "" };
 
-// Something went wrong with what was done, or with the queue as a whole; "" once it is right again.
+// Show an error of the user's last action or of the queue; "" clears it.
 export function trouble(of, text) {
   troubles[of] = text;
-  say(find("#trouble"), troubles.action || troubles.queue);
+  setText(find("#trouble"), troubles.action || troubles.queue);
 }
 
 export function formTrouble(error) {
-  say(find("#form-error"), error ? words.explained(error) : "");
+  setText(find("#form-error"), error ? words.explained(error) : "");
   const wrong = new Set((error?.problems ?? []).map((problem) => problem.field));
   for (const field of find("#form").elements) {
     field.removeAttribute("aria-invalid");
@@ -127,5 +127,5 @@ export function formTrouble(error) {
   find("#form [aria-invalid]")?.focus();
 }
 
-// For who does not see the page change.
-export const announce = (text) => say(find("#said"), text);
+// For screen readers.
+export const announce = (text) => setText(find("#said"), text);

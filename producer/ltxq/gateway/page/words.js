@@ -1,9 +1,9 @@
-// What the page says of a job, and what its form's choices mean.
+// Texts about jobs, and the form's choices as a request.
 
 export const FRAME_RATE = 24;
 
-// Width and height in pixels. All are multiples of 32; large ones are made in two stages, which
-// wants multiples of 64.
+// Width and height in pixels. All are multiples of 32. The large size uses two stages, which need
+// multiples of 64.
 const SHAPES = {
   "3:2": [768, 512],
   "16:9": [896, 512],
@@ -21,7 +21,7 @@ const STAGES = {
   upload: "Uploading",
 };
 
-// What is chosen, as a VideoRequest.
+// The form's choices as a VideoRequest.
 export function request(fields) {
   const [factor, stages] = SIZES[fields.get("size")];
   const [width, height] = SHAPES[fields.get("shape")].map((side) => side * factor);
@@ -34,7 +34,7 @@ export function request(fields) {
     frame_rate: FRAME_RATE,
     num_frames: 8 * Number(fields.get("length")) + 1,
     audio: fields.has("audio"),
-    seed: seed ? Number(seed) : null, // the queue draws one; the same wish stays the same request
+    seed: seed ? Number(seed) : null, // null: the queue draws one, and the request stays the same
     priority: fields.get("priority"),
     model: fields.get("model") || null,
   };
@@ -45,7 +45,7 @@ export const pixels = ({ width, height, stages }) =>
 
 export const length = (frames, rate) => `${(frames / rate).toFixed(1)} s`;
 
-// A span of time for people: 40 s, 3 min, 2 h, 4 d.
+// A duration for people: 40 s, 3 min, 2 h, 4 d.
 function about(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
@@ -68,7 +68,7 @@ export function where(job) {
 const size = (made) =>
   `${made.crop_width ?? made.width}×${made.crop_height ?? made.height}`;
 
-// All there is to know of what was asked for.
+// Everything about the request.
 export function facts({ request: made }) {
   return [
     size(made),
@@ -80,14 +80,14 @@ export function facts({ request: made }) {
   ].join(" · ");
 }
 
-// In short, for a tile; `now` in milliseconds.
+// A short form for a tile; `now` in milliseconds.
 export function brief(job, now) {
   const seconds = Math.max(0, now - Date.parse(job.finished_at ?? job.submitted_at)) / 1000;
   const ago = seconds < 60 ? "just now" : `${about(seconds)} ago`;
   return [size(job.request), job.request.audio ? "with sound" : "no sound", ago].join(" · ");
 }
 
-// What is said aloud when the job's state changes.
+// For screen readers, when the job's state changes.
 export function announced(job) {
   const prompt = short(job.request.prompt);
   if (job.state === "queued") return `Queued. ${where(job)}. ${prompt}`;
@@ -103,6 +103,6 @@ export const explained = (error) => [error.message, error.hint].filter(Boolean).
 
 export function workers(models) {
   const ready = models.reduce((sum, model) => sum + model.ready_workers, 0);
-  if (ready === 0) return "No worker is ready: clips wait until one is.";
+  if (ready === 0) return "No worker is ready. Clips wait in the queue.";
   return ready === 1 ? "1 worker ready" : `${ready} workers ready`;
 }

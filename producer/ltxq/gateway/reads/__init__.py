@@ -1,1 +1,1 @@
-"""Reading jobs for many callers at once, without a thread for each."""
+"""Reads jobs for many concurrent callers without a thread for each."""

@@ -1,4 +1,4 @@
-"""Hears which jobs change, in one thread for all who follow one."""
+"""Receives the ids of changed jobs from Redis, in one thread for all followers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Protocol
 
 from ltxq.errors import LtxqError
 
-NEXT_SECONDS = 0.5  # the thread looks that often at whether it is still wanted
-AGAIN_SECONDS = 1.0  # between attempts to hear again while the queue is away
+NEXT_SECONDS = 0.5  # how often the thread checks whether to end
+RESUBSCRIBE_SECONDS = 1.0  # between attempts to subscribe while the queue cannot be reached
 
 
 class Changes(Protocol):
-    """The ids of jobs that change."""
+    """A subscription to the ids of changed jobs."""
 
     def next(self, timeout: float) -> str | None:
-        """One of them, or None after `timeout` seconds."""
+        """The next id, or None after `timeout` seconds."""
 
 
 class ChangeListener:
-    """An event for each follower, set when its job may have changed.
+    """An `asyncio.Event` for each follower, set when its job may have changed.
 
     Args:
-        changes: connects to the queue.
-        loop: the followers'.
+        changes: subscribes to the queue's changes.
+        loop: the event loop of the followers.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class ChangeListener:
         self._loop = loop
         self._followers: dict[str, set[asyncio.Event]] = {}
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="ltxq-news", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="ltxq-changes", daemon=True)
         self._thread.start()
 
     @property
     def ended(self) -> bool:
-        """Whether nobody is to follow any more."""
+        """Whether followers must stop."""
         return self._end.is_set()
 
     @contextmanager
     def of(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Set when the job may have changed; whoever waits clears it, and looks after that."""
+        """Set when the job may have changed. The follower clears it before it reads the job."""
         event = asyncio.Event()
         self._followers.setdefault(job_id, set()).add(event)
         try:
@@ -60,30 +60,30 @@ class ChangeListener:
                 del self._followers[job_id]
 
     def end(self) -> None:
-        """Wake every follower: it is over."""
+        """Wake every follower, so that it sees `ended`."""
         self._end.set()
         self._wake(None)
 
     def join(self) -> None:
-        """Wait for the thread's end."""
+        """Wait until the thread has ended."""
         self._thread.join()
 
     def _listen(self) -> None:
         while not self._end.is_set():
             with suppress(LtxqError), self._changes() as changes:
-                self._tell(None)  # what was published meanwhile is lost
+                self._wake_soon(None)  # messages before the subscription are lost
                 while not self._end.is_set():
                     if (job_id := changes.next(NEXT_SECONDS)) is not None:
-                        self._tell(job_id)
-            self._end.wait(AGAIN_SECONDS)
+                        self._wake_soon(job_id)
+            self._end.wait(RESUBSCRIBE_SECONDS)
 
-    def _tell(self, job_id: str | None) -> None:
-        with suppress(RuntimeError):  # the loop has ended
+    def _wake_soon(self, job_id: str | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._wake, job_id)
 
     def _wake(self, job_id: str | None) -> None:
-        """Wake the followers of one job, or all."""
-        whose = self._followers.values() if job_id is None else [self._followers.get(job_id, ())]
-        for followers in whose:
+        """Wake the followers of one job; None: all followers."""
+        every = self._followers.values()
+        for followers in every if job_id is None else [self._followers.get(job_id, ())]:
             for event in followers:
                 event.set()

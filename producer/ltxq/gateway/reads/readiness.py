@@ -1,4 +1,4 @@
-"""Whether a clip could be made now: queue, worker and storage, looked at once for all who ask."""
+"""Whether a clip can be made now: queue, worker and storage, checked once for all probes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ltxq.gateway.reads.queue_reader import QueueReader
 
 log = logging.getLogger("ltxq.gateway")
 
-FRESH_SECONDS = 5.0  # a finding is told again that long: looking writes an object
-PROBE_SECONDS = 2.0  # a probe waits that long for a new one
+FRESH_SECONDS = 5.0  # a result is reused this long: each check writes an object to the storage
+PROBE_SECONDS = 2.0  # a probe waits this long for a new result
 
 
 class Readiness(BaseModel):
-    """What is there and what is missing. The gateway's log says why."""
+    """Which parts of the service work. The gateway's log has the reasons."""
 
     queue: bool
     worker: bool
@@ -26,51 +26,51 @@ class Readiness(BaseModel):
 
     @property
     def ready(self) -> bool:
-        """Whether a clip could be made."""
+        """Whether a clip can be made."""
         return self.queue and self.worker and self.storage
 
 
-NOTHING_FOUND = Readiness(queue=False, worker=False, storage=False)
+NOT_READY = Readiness(queue=False, worker=False, storage=False)
 
 
 class Prober:
-    """Looks at queue, workers and storage, at most once at a time."""
+    """Checks queue, workers and storage; one check at a time."""
 
     def __init__(self, queue: QueueReader) -> None:
         self._queue = queue
         self._client: Client = queue.client(None)
-        self._found = NOTHING_FOUND
-        self._found_at = -FRESH_SECONDS
-        self._looking: asyncio.Task[None] | None = None
+        self._result = NOT_READY
+        self._checked_at = -FRESH_SECONDS
+        self._check: asyncio.Task[None] | None = None
 
     async def readiness(self) -> Readiness:
-        """What was found lately."""
+        """The result of the last check; a new check if that one is too old."""
         clock = asyncio.get_running_loop().time
-        if clock() - self._found_at < FRESH_SECONDS:
-            return self._found
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
-        await asyncio.wait({self._looking}, timeout=PROBE_SECONDS)
-        late = clock() - self._found_at >= FRESH_SECONDS + PROBE_SECONDS
-        return NOTHING_FOUND if late else self._found
+        if clock() - self._checked_at < FRESH_SECONDS:
+            return self._result
+        if self._check is None:
+            self._check = asyncio.create_task(self._refresh())
+        await asyncio.wait({self._check}, timeout=PROBE_SECONDS)
+        late = clock() - self._checked_at >= FRESH_SECONDS + PROBE_SECONDS
+        return NOT_READY if late else self._result
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         try:
-            self._found = await self._find()
-            self._found_at = asyncio.get_running_loop().time()
+            self._result = await self._ask()
+            self._checked_at = asyncio.get_running_loop().time()
         finally:
-            self._looking = None
+            self._check = None
 
-    async def _find(self) -> Readiness:
+    async def _ask(self) -> Readiness:
         try:
             models = await self._queue.call(self._client.models)
         except LtxqError as exc:
-            log.warning("Not ready: %s", exc)
-            return NOTHING_FOUND
+            log.warning("Not ready, the queue failed: %s", exc)
+            return NOT_READY
         storage = True
         try:
             await self._queue.call(self._client.check_storage)
         except LtxqError as exc:
-            log.warning("Not ready: %s", exc)
+            log.warning("Not ready, the storage failed: %s", exc)
             storage = False
         return Readiness(queue=True, worker=any(models.values()), storage=storage)

@@ -1,1 +1,1 @@
-"""The paths that the gateway serves."""
+"""The gateway's paths."""

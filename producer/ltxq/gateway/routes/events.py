@@ -15,26 +15,27 @@ from ltxq.gateway.openai.errors import ErrorEnvelope, body_of
 from ltxq.gateway.state import Caller
 from ltxq.job import Job
 
-HEARTBEAT_SECONDS = 15.0  # proxies close what is silent for a minute
-RECONNECT_MS = 2000  # a browser whose stream ended early comes again after that
+HEARTBEAT_SECONDS = 15.0  # many proxies close a connection after a silent minute
+RECONNECT_MS = 2000  # a browser reconnects after this, if the stream ends early
 
 Shown = Callable[[Job], BaseModel]
 
 
 async def stream(caller: Caller, job_id: str, shown: Shown) -> EventStream:
-    """`data:` with what `shown` makes of the job at each change; ends after the final state.
+    """An event for each change of the job, with `shown(job)` as its data, until the job is final.
 
-    What goes wrong once it has begun is an event named `error` with the envelope.
+    An error after the first event is an event named `error` with the envelope.
 
     Raises:
-        JobNotFound and the like, before it begins.
+        LtxqError: the job cannot be read, e.g. JobNotFound.
     """
     await caller.queue.get(caller.owner, job_id)
     return EventStream(caller, job_id, shown)
 
 
+# FastAPI's EventSourceResponse sends `no-cache`, but secret URLs of clips need `no-store`.
 class EventStream(StreamingResponse):
-    """Holds one of the caller's streams while it is open."""
+    """While open, counts as one of the caller's event streams."""
 
     media_type = "text/event-stream"
 
@@ -58,7 +59,7 @@ async def _events(caller: Caller, job_id: str, shown: Shown) -> AsyncIterator[st
             while True:
                 done, _ = await asyncio.wait({following}, timeout=HEARTBEAT_SECONDS)
                 if not done:
-                    yield ": still here\n\n"
+                    yield ": keep-alive\n\n"
                     continue
                 job = following.result()
                 if job is None:

@@ -1,6 +1,5 @@
-"""How far a clip is: asked more often than all else together, so answered without FastAPI's way to
-a route, which costs as much as the answer. Path, caller and answer are those of `videos.retrieve`
-and `jobs.get`, which stay in the description.
+"""The routes that clients poll, `videos.get_video` and `jobs.get_job`, without FastAPI's routing.
+Most requests are polls, and FastAPI's routing takes as much time as the answer itself.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ Read = Callable[[str, Caller], Awaitable[Response]]
 
 
 def mount(app: FastAPI) -> None:
-    """Take the two routes before FastAPI sees them."""
-    for router, read in ((videos.router, videos.retrieve), (jobs.router, jobs.get)):
+    """Put both routes before FastAPI's; FastAPI's stay for the description."""
+    for router, read in ((videos.router, videos.get_video), (jobs.router, jobs.get_job)):
         described = next(
             route
             for route in router.routes
             if isinstance(route, APIRoute) and route.endpoint is read
         )
         route = Route(f"/v1{described.path}", _answering(read, described))
-        route.methods = {"GET"}  # Starlette adds HEAD, which no other route takes
+        route.methods = {"GET"}  # without HEAD, which Starlette adds
         app.router.routes.insert(0, route)
 
 
 def _answering(read: Read, described: APIRoute) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         scope: Any = request.scope
-        scope["route"] = described  # as it is counted
+        scope["route"] = described  # the metrics count by route
         (job_id,) = request.path_params.values()
         return await read(job_id, await caller_of(request))
 

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: ltxq's own tongue, one route for each method of `Client`; and `/v1/models`."""
+"""`/v1/jobs`: ltxq's own API, one route for each method of `Client`; and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from ltxq.gateway.openai.forms import body_of, json_object
-from ltxq.gateway.openai.openapi import CHANGED, READ, taking, telling
+from ltxq.gateway.openai.openapi import CHANGED, READ, event_responses, request_body
 from ltxq.gateway.openai.request import invalid
 from ltxq.gateway.routes.events import EventStream, stream
 from ltxq.gateway.routes.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
@@ -22,7 +22,9 @@ IDS_MOST = 100
 
 Resent = Annotated[
     Literal["true", "false"] | None,
-    Header(alias="ltxq-resent", description="Whether the answer to the same submission was lost."),
+    Header(
+        alias="ltxq-resent", description="Whether this repeats a submission whose answer was lost."
+    ),
 ]
 
 
@@ -48,15 +50,15 @@ class ModelList(BaseModel):
     status_code=201,
     response_model=Job,
     responses=CHANGED,
-    openapi_extra=taking(VideoRequest.model_json_schema(), "application/json"),
+    openapi_extra=request_body(VideoRequest.model_json_schema(), "application/json"),
 )
-async def submit(
+async def create_job(
     request: Request,
     caller: AsCaller,
     idempotency_key: IdempotencyKey = None,
     resent: Resent = None,
 ) -> Response:
-    """Queue a job: the body is a VideoRequest."""
+    """Queue a job. The body is a VideoRequest."""
     wanted = VideoRequest.parse(json_object(await body_of(request)))
     job = await caller.queue.call(
         caller.client.submit,
@@ -75,10 +77,11 @@ async def list_jobs(
     after: str | None = None,
     order: Order = "desc",
     ids: Annotated[
-        list[str] | None, Query(alias="id", description=f"These, instead; at most {IDS_MOST}.")
+        list[str] | None,
+        Query(alias="id", description=f"Return only these jobs; at most {IDS_MOST} ids."),
     ] = None,
 ) -> Response:
-    """Jobs in the order of their submission; or those of the ids that are there."""
+    """List jobs in order of submission, or the existing jobs of the given ids."""
     if ids is not None:
         if len(ids) > IDS_MOST:
             raise invalid(("id", f"must be at most {IDS_MOST}, not {len(ids)}"))
@@ -91,27 +94,29 @@ async def list_jobs(
 
 
 @router.get("/jobs/{job_id}", response_model=Job, responses=READ)
-async def get(job_id: str, caller: AsCaller) -> Response:
-    """A job as it is now."""
+async def get_job(job_id: str, caller: AsCaller) -> Response:
+    """Read a job's current state."""
     return as_json(await caller.queue.get(caller.owner, job_id), headers=POLL_AFTER)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=Job, responses=CHANGED)
-async def cancel(job_id: str, caller: AsCaller) -> Response:
+async def cancel_job(job_id: str, caller: AsCaller) -> Response:
     """Cancel a queued job at once; ask a running one to stop."""
     return as_json(await caller.queue.call(caller.client.cancel, job_id))
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job, responses=CHANGED)
-async def retry(job_id: str, caller: AsCaller, idempotency_key: IdempotencyKey = None) -> Response:
+async def retry_job(
+    job_id: str, caller: AsCaller, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Submit the same request again, as a new job."""
     job = await caller.queue.call(caller.client.retry, job_id, idempotency_key=idempotency_key)
     return as_json(job, 201)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=CHANGED)
-async def delete(job_id: str, caller: AsCaller) -> Response:
-    """Remove a finished job and its clip."""
+async def delete_job(job_id: str, caller: AsCaller) -> Response:
+    """Delete a finished job and its clip."""
     await caller.queue.call(caller.client.delete, job_id)
     return Response(status_code=204)
 
@@ -120,9 +125,9 @@ async def delete(job_id: str, caller: AsCaller) -> Response:
     "/jobs/{job_id}/events",
     status_code=200,
     response_class=EventStream,
-    responses={**READ, **telling("Job")},
+    responses={**READ, **event_responses("Job")},
 )
-async def events(job_id: str, caller: AsCaller) -> Response:
+async def follow_job(job_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the job now and at each change, until it is final."""
     return await stream(caller, job_id, lambda job: job)
 

@@ -1,5 +1,5 @@
-"""The gateway's `/metrics`, on an address of its own that is not for the public: what it was asked
-and how long it took; and the fleet's figures, which are there also when no worker is.
+"""The gateway's own metrics: number and duration of HTTP requests. They are served at
+`LTXQ_METRICS_ADDRESS`, which must not be public, together with the fleet's metrics.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-UNKNOWN = "unknown"  # in place of paths there are not: anyone may ask for any
+UNKNOWN = "unknown"  # for unknown paths and methods, which would be unlimited label values
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 
 
 class Requests:
-    """Measures every request of an application. Used as ASGI middleware: `Requests.around`."""
+    """Measures every request of an application: ASGI middleware."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "ltxq_http_request_seconds",
-            "From a request to its answer's first byte, by route.",
+            "Seconds from a request to the first byte of its answer, by route.",
             ("method", "route"),
             buckets=BUCKETS,
             registry=registry,
         )
         self._answers = Counter(
             "ltxq_http_requests",
-            "Answers by route and status; 499: the client went away first.",
+            "Answers by route and status; 499: the client disconnected first.",
             ("method", "route", "status"),
             registry=registry,
         )
         self._open = Gauge(
-            "ltxq_http_open_requests", "Under way, event streams among them.", registry=registry
+            "ltxq_http_open_requests",
+            "Requests in progress, including event streams.",
+            registry=registry,
         )
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """`app`, measured."""
+        """`app` with measurements."""
 
         async def measured(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -62,7 +64,7 @@ class Requests:
 
 
 def _route(scope: Scope) -> tuple[str, str]:
-    """Method and the route's pattern below /v1, known once the request was routed."""
+    """Method and the route's pattern below /v1; the pattern is known only after routing."""
     route: Any = scope.get("route")
     method = scope["method"] if scope["method"] in METHODS else UNKNOWN
     return method, getattr(route, "path", None) or scope.get("root_path") or UNKNOWN

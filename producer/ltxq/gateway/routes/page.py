@@ -1,4 +1,4 @@
-"""The page at `/`: files as they are, with headers that let nothing else run beside them."""
+"""The page at `/`: static files, with headers that allow no other scripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",  # asked for again each time, and not sent again if unchanged
+    "cache-control": "no-cache",  # the browser revalidates each time; an unchanged file is a 304
 }
 
 
@@ -46,8 +46,8 @@ def mount(app: FastAPI, settings: Settings) -> None:
 
 
 def storage_origin(settings: Settings) -> str:
-    """Where clips' URLs lead, as a source of a Content-Security-Policy."""
-    if not settings.s3_bucket:  # the workers alone know
+    """The origin of clips' URLs, as a source of a Content-Security-Policy."""
+    if not settings.s3_bucket:  # only the workers know the origin
         return "http: https:"
     base = settings.s3_public_base_url or settings.s3_public_endpoint or settings.s3_endpoint
     if base is None:
@@ -57,11 +57,11 @@ def storage_origin(settings: Settings) -> str:
 
 
 class PageFiles(StaticFiles):
-    """The folder `page`; what is there of a name, or 404.
+    """The files of the folder `page`.
 
     Args:
-        clips: where pictures and clips may come from, as sources of a Content-Security-Policy; all
-            else comes from here alone.
+        clips: allowed sources of pictures and clips in the Content-Security-Policy. Everything
+            else may come only from the gateway.
     """
 
     def __init__(self, clips: str) -> None:
@@ -69,12 +69,12 @@ class PageFiles(StaticFiles):
         self._clips = clips
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """The file, or 304 to who has it."""
+        """The file, or 304 if the browser has it."""
         response = super().file_response(*args, **kwargs)
         policy = _POLICY.format(clips=f"'self' {self._clips}")
         response.headers.update({**_HEADERS, "content-security-policy": policy})
         return response
 
     async def index(self, scope: Scope) -> Response:
-        """The page itself."""
+        """index.html."""
         return await self.get_response("index.html", scope)

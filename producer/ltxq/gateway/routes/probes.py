@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: whether this process runs, and whether a clip could be made now."""
+"""`/healthz` and `/readyz`: whether this process runs, and whether a clip can be made now."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ router = APIRouter(tags=["probes"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The gateway process runs."""
 
     status: Literal["ok"] = "ok"
 
 
 @router.get("/healthz")
-async def healthz() -> Health:
-    """The gateway runs."""
+async def get_health() -> Health:
+    """The gateway process runs."""
     return Health()
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
-async def readyz(request: Request) -> Response:
-    """A worker is ready, and the storage takes and gives objects."""
+async def get_readiness(request: Request) -> Response:
+    """200: a worker is ready, and the storage can be written and read. 503: not so."""
     found = await request.app.state.gateway.prober.readiness()
     return Response(
         found.model_dump_json(), 200 if found.ready else 503, media_type="application/json"

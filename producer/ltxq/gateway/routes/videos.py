@@ -1,4 +1,4 @@
-"""`/v1/videos`: the field's common tongue, as OpenAI's SDKs speak it."""
+"""`/v1/videos`: the video API of OpenAI's SDKs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from ltxq.errors import JobNotFinished
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
 from ltxq.gateway.openai.forms import body_of, fields_of, json_object
-from ltxq.gateway.openai.openapi import CHANGED, READ, failing, taking
+from ltxq.gateway.openai.openapi import CHANGED, READ, error_responses, request_body
 from ltxq.gateway.openai.request import CreateVideo, invalid, request_of
 from ltxq.gateway.openai.response import (
     REMIXED_FROM,
@@ -32,14 +32,18 @@ POLL_AFTER = {"openai-poll-after-ms": "1000"}
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 RetryCount = Annotated[
     int | None,
-    Header(alias="x-stainless-retry-count", ge=0, description="Sent by OpenAI's SDKs."),
+    Header(
+        alias="x-stainless-retry-count",
+        ge=0,
+        description="Number of retries; sent by OpenAI's SDKs.",
+    ),
 ]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
 def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """The value as the body of an answer that nobody may keep."""
+    """The value as a JSON answer that no cache stores."""
     return Response(
         value.model_dump_json(),
         status,
@@ -49,7 +53,7 @@ def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None 
 
 
 class RemixVideo(BaseModel):
-    """What is to be another."""
+    """What a remix changes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,19 +67,19 @@ _URL = {"type": "string", "format": "uri"}
     "/videos",
     response_model=Video,
     responses=CHANGED,
-    openapi_extra=taking(
+    openapi_extra=request_body(
         CreateVideo.model_json_schema(), "application/json", "multipart/form-data"
     ),
 )
-async def create(
+async def create_video(
     request: Request,
     caller: AsCaller,
     idempotency_key: IdempotencyKey = None,
     retry_count: RetryCount = None,
 ) -> Response:
-    """Queue a clip."""
+    """Queue a video. The answer comes at once; poll the video, or follow its events."""
     fields = await fields_of(request)
-    # Before the rest: a name of another service's model may be none that ltxq could have.
+    # Checked first: another service's model name may not even be a valid name for ltxq.
     if isinstance(model := fields.get("model"), str):
         await caller.queue.check_model(model)
     return await _submit(caller, request_of(fields), idempotency_key, retry_count)
@@ -85,21 +89,21 @@ async def create(
 async def list_videos(
     caller: AsCaller, after: str | None = None, limit: Limit = 20, order: Order = "desc"
 ) -> Response:
-    """The caller's clips, finished or not."""
+    """List the caller's videos, finished or not."""
     page = await caller.queue.call(caller.client.list, limit=limit, after=after, order=order)
     return as_json(page_of(page))
 
 
 @router.get("/videos/{video_id}", response_model=Video, responses=READ)
-async def retrieve(video_id: str, caller: AsCaller) -> Response:
-    """A clip as it is now."""
+async def get_video(video_id: str, caller: AsCaller) -> Response:
+    """Read a video's current status."""
     job = await caller.queue.get(caller.owner, video_id)
     return as_json(video_of(job), headers=POLL_AFTER)
 
 
 @router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
-async def delete(video_id: str, caller: AsCaller) -> Response:
-    """Delete a finished clip; cancel one that is not, which stops it within a denoising step."""
+async def delete_video(video_id: str, caller: AsCaller) -> Response:
+    """Delete a finished video. An unfinished one is cancelled instead, within a denoising step."""
     try:
         await caller.queue.call(caller.client.delete, video_id)
     except JobNotFinished:
@@ -108,8 +112,8 @@ async def delete(video_id: str, caller: AsCaller) -> Response:
 
 
 @router.post("/videos/{video_id}/cancel", response_model=Video, responses=CHANGED)
-async def cancel(video_id: str, caller: AsCaller) -> Response:
-    """Cancel a clip that is not finished; one that is stays as it is."""
+async def cancel_video(video_id: str, caller: AsCaller) -> Response:
+    """Cancel an unfinished video. A finished one does not change."""
     return as_json(video_of(await caller.queue.call(caller.client.cancel, video_id)))
 
 
@@ -117,24 +121,26 @@ async def cancel(video_id: str, caller: AsCaller) -> Response:
     "/videos/{video_id}/remix",
     response_model=Video,
     responses=CHANGED,
-    openapi_extra=taking(RemixVideo.model_json_schema(), "application/json"),
+    openapi_extra=request_body(RemixVideo.model_json_schema(), "application/json"),
 )
-async def remix(
+async def remix_video(
     video_id: str,
     request: Request,
     caller: AsCaller,
     idempotency_key: IdempotencyKey = None,
     retry_count: RetryCount = None,
 ) -> Response:
-    """Queue a clip as this one, of another prompt."""
+    """Queue a video with the settings of this one and another prompt."""
     fields = json_object(await body_of(request))
     if others := set(fields) - {"prompt"}:
         name = min(others)[:60]
         raise UnsupportedParameter(
-            f"A remix takes a prompt alone, not {name}.", problems=((name, "not supported"),)
+            f"A remix takes only a prompt, not {name}.",
+            hint="To change more, create a new video.",
+            problems=((name, "not supported"),),
         )
     if not isinstance(fields.get("prompt"), str):
-        raise invalid(("prompt", "is needed, as text"))
+        raise invalid(("prompt", "is required, as text"))
     source = (await caller.queue.get(caller.owner, video_id)).request
     metadata = {**source.metadata, REMIXED_FROM: video_id}
     changed = {"prompt": fields["prompt"], "metadata": metadata}
@@ -148,17 +154,29 @@ async def remix(
     response_class=RedirectResponse,
     responses={
         **READ,
-        **failing(409),
-        302: {"description": "Where it is.", "headers": {"Location": {"schema": _URL}}},
+        **error_responses(409),
+        302: {
+            "description": "`location` is the file's URL.",
+            "headers": {"Location": {"schema": _URL}},
+        },
     },
 )
-async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -> Response:
-    """The finished clip, or a picture of it: a redirection to a URL of the storage."""
+async def get_video_content(
+    video_id: str, caller: AsCaller, variant: Variant = "video"
+) -> Response:
+    """Redirect to the storage's URL of a finished clip, or of a picture of it."""
     job = await caller.queue.get(caller.owner, video_id)
     if not job.finished:
-        raise JobNotFinished(f"{video_id} is {job.state}.", hint="Ask again when it is completed.")
+        raise JobNotFinished(
+            f"{video_id} is {job.state}.", hint="Request it again when the status is completed."
+        )
     if job.result is None:
-        raise Refused(404, "no_content", f"{video_id} is {job.state}: there is no clip.")
+        raise Refused(
+            404,
+            "no_content",
+            f"{video_id} is {job.state}: it has no clip.",
+            hint="Its error says why.",
+        )
     urls = {
         "video": job.result.url,
         "thumbnail": job.result.poster_url,
@@ -170,8 +188,8 @@ async def content(video_id: str, caller: AsCaller, variant: Variant = "video") -
 @router.get(
     "/videos/{video_id}/events", status_code=200, response_class=EventStream, responses=READ
 )
-async def events(video_id: str, caller: AsCaller) -> Response:
-    """Server-sent events: the clip now and at each change, until it is finished."""
+async def follow_video(video_id: str, caller: AsCaller) -> Response:
+    """Server-sent events: the video now and at each change, until it is finished."""
     return await stream(caller, video_id, video_of)
 
 
@@ -182,7 +200,7 @@ async def _submit(
         caller.client.submit,
         request,
         idempotency_key=idempotency_key,
-        # The SDK has no idempotency keys, but counts: its first try is told from its later ones.
+        # OpenAI's SDK sends no idempotency key, but a count: 0 in its first attempt.
         resent=None if retry_count is None else retry_count > 0,
     )
     return as_json(video_of(job), headers=POLL_AFTER)
