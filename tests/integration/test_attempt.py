@@ -74,7 +74,7 @@ def test_a_cancelling_is_heard_before_the_next_report(
     nothing: Any = None
     runner = Runner(
         ledger=ledger, storage=nothing, pipeline=nothing, settings=Settings(),
-        worker="w", spool=tmp_path, report_outcome=nothing,
+        worker="w", spool=tmp_path,
     )  # fmt: skip
     ended = threading.Event()
     listener = threading.Thread(target=runner.listen, args=(ended,))

@@ -86,7 +86,7 @@ def runner(
         optimize="hoist,decode,text",
         spool_jobs=2,
     )
-    monkeypatch.setattr(app, "build_app", lambda *_: None)
+    monkeypatch.setattr(app, "consume", lambda *_: None)
     options = Namespace(model="tiny", device="cpu", name="w", spool=tmp_path / "spool")
     supervisor = SimpleNamespace(tell=lambda **_: None)
     runner, _ = app._prepare(options, settings, supervisor)  # type: ignore[arg-type]

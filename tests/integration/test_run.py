@@ -14,11 +14,12 @@ import pytest
 from fleet import eventually
 from ltxq.errors import JobError
 from ltxq.job import Job, VideoRequest, VideoResult, new_job_id
-from ltxq.ledger import Ledger
+from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.process.attempt import Attempt
+from ltxq_worker.process.job_events import JobEvents
 from ltxq_worker.process.runner import Runner
 from servers import S3
 
@@ -34,7 +35,6 @@ def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
         settings=settings,
         worker="w",
         spool=tmp_path,
-        report_outcome=lambda job_id: None,
     )
     ledger.close()
 
@@ -77,7 +77,12 @@ def test_the_gpu_is_free_before_the_clip_is_encoded_and_uploaded(
 
 def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
     told: list[tuple[str, str]] = []
-    runner.report_outcome = lambda job_id: told.append((job_id, runner.ledger.get(job_id).state))
+
+    class Events(JobEvents):
+        def finished(self, claim: Claim) -> None:
+            told.append((claim.job_id, runner.ledger.get(claim.job_id).state))
+
+    runner.events = Events()
     good, late = submit(runner), submit(runner)
     run_first(runner)
     runner.ledger.cancel(late.id)

@@ -27,7 +27,7 @@ def test_a_second_signal_in_the_midst_of_the_first_gives_the_jobs_back(
     runner: Any = Runner()
     monkeypatch.setattr(state, "should_stop", None)
     monkeypatch.setattr(app, "_give_back_and_exit", lambda *_: given_back.set())
-    before = signal.signal(signal.SIGTERM, lambda *_: app._drain(runner, runner))
+    before = signal.signal(signal.SIGTERM, lambda *_: app._drain(runner))
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         assert given_back.wait(30)

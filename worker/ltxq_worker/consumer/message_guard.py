@@ -59,7 +59,7 @@ def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
     return unpack
 
 
-def inbox_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStopStep]:
+def message_guard_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStopStep]:
     """The bootstep that guards a consumer, again at every reconnection.
 
     Args:
@@ -68,7 +68,7 @@ def inbox_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStop
         taken: this worker's own list, where a message is until the worker is through with it.
     """
 
-    class InboxStep(bootsteps.StartStopStep):
+    class MessageGuardStep(bootsteps.StartStopStep):
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, parent: Any) -> None:
@@ -81,7 +81,7 @@ def inbox_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStop
             take = type(parent).create_task_handler(parent)
             parent.create_task_handler = lambda: _taking(take, admit, away)
 
-    return InboxStep
+    return MessageGuardStep
 
 
 def _take_by_moving(

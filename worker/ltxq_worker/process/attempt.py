@@ -14,6 +14,7 @@ from ltxq.errors import LtxqError, TimedOut
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger, Standing
 from ltxq.logs import about_job
+from ltxq_worker.process.job_events import JobEvents
 from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
@@ -61,14 +62,10 @@ class Attempt:
         *,
         lease: float,
         stats: WorkerStats | None = None,
-        begins: Callable[[Claim], None] = lambda _claim: None,
-        show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None,
+        events: JobEvents | None = None,
         gpu_free: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
-        begins: called once, before `show`.
-        show: called with the progress, about as often as the ledger is told. Both from
-            another thread.
         gpu_free: called as soon as the job does not need the GPU any more.
         """
         self.claim = claim
@@ -76,8 +73,7 @@ class Attempt:
         self._ledger = ledger
         self._lease = lease
         self._stats = stats or WorkerStats()
-        self._begins = begins
-        self._show = show
+        self._events = events or JobEvents()
         self._began = self._stage_began = time.monotonic()
         self._deadline: float | None = self._began + claim.request.timeout
         self._progress = Progress(stage="encode_text", step=0, steps=1, fraction=0)
@@ -184,7 +180,7 @@ class Attempt:
                 log.warning("%s: the lease is not renewed: %s", self.claim.job_id, exc)
 
     def _send_reports(self) -> None:
-        self._begins(self.claim)
+        self._events.started(self.claim)
         away = False
         while not self._ended.wait(REPORT_SECONDS):
             self._news.wait(LISTEN_SECONDS)
@@ -193,7 +189,7 @@ class Attempt:
                 return
             try:
                 self._learn(self._ledger.report(self.claim, self._progress, on_gpu=self.on_gpu))
-                self._show(self.claim, self._progress)
+                self._events.progressed(self.claim, self._progress)
                 away = False
             except LtxqError as exc:
                 if not away:

@@ -21,20 +21,21 @@ from typing import Any
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
-from ltxq.celery import follow_up, make_app, report_outcome
-from ltxq.celery.flower import Showcase, show_outcome
+from ltxq.celery import make_app
+from ltxq.celery.flower import show_outcome
 from ltxq.errors import LtxqError, OutOfMemory
 from ltxq.ledger import TASK, Ledger, queue_name
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.consumer.admission import admit, is_wakeup
-from ltxq_worker.consumer.message_guard import Pool, bound_decompression, inbox_step
+from ltxq_worker.consumer.message_guard import Pool, bound_decompression, message_guard_step
 from ltxq_worker.consumer.reconnect import reconnect_step
 from ltxq_worker.consumer.remote_control import control_step
 from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
 from ltxq_worker.pipeline.fast.options import parse_shapes
 from ltxq_worker.pipeline.thread import GpuThread
+from ltxq_worker.process.job_events import CeleryJobEvents
 from ltxq_worker.process.runner import Runner
 
 log = logging.getLogger("ltxq.worker")
@@ -106,43 +107,30 @@ def load_pipeline(
     return pipeline
 
 
-def build_app(runner: Runner, settings: Settings) -> Celery:
-    """The Celery app of a worker: the task, and what guards its doors."""
-    app = make_app(settings)
-    ledger = runner.ledger
-    showcase = Showcase(app, runner.worker)
-    runner.begins = lambda claim: showcase.begins(claim.job_id)
-    runner.show = lambda claim, progress: showcase.progress(claim.job_id, progress)
-    runner.ends = lambda claim: showcase.ends(claim.job_id)
-
-    def report(job_id: str) -> None:
-        showcase.ends(job_id)
-        report_outcome(app, ledger, job_id)
-
-    runner.report_outcome = report
-    runner.given_back = lambda returned: follow_up(app, ledger, returned)
-    app.steps["consumer"].add(reconnect_step(ledger))
-    model = runner.pipeline.model
-    app.steps["consumer"].add(
-        inbox_step(
-            lambda message: admit(app, ledger, model, message),
-            queue_name(model),
-            ledger.taken_key(runner.worker),
-        )
-    )
+def consume(app: Celery, runner: Runner) -> None:
+    """Make a Celery app a worker's: the task, and all that guards its consumer."""
+    ledger, model, worker = runner.ledger, runner.pipeline.model, runner.worker
     app.conf.worker_disable_prefetch = True  # a message is taken when the GPU is free
     app.conf.worker_enable_remote_control = False  # Celery's own takes any command
-    app.steps["consumer"].add(control_step(app, ledger))
+    app.steps["consumer"].update(
+        (
+            reconnect_step(ledger),
+            message_guard_step(
+                lambda message: admit(app, ledger, model, message),
+                queue_name(model),
+                ledger.taken_key(worker),
+            ),
+            control_step(app, ledger),
+        )
+    )
 
-    # Celery's events would tell of the job that a message names; the claimed one may be another.
+    # Celery's events would name the message's job; the claimed one may be another.
     @app.task(name=TASK, ignore_result=True, send_events=False)
     def generate(*args: Any, **kwargs: Any) -> None:
         if is_wakeup(args, kwargs):
             named = args[0]
             if runner.take_turn() != named:
-                show_why_not(app, ledger, named, runner.worker)
-
-    return app
+                show_why_not(app, ledger, named, worker)
 
 
 def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
@@ -173,7 +161,7 @@ def main() -> None:
     except DeviceBroken as exc:
         supervisor.tell(failed=f"The GPU refuses all work: {exc}", retryable=True)
         sys.exit(1)
-    _watch_for_the_end(runner, app, supervisor)
+    _watch_for_the_end(runner, supervisor)
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
     reports = threading.Thread(
@@ -186,7 +174,7 @@ def main() -> None:
 
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: _drain(runner, app))
+        signal.signal(signal.SIGTERM, lambda *_: _drain(runner))
         supervisor.tell(ready=True)
 
     bound_decompression()
@@ -231,7 +219,7 @@ def _prepare(
     options.spool.mkdir(parents=True)
     storage = Storage.from_settings(settings)
     storage.check()
-    ledger = Ledger.from_settings(settings)
+    ledger, app = Ledger.from_settings(settings), make_app(settings)
     gpu = GpuThread()
     runner = Runner(
         ledger=ledger,
@@ -243,25 +231,27 @@ def _prepare(
         settings=settings,
         worker=options.name,
         spool=options.spool,
+        events=CeleryJobEvents(app, ledger, options.name),
     )
-    return runner, build_app(runner, settings)
+    consume(app, runner)
+    return runner, app
 
 
-def _watch_for_the_end(runner: Runner, app: Celery, supervisor: SupervisorLink) -> None:
+def _watch_for_the_end(runner: Runner, supervisor: SupervisorLink) -> None:
     def supervisor_died() -> None:
         log.error("The supervisor has died: jobs are given back, this worker ends.")
-        _give_back_and_exit(runner, app, 1)
+        _give_back_and_exit(runner, 1)
 
     supervisor.when_gone(supervisor_died)
 
 
-def _drain(runner: Runner, app: Celery) -> None:
+def _drain(runner: Runner) -> None:
     """First SIGTERM: take no more, finish what runs. A second one gives it back."""
     from celery.worker import state
 
     def give_back(*_: Any) -> None:
         # In a thread: the one that is interrupted may hold a lock that this needs.
-        threading.Thread(target=_give_back_and_exit, args=(runner, app, 0)).start()
+        threading.Thread(target=_give_back_and_exit, args=(runner, 0)).start()
 
     # First: a second signal may come in the midst of the rest, which waits for a lock of its own.
     signal.signal(signal.SIGTERM, give_back)
@@ -270,9 +260,9 @@ def _drain(runner: Runner, app: Celery) -> None:
     log.info("draining: running jobs finish, no more are taken")
 
 
-def _give_back_and_exit(runner: Runner, app: Celery, code: int) -> None:
+def _give_back_and_exit(runner: Runner, code: int) -> None:
     try:
-        follow_up(app, runner.ledger, *runner.give_back())
+        runner.give_back()
     except LtxqError as exc:
         log.warning("Not all jobs were given back; their leases end instead: %s", exc)
     shutil.rmtree(runner.spool, ignore_errors=True)

@@ -18,8 +18,8 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ltxq.errors import JobError, LtxqError, StorageUnavailable
-from ltxq.job import Progress, Stage, VideoResult
-from ltxq.ledger import CANCELLED, Claim, Ledger, Returned
+from ltxq.job import Stage, VideoResult
+from ltxq.ledger import CANCELLED, Claim, Ledger
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -27,6 +27,7 @@ from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, full_disk_named
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.attempt import Attempt, Cancelled, ClaimLost
+from ltxq_worker.process.job_events import JobEvents
 from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
@@ -47,12 +48,7 @@ class Runner:
     settings: Settings
     worker: str  # this worker's stable name
     spool: Path  # this worker's own folder for clips on their way to storage
-    # Set by who joins it to Celery:
-    report_outcome: Callable[[str], None] = lambda _job_id: None  # a job has its final state
-    given_back: Callable[[Returned], None] = lambda _returned: None
-    begins: Callable[[Claim], None] = lambda _claim: None  # told to those who watch
-    show: Callable[[Claim, Progress], None] = lambda _claim, _progress: None
-    ends: Callable[[Claim], None] = lambda _claim: None
+    events: JobEvents = field(default_factory=JobEvents)
     stats: WorkerStats = field(default_factory=WorkerStats)
     gpu: GpuThread = field(default_factory=GpuThread)  # the one `pipeline` was loaded on
     end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
@@ -122,7 +118,7 @@ class Runner:
             try:
                 return self._run(claim, gpu_free)
             finally:
-                self.ends(claim)
+                self.events.ended(claim)
 
     def _run(self, claim: Claim, gpu_free: Callable[[], None]) -> VideoResult | JobError | None:
         attempt = Attempt(
@@ -130,8 +126,7 @@ class Runner:
             claim,
             lease=self.settings.lease,
             stats=self.stats,
-            begins=self.begins,
-            show=self.show,
+            events=self.events,
             gpu_free=gpu_free,
         )
         self._attempts.add(attempt)
@@ -171,11 +166,11 @@ class Runner:
             if attempt.claim.job_id == job_id:
                 attempt.cancel()
 
-    def give_back(self) -> list[Returned]:
-        """Queue again whatever this worker still has, uncharged: it is going away."""
-        return [
-            self.ledger.give_back(attempt.claim, charged=False) for attempt in list(self._attempts)
-        ]
+    def give_back(self) -> None:
+        """Queue again all jobs of this worker, uncharged: it is going away."""
+        self.events.given_back(
+            *[self.ledger.give_back(a.claim, charged=False) for a in list(self._attempts)]
+        )
 
     def _outcome(self, attempt: Attempt) -> VideoResult | JobError:
         try:
@@ -277,7 +272,9 @@ class Runner:
         )
         self._rests_until = time.monotonic() + FULL_DISK_SECONDS
         try:
-            self.given_back(self.ledger.give_back(claim, charged=True, why=exc.as_job_error()))
+            self.events.given_back(
+                self.ledger.give_back(claim, charged=True, why=exc.as_job_error())
+            )
         except LtxqError as unavailable:
             log.warning("%s: %s The sweep does it.", claim.job_id, unavailable)
 
@@ -319,7 +316,7 @@ class Runner:
         # A finished clip is worth waiting for Redis as long as for storage.
         if not self.ledger.finish(claim, outcome, patience=self.settings.upload_patience):
             raise ClaimLost(claim.job_id)
-        self.report_outcome(claim.job_id)
+        self.events.finished(claim)
         if isinstance(outcome, VideoResult):
             log.info("%s succeeded in %.1f s", claim.job_id, attempt.seconds())
             self.stats.finished(outcome.timings)
