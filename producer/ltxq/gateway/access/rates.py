@@ -79,7 +79,7 @@ class Rates:
             raise Refused(
                 429,
                 "too_many_streams",
-                f"This API key has {self._streams_most} event streams open, the most allowed.",
+                f"All {self._streams_most} event streams of this caller are open already.",
                 hint="Close a stream, or poll instead.",
                 retry_after=STREAMS_AGAIN,
             )
