@@ -22,7 +22,7 @@ from ltxq_worker.embedded.servers import RedisServer, S3Server
 from ltxq_worker.models.tiny.model import make_tiny
 from servers import S3, start_or_skip
 
-CARD = "0, NVIDIA H100 80GB HBM3, {driver}, {total}, {used}"
+CARD = "0, NVIDIA H100 80GB HBM3, {driver}, {used}, {total}, 0"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ltxq_worker.supervisor.child import WorkerProcess, WorkerSlot, lock_slot
 from ltxq_worker.supervisor.supervisor import SupervisedSlot, Supervisor
 from servers import S3
 
-PLACE = WorkerSlot(name="cpu0@here", device="cpu", gpu=None)
+SLOT = WorkerSlot(name="cpu0@here", device="cpu", gpu=None)
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def supervisor(
     """One with one slot; its worker finds the same servers."""
     for name, value in {**s3.worker_environment, "LTXQ_URL": redis_url}.items():
         monkeypatch.setenv(name, value)
-    with lock_slot(PLACE, tmp_path) as lock:
-        slot = SupervisedSlot(slot=PLACE, lock=lock, spool=tmp_path / PLACE.file_name)
+    with lock_slot(SLOT, tmp_path) as lock:
+        slot = SupervisedSlot(identity=SLOT, lock=lock, spool=tmp_path / SLOT.file_name)
         made = Supervisor(s3.settings(url=redis_url), "instant", "here", [slot])
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         yield made
@@ -93,7 +93,7 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
 ) -> None:
     (slot,) = sweeping._slots
     worker = slot.worker = WorkerProcess.start(
-        PLACE, "instant", slot.spool, slot.lock, lambda *_: None
+        SLOT, "instant", slot.spool, slot.lock, lambda *_: None
     )
 
     def running_on(_name: str) -> tuple[RunningJob, ...]:

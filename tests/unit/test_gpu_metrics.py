@@ -12,7 +12,7 @@ from ltxq_worker.supervisor.child import WorkerSlot
 from ltxq_worker.supervisor.metrics import GPU_STALE_SECONDS, GpuCollector
 from scrape import Scrape
 
-PLACES = [WorkerSlot(name=f"gpu{n}@host", device="cuda", gpu=str(n)) for n in (0, 1)]
+SLOTS = [WorkerSlot(name=f"gpu{n}@host", device="cuda", gpu=str(n)) for n in (0, 1)]
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "nvidia-smi"
     text = tmp_path / "text"
     script.write_text(
-        '#!/bin/sh\ncase "$1" in\n*index,memory.used,memory.total,utilization.gpu) '
-        f"exec cat {text};;\nesac\nexit 2\n"
+        '#!/bin/sh\ncase "$1" in\n*index,name,driver_version,memory.used,memory.total,'
+        f"utilization.gpu) exec cat {text};;\nesac\nexit 2\n"
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -36,8 +36,11 @@ def told(gpus: GpuCollector) -> Scrape:
 
 
 def test_memory_and_load_are_told_by_worker(says: Path) -> None:
-    says.write_text("0, 1024, 81559, 37\n1, 0, 81559, 100\n2, 5, 81559, 0\n")
-    gpus = GpuCollector(PLACES)
+    says.write_text(
+        "0, H100, 580.95, 1024, 81559, 37\n1, H100, 580.95, 0, 81559, 100\n"
+        "2, H100, 580.95, 5, 81559, 0\n"
+    )
+    gpus = GpuCollector(SLOTS)
     gpus.start()
     eventually(lambda: told(gpus).value("ltxq_worker_gpu_memory_used_bytes"))
     now = told(gpus)
@@ -48,19 +51,19 @@ def test_memory_and_load_are_told_by_worker(says: Path) -> None:
 
 
 def test_what_a_card_does_not_tell_is_left_out(says: Path) -> None:
-    says.write_text("0, 1024, 81559, [N/A]\n")
-    gpus = GpuCollector(PLACES)
+    says.write_text("0, H100, 580.95, 1024, 81559, [N/A]\n")
+    gpus = GpuCollector(SLOTS)
     gpus.start()
     eventually(lambda: told(gpus).value("ltxq_worker_gpu_memory_used_bytes"))
     assert told(gpus).value("ltxq_worker_gpu_utilization_ratio") is None
 
 
 def test_an_old_answer_is_not_told(says: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    says.write_text("0, 1024, 81559, 37\n")
-    gpus = GpuCollector(PLACES)
+    says.write_text("0, H100, 580.95, 1024, 81559, 37\n")
+    gpus = GpuCollector(SLOTS)
     gpus.start()
     eventually(lambda: told(gpus).value("ltxq_worker_gpu_memory_used_bytes"))
-    later = gpus._told_at + GPU_STALE_SECONDS + 1
+    later = gpus._found_at + GPU_STALE_SECONDS + 1
     monkeypatch.setattr("ltxq_worker.supervisor.metrics.time.monotonic", lambda: later)
     assert told(gpus).value("ltxq_worker_gpu_memory_used_bytes") is None
 

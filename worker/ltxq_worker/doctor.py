@@ -22,6 +22,7 @@ from typing import Any
 from ltxq.job import VideoRequest
 from ltxq.ops.doctor import Check, Finding
 from ltxq.settings import Settings
+from ltxq_worker.gpus import Gpu, read_gpus
 from ltxq_worker.models.catalog import CATALOG, Repo
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT, memory
@@ -29,7 +30,6 @@ from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
 
 OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
 IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
-SMI_TIMEOUT = 30.0  # seconds
 IN_USE = 1_000_000_000  # bytes of a card that another process has, from which it is worth a word
 KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
 FP8_SAVES = 0.354  # share of a bf16 checkpoint's bytes: 16.3 of 46.0 GB in LTX-2.3 22B
@@ -101,7 +101,7 @@ class WorkerChecks:
             yield Finding("GPU memory", "skipped", "There is no model to measure it against.")
             return
         folder = ModelFolder.open(path)
-        cards = list(read_gpus())
+        cards = read_gpus()
         if not cards:
             yield Finding("GPU memory", "skipped", "There is no GPU.")
         weights = weights_bytes(folder, settings.quantization or "fp8")
@@ -112,35 +112,9 @@ class WorkerChecks:
                 yield _fit(folder, card, weights, clip, shape)
 
 
-@dataclass(frozen=True)
-class Card:
-    """A GPU as nvidia-smi shows it."""
-
-    index: str
-    name: str
-    driver: str
-    total: int  # bytes
-    used: int
-
-
-def read_gpus() -> Iterator[Card]:
-    """The GPUs of this machine; none where nvidia-smi is not there or fails."""
-    fields = "index,name,driver_version,memory.total,memory.used"
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SMI_TIMEOUT, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return
-    for line in done.stdout.splitlines():
-        index, name, driver, total, used = (part.strip() for part in line.split(","))
-        yield Card(index, name, driver, int(total) * 2**20, int(used) * 2**20)
-
-
 def check_gpus(_: Settings) -> Iterator[Finding]:
     """Driver and cards, and who else is on them."""
-    cards = list(read_gpus())
+    cards = read_gpus()
     if not cards:
         yield Finding(
             "GPU",
@@ -160,13 +134,13 @@ def check_gpus(_: Settings) -> Iterator[Finding]:
         yield Finding(
             "GPU",
             "ok",
-            f"{card.index}: {card.name}, {card.total / 1e9:.0f} GB, driver {card.driver}.",
+            f"{card.index}: {card.name}, {card.memory_size / 1e9:.0f} GB, driver {card.driver}.",
         )
-        if card.used > IN_USE:
+        if card.memory_used > IN_USE:
             yield Finding(
                 "GPU",
                 "warning",
-                f"{card.index}: {card.used / 1e9:.1f} GB are in use, by a worker or others.",
+                f"{card.index}: {card.memory_used / 1e9:.1f} GB are in use, by a worker or others.",
                 "nvidia-smi names the processes.",
             )
 
@@ -210,7 +184,7 @@ def _what_torch_sees(seen: dict[str, Any]) -> Iterator[Finding]:
     built = f"torch {seen['torch']}" + (f" for CUDA {seen['cuda']}" if seen["cuda"] else "")
     if seen["gpus"]:
         yield Finding("torch", "ok", f"{built} sees {', '.join(seen['gpus'])}.")
-    elif list(read_gpus()):
+    elif read_gpus():
         yield Finding(
             "torch",
             "problem",
@@ -290,10 +264,10 @@ def weights_bytes(folder: ModelFolder, quantization: str) -> int:
     return int(checkpoint - saved + upscaler + sum(file.stat().st_size for file in encoder))
 
 
-def _fit(folder: ModelFolder, card: Card, weights: int, clip: int, shape: memory.Shape) -> Finding:
-    budget = card.total - weights - KEPT_FREE
+def _fit(folder: ModelFolder, card: Gpu, weights: int, clip: int, shape: memory.Shape) -> Finding:
+    budget = int(card.memory_size) - weights - KEPT_FREE
     need = f"{shape} takes about {(weights + clip + KEPT_FREE) / 1e9:.0f} GB with the model"
-    has = f"GPU {card.index} has {card.total / 1e9:.0f}"
+    has = f"GPU {card.index} has {card.memory_size / 1e9:.0f}"
     if clip <= budget:
         return Finding("GPU memory", "ok", f"{need}; {has}.")
     fits = memory.largest_that_fits(folder.config, shape, budget)

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 
 from ltxq.errors import ConfigurationError
 from ltxq.settings import Settings
+from ltxq_worker.gpus import read_gpus
 
 log = logging.getLogger("ltxq.supervisor")
 
@@ -61,7 +62,7 @@ def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
         return [
             WorkerSlot(name=f"cpu{i}@{name}", device="cpu", gpu=None) for i in range(len(wanted))
         ]
-    present = _present_gpus()
+    present = [gpu.index for gpu in read_gpus()]
     if wanted == ["all"]:
         wanted = present
     if not wanted or not set(wanted) <= set(present):
@@ -71,15 +72,6 @@ def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
             "instant test pipeline are quick enough for that).",
         )
     return [WorkerSlot(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
-
-
-def _present_gpus() -> list[str]:
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return out.stdout.split()
 
 
 def spool_root(settings: Settings) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from ltxq.errors import LtxqError
 from ltxq.ledger import Ledger, WorkerState
 from ltxq.ops.metrics import FleetCollector, MetricsServer, new_registry
 from ltxq.settings import Settings
+from ltxq_worker.gpus import Gpu, read_gpus
 from ltxq_worker.supervisor.child import WorkerSlot
 
 log = logging.getLogger("ltxq.supervisor")
@@ -202,15 +202,15 @@ class SpoolCollector(Collector):
 
 
 class GpuCollector(Collector):
-    """Memory and load as NVIDIA's driver tells them: also of a process that hangs or is gone.
+    """Memory and load as NVIDIA's driver reports them: also of a process that hangs or is gone.
 
-    nvidia-smi is asked in a thread of its own: a broken GPU may keep it from ever answering.
+    A thread of its own asks the driver: a broken GPU may delay the answer.
     """
 
     def __init__(self, slots: Sequence[WorkerSlot]) -> None:
         self._workers = {slot.gpu: slot.name for slot in slots if slot.gpu is not None}
-        self._told: dict[str, tuple[float, float, float]] = {}  # used, size, load
-        self._told_at = 0.0
+        self._found: list[Gpu] = []
+        self._found_at = 0.0
 
     def start(self) -> None:
         """Ask from now on; nothing where there is no GPU."""
@@ -230,41 +230,20 @@ class GpuCollector(Collector):
             "Share of the last second or so in which a kernel ran.",
             labels=("worker",),
         )
-        if time.monotonic() - self._told_at < GPU_STALE_SECONDS:
-            for gpu, figures in self._told.items():
+        if time.monotonic() - self._found_at < GPU_STALE_SECONDS:
+            for gpu in self._found:
+                figures = (gpu.memory_used, gpu.memory_size, gpu.utilization)
                 for family, value in zip((used, size, load), figures, strict=True):
                     if not math.isnan(value):
-                        family.add_metric((self._workers[gpu],), value)
+                        family.add_metric((self._workers[gpu.index],), value)
         yield from (used, size, load)
 
     def _keep_asking(self) -> None:
         while True:
-            try:
-                self._told, self._told_at = self._answer(), time.monotonic()
-            except (OSError, subprocess.SubprocessError, ValueError) as exc:
-                log.debug("nvidia-smi: %s", exc)
+            if found := [gpu for gpu in read_gpus() if gpu.index in self._workers]:
+                self._found, self._found_at = found, time.monotonic()
             time.sleep(GPU_SECONDS)
-
-    def _answer(self) -> dict[str, tuple[float, float, float]]:
-        fields = "index,memory.used,memory.total,utilization.gpu"
-        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-        out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        told = {}
-        for line in out.splitlines():
-            gpu, *numbers = [word.strip() for word in line.split(",")]
-            if gpu in self._workers:
-                used, size, load = (_number(number) for number in numbers)
-                told[gpu] = (used * 2**20, size * 2**20, load / 100)
-        return told
 
 
 def _is_ready(state: Callable[[WorkerSlot], WorkerState], slot: WorkerSlot) -> bool:
     return state(slot) == "ready"
-
-
-def _number(text: str) -> float:
-    """A figure of nvidia-smi's; NaN where the card does not tell it ('[N/A]')."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
