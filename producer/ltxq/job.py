@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from ltxq.errors import InvalidRequest, JobError, JobFailed
+from ltxq.printable import one_line
 
 CONTRACT = 3
 """Version of the job contract, in every record and in the queue's name."""
@@ -302,8 +303,7 @@ def _problem(error: Any) -> tuple[str, str]:
     field = ".".join(str(part) for part in error["loc"])
     if not field and re.match(r"^[a-z_]+: ", reason):  # from a check over several fields
         field, reason = reason.split(": ", 1)
-    shown = "".join(c if c.isprintable() else "�" for c in field[:100])  # it may be a stranger's
-    return shown or "request", reason
+    return one_line(field[:100]) or "request", reason
 
 
 class Progress(BaseModel):

@@ -11,7 +11,7 @@ import pytest
 from ltxq.errors import ConfigurationError
 from ltxq_worker.supervisor.child import WorkerSlot, lock_slot
 
-PLACE = WorkerSlot(name="cpu0@host", device="cpu", gpu=None)
+SLOT = WorkerSlot(name="cpu0@host", device="cpu", gpu=None)
 STRANGER = 65_534  # nobody
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
@@ -29,7 +29,7 @@ def refused(folder: Path, why: str) -> ConfigurationError:
     """Nothing may be made in it, or through it."""
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     with pytest.raises(ConfigurationError, match=why) as refusal:
-        lock_slot(PLACE, folder)
+        lock_slot(SLOT, folder)
     assert refusal.value.hint
     assert there == ({path.name for path in folder.iterdir()} if folder.is_dir() else set())
     return refusal.value
@@ -45,9 +45,9 @@ def test_a_spool_that_another_user_made_is_not_used(
 def test_a_link_of_ours_to_a_folder_of_ours_is_followed(tmp_path: Path, spool: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(spool)
-    with lock_slot(PLACE, link / "made" / "here"):
+    with lock_slot(SLOT, link / "made" / "here"):
         assert (spool / "made" / "here" / "cpu0_host.lock").is_file()
-    with lock_slot(PLACE, link) as lock:
+    with lock_slot(SLOT, link) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is ours
         assert (spool / "cpu0_host.lock").stat().st_mode & 0o077 == 0
 

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from ltxq.job import Job, Progress, VideoRequest
 from ltxq.ledger import TASK, queue_name
+from ltxq.printable import blanked
 
 log = logging.getLogger("ltxq")
 
@@ -41,11 +42,7 @@ def describe(job_id: str, request: VideoRequest, *, prompt: bool = True) -> str:
     width, height = request.output_size
     parts = [f"{width}x{height}", f"{request.num_frames} frames"]
     if prompt:
-        shown = request.prompt[: 4 * PROMPT_WORDS]
-        # A control character, or a mark that turns the text around, could upset what follows it.
-        if not shown.isprintable():
-            shown = "".join(c if c.isprintable() else " " for c in shown)
-        words = " ".join(shown.split())
+        words = " ".join(blanked(request.prompt[: 4 * PROMPT_WORDS]).split())
         cut = len(words) > PROMPT_WORDS or len(request.prompt) > 4 * PROMPT_WORDS
         parts.append(f"'{words[:PROMPT_WORDS].rstrip()}…'" if cut else f"'{words}'")
     return ", ".join([*parts, job_id])

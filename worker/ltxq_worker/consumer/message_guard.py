@@ -22,6 +22,7 @@ from celery.concurrency.thread import TaskPool
 from celery.worker import state
 from kombu import compression
 
+from ltxq.printable import blanked
 from ltxq_worker.consumer.remote_control import away_errors
 
 log = logging.getLogger("ltxq.worker")
@@ -196,7 +197,7 @@ def _show_little(message: Any) -> None:
     """
     words, (_, kwargs, _) = message.headers.get("argsrepr"), message.payload
     words = words[:MOST_SHOWN] if isinstance(words, str) else "…"
-    message.headers["argsrepr"] = "".join(c if c.isprintable() else " " for c in words)
+    message.headers["argsrepr"] = blanked(words)
     message.headers["kwargsrepr"] = "{…}" if kwargs else "{}"
 
 
