@@ -178,11 +178,10 @@ class VideoRequest(BaseModel):
     @classmethod
     def _num_frames_is_allowed(cls, frames: int, earlier: ValidationInfo) -> int:
         rate = earlier.data.get("frame_rate", 24.0)  # missing where it is wrong itself
-        most = (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
-        near = either(nearest(frames, step=FRAME_STEP, offset=1, low=1, high=most))
+        near = either(nearest_frames(frames, rate))
         if frames < 1 or frames % FRAME_STEP != 1:
             raise ValueError(f"must be 8k+1, not {frames}; nearest: {near}")
-        if frames > most:
+        if frames > most_frames(rate):
             raise ValueError(
                 f"{frames} frames at {rate:g} a second are {frames / rate:.1f} s, more than "
                 f"{MAX_SECONDS:g} s; nearest: {near}"
@@ -290,6 +289,16 @@ def nearest(value: int, *, step: int, low: int, high: int, offset: int = 0) -> t
     """The one or two allowed values (`offset + k·step` in `low..high`) closest to `value`."""
     below = (value - offset) // step * step + offset
     return tuple(sorted({min(max(v, low), high) for v in (below, below + step)}))
+
+
+def most_frames(rate: float) -> int:
+    """The frames of the longest clip at a frame rate."""
+    return (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
+
+
+def nearest_frames(frames: int, rate: float) -> tuple[int, ...]:
+    """The one or two allowed numbers of frames closest to `frames`, at a frame rate."""
+    return nearest(frames, step=FRAME_STEP, offset=1, low=1, high=most_frames(rate))
 
 
 def either(values: tuple[int, ...]) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from ltxq.cli import main
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.pipeline.registry import ModelLimits, family_of
 
 UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
@@ -261,3 +263,29 @@ def test_looking_at_a_folder_needs_no_torch() -> None:
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=True)
+
+
+def test_a_model_without_an_upscaler_has_one_stage(folder: Path) -> None:
+    family = family_of("my-model")
+    assert family.limits(folder) == ModelLimits(stages=(1,))
+    safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
+    assert family.limits(folder) == ModelLimits(stages=(1, 2), num_inference_steps=8)
+
+
+def test_a_tiny_model_and_the_test_pipeline_suit_a_cpu(folder: Path) -> None:
+    assert not family_of("my-model").suits_a_cpu(folder)
+    safetensors(folder / "weights.safetensors", {**CONFIG, "random_weights": True}, "2.0.0")
+    assert family_of("my-model").suits_a_cpu(folder)
+    assert family_of("instant").suits_a_cpu(folder.parent / "instant")
+    assert family_of("instant").open(folder.parent / "instant") is None
+
+
+def test_the_list_of_models_has_their_limits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LTXQ_MODEL_DIR", str(folder.parent))
+    assert main(["model", "list", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    assert models["my-model"]["limits"]["stages"] == [1]
+    assert models["my-model"]["limits"]["max_side"] == 2048
+    assert models["ltx-2-19b-distilled"]["limits"] is None  # it is not here

@@ -25,8 +25,9 @@ from ltxq.settings import Settings
 from ltxq_worker.gpus import Gpu, read_gpus
 from ltxq_worker.models.catalog import CATALOG, Repo
 from ltxq_worker.models.files.folder import ModelFolder
-from ltxq_worker.pipeline import INSTANT, memory
+from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
+from ltxq_worker.pipeline.registry import family_of
 
 OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
 IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
@@ -78,9 +79,6 @@ class WorkerChecks:
 
     def check_model(self, settings: Settings) -> Iterator[Finding]:
         """Its files; where they are missing, whether they can be had."""
-        if self.model == INSTANT:
-            yield Finding("Model", "ok", "The instant test pipeline needs no files.")
-            return
         path = settings.model_dir.expanduser() / self.model
         if not path.is_dir() and self.model in CATALOG:
             yield Finding(
@@ -89,7 +87,10 @@ class WorkerChecks:
             )  # fmt: skip
             yield from check_access(self.model)
             return
-        folder = ModelFolder.open(path)
+        folder = family_of(self.model).open(path)
+        if folder is None:
+            yield Finding("Model", "ok", f"{self.model} needs no files.")
+            return
         yield Finding("Model", "ok", f"{self.model} is whole by its files' sizes and headers.")
         if self.hashes:
             yield from check_hashes(folder)
@@ -97,10 +98,10 @@ class WorkerChecks:
     def check_memory(self, settings: Settings) -> Iterator[Finding]:
         """Whether model and clips fit each card."""
         path = settings.model_dir.expanduser() / self.model
-        if self.model == INSTANT or not path.is_dir():
+        folder = family_of(self.model).open(path) if path.is_dir() else None
+        if folder is None:
             yield Finding("GPU memory", "skipped", "There is no model to measure it against.")
             return
-        folder = ModelFolder.open(path)
         cards = read_gpus()
         if not cards:
             yield Finding("GPU memory", "skipped", "There is no GPU.")

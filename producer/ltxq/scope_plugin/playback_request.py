@@ -15,14 +15,13 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from ltxq.job import (
-    FRAME_STEP,
-    MAX_SECONDS,
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
     SIDE_STEP,
     VideoRequest,
-    nearest,
+    most_frames,
+    nearest_frames,
 )
 
 log = logging.getLogger("ltxq.scope")
@@ -141,9 +140,8 @@ class ParameterReader:
         return used
 
     def _frames(self, sent: Mapping[str, Any], rate: float) -> int:
-        most = (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
-        given = self._number("num_frames", sent, 1, most)
-        near = nearest(round(given), step=FRAME_STEP, offset=1, low=1, high=most)
+        given = self._number("num_frames", sent, 1, most_frames(rate))
+        near = nearest_frames(round(given), rate)
         frames = min(near, key=lambda allowed: abs(allowed - given))
         if frames != given:
             self._warn("num_frames", given, str(frames), "the model makes 1, 9, 17, 25, 33, …")

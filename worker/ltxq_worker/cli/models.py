@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ltxq.cli import screen
 from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.pipeline import INSTANT
+from ltxq_worker.pipeline.registry import family_of
 
 
 def generate(
@@ -80,23 +80,16 @@ def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Itera
 
 def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
     """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
-    if model == INSTANT:
-        from ltxq_worker.pipeline.instant import InstantPipeline
-
-        return InstantPipeline()
     settings = Settings.read()
     bar.at("loading the model", 0)
-    from ltxq_worker.pipeline.ltx import LtxPipeline
-
     folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
-    return LtxPipeline.load(
+    return family_of(model).load(
         folder,
-        model=folder.absolute().name,
-        device=device,
-        quantization=settings.quantization,
-        optimize=settings.optimize,
+        settings,
+        device,
+        lambda part, fraction: bar.at("loading the model", fraction, part),
+        warm_up=False,
         rgb=rgb,
-        report=lambda what, fraction: bar.at("loading the model", fraction, what),
     )
 
 
@@ -168,14 +161,13 @@ def model_list(*, as_json: bool) -> None:
 
 
 def _condition(folder: Path | None) -> dict[str, Any]:
-    """Whether a model's folder is complete, and what is wrong with it if not."""
-    from ltxq_worker.models.files.folder import ModelFolder
-
+    """Whether a model's folder is complete, what the model can make, or what is wrong."""
     if folder is None:
-        return {"usable": False, "problem": ""}
+        return {"usable": False, "problem": "", "limits": None}
+    family = family_of(folder.name)
     try:
-        tiny = ModelFolder.open(folder).tiny
+        limits = asdict(family.limits(folder))
     except ModelUnusable as exc:
-        return {"usable": False, "problem": exc.message}
-    about = {"about": "random weights, abstract pictures"} if tiny else {}
-    return {"usable": True, "problem": "", **about}
+        return {"usable": False, "problem": exc.message, "limits": None}
+    about = {"about": "random weights, abstract pictures"} if family.suits_a_cpu(folder) else {}
+    return {"usable": True, "problem": "", "limits": limits, **about}

@@ -32,16 +32,13 @@ from ltxq_worker.consumer.admission import admit, is_wakeup
 from ltxq_worker.consumer.message_guard import Pool, bound_decompression, message_guard_step
 from ltxq_worker.consumer.reconnect import reconnect_step
 from ltxq_worker.consumer.remote_control import control_step
-from ltxq_worker.pipeline import INSTANT, DeviceBroken, Pipeline
-from ltxq_worker.pipeline.fast.options import parse_shapes
+from ltxq_worker.pipeline import DeviceBroken, Pipeline
+from ltxq_worker.pipeline.registry import family_of
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.job_events import CeleryJobEvents
 from ltxq_worker.process.runner import Runner
 
 log = logging.getLogger("ltxq.worker")
-
-# Made before a worker is ready unless LTXQ_SHAPES says otherwise: the default clip, or a small one.
-WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
 
 
 class SupervisorLink:
@@ -79,32 +76,13 @@ class SupervisorLink:
 def load_pipeline(
     model: str, settings: Settings, device: str, supervisor: SupervisorLink
 ) -> Pipeline:
-    """The pipeline of `model`, loaded and warm.
-
-    Raises:
-        ModelUnusable
-        DeviceBroken
-        ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
-    """
-    if model == INSTANT:
-        from ltxq_worker.pipeline.instant import InstantPipeline
-
-        return InstantPipeline(denoise_seconds=settings.instant_seconds)
-    shapes = parse_shapes(settings.shapes or WARM_UP[device])
-    from ltxq_worker.pipeline.ltx import LtxPipeline
-
-    pipeline = LtxPipeline.load(
+    """The pipeline of `model`, loaded and warm. Raises what `Family.load` raises."""
+    return family_of(model).load(
         settings.model_dir.expanduser() / model,
-        model=model,
-        device=device,
-        quantization=settings.quantization,
-        optimize=settings.optimize,
-        report=lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
+        settings,
+        device,
+        lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
     )
-    supervisor.tell(loading="warm-up clip", fraction=1.0)
-    pipeline.warm_up(shapes)
-    log.info("optimizations: %s", pipeline.optimizations)
-    return pipeline
 
 
 def consume(app: Celery, runner: Runner) -> None:

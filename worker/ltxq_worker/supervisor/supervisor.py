@@ -29,8 +29,7 @@ from ltxq.ops.metrics import MetricsServer
 from ltxq.ops.orphans import CLEAN_SECONDS, clean
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.models.files.folder import ModelFolder
-from ltxq_worker.pipeline import INSTANT
+from ltxq_worker.pipeline.registry import family_of
 from ltxq_worker.supervisor.child import (
     WorkerProcess,
     WorkerSlot,
@@ -358,8 +357,7 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
         ConfigurationError: no such GPU, no bucket, or another supervisor is at work here.
         ModelUnusable: the model's folder is missing or broken.
     """
-    if model != INSTANT:
-        ModelFolder.open(settings.model_dir.expanduser() / model)  # before any GPU is set up
+    family_of(model).open(settings.model_dir.expanduser() / model)  # before any GPU is set up
     host = name or socket.gethostname()
     identities = find_slots(gpus, host)
     root = spool_root(settings)

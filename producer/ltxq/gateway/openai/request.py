@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import UnsupportedParameter
-from ltxq.job import FRAME_STEP, MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest
+from ltxq.job import MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest_frames
 from ltxq.printable import one_line
 
 # Names in this API → names in VideoRequest.
@@ -173,9 +173,8 @@ def _choose_frames(
     rate = _number(given.get("fps", 24))
     if rate is None or not 1 <= rate <= 60:
         return  # VideoRequest.parse reports it
-    most = (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
     frames = seconds * rate
-    near = nearest(round(frames), step=FRAME_STEP, offset=1, low=1, high=most)
+    near = nearest_frames(round(frames), rate)
     chosen["num_frames"] = min(near, key=lambda count: (abs(count - frames), count))
     sent_as["num_frames"] = "seconds"
 

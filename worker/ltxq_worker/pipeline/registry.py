@@ -1,0 +1,159 @@
+"""The families of models: how a model is checked, limited and loaded. No torch until it is loaded.
+
+What depends on the kind of a model is here; other modules ask `family_of`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ltxq.errors import ModelUnusable
+from ltxq.job import FRAME_STEP, MAX_SECONDS, MAX_SIDE, MIN_SIDE, SIDE_STEP
+from ltxq.settings import WorkerSettings
+from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.pipeline import INSTANT, Pipeline, schedule
+from ltxq_worker.pipeline.fast.options import parse_shapes
+
+log = logging.getLogger("ltxq.worker")
+
+Progress = Callable[[str, float], None]  # the part that is being loaded, and the share done
+
+# Sizes that are compiled before a worker is ready, unless LTXQ_SHAPES names others.
+WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLimits:
+    """What a model can make."""
+
+    side_step: int = SIDE_STEP  # pixels, for each stage: the video VAE's stride in space
+    min_side: int = MIN_SIDE  # pixels
+    max_side: int = MAX_SIDE
+    frame_step: int = FRAME_STEP  # frames: the video VAE's stride in time; 8k+1 are allowed
+    max_seconds: float = MAX_SECONDS
+    stages: tuple[int, ...] = (1, 2)
+    num_inference_steps: int = schedule.steps(1)  # of the first stage; fixed for distilled models
+    guidance: bool = False
+
+
+class Family(Protocol):
+    """Models that are checked, limited and loaded in the same way. `folder` is a model's folder,
+    whose name is the model's.
+    """
+
+    def open(self, folder: Path) -> ModelFolder | None:
+        """The model's files, checked by their headers. None: the family needs no files.
+
+        Raises:
+            ModelUnusable: a file is missing, cut short, foreign or too new.
+        """
+
+    def limits(self, folder: Path) -> ModelLimits:
+        """What the model can make.
+
+        Raises:
+            ModelUnusable
+        """
+
+    def suits_a_cpu(self, folder: Path) -> bool:
+        """Whether a CPU is quick enough for the model."""
+
+    def load(
+        self,
+        folder: Path,
+        settings: WorkerSettings,
+        device: str | None,
+        progress: Progress,
+        *,
+        warm_up: bool = True,
+        rgb: bool = False,
+    ) -> Pipeline:
+        """The model's pipeline.
+
+        Args:
+            device: 'cuda' or 'cpu'; None: cuda if there is one.
+            warm_up: make clips of the sizes in LTXQ_SHAPES first; needs a device.
+            rgb: frames stay RGB.
+
+        Raises:
+            ModelUnusable, OutOfMemory, DeviceBroken
+            ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
+        """
+
+
+class Instant:
+    """The test pipeline: real MP4s in milliseconds, without a model."""
+
+    def open(self, folder: Path) -> None:
+        """It needs no files."""
+
+    def limits(self, folder: Path) -> ModelLimits:  # noqa: ARG002
+        """Those of the real models."""
+        return ModelLimits()
+
+    def suits_a_cpu(self, folder: Path) -> bool:  # noqa: ARG002
+        """It uses no GPU."""
+        return True
+
+    def load(self, folder: Path, settings: WorkerSettings, *_: object, **__: object) -> Pipeline:  # noqa: ARG002
+        """The pipeline; it denoises for LTXQ_INSTANT_SECONDS."""
+        from ltxq_worker.pipeline.instant import InstantPipeline
+
+        return InstantPipeline(denoise_seconds=settings.instant_seconds)
+
+
+class DistilledLtx:
+    """LTX-2 and LTX-2.3, distilled, and tiny models of their shape."""
+
+    def open(self, folder: Path) -> ModelFolder:
+        """The folder, by the headers of its files."""
+        return ModelFolder.open(folder)
+
+    def limits(self, folder: Path) -> ModelLimits:
+        """Two stages need an upscaler."""
+        return ModelLimits(stages=(1, 2) if self.open(folder).upscaler else (1,))
+
+    def suits_a_cpu(self, folder: Path) -> bool:
+        """Only a tiny model does."""
+        try:
+            return self.open(folder).tiny
+        except ModelUnusable:
+            return False
+
+    def load(
+        self,
+        folder: Path,
+        settings: WorkerSettings,
+        device: str | None,
+        progress: Progress,
+        *,
+        warm_up: bool = True,
+        rgb: bool = False,
+    ) -> Pipeline:
+        """All parts onto the device, where they stay."""
+        shapes = parse_shapes(settings.shapes or WARM_UP[device or "cpu"]) if warm_up else []
+        from ltxq_worker.pipeline.ltx import LtxPipeline  # torch, once the settings are right
+
+        pipeline = LtxPipeline.load(
+            folder,
+            model=folder.absolute().name,
+            device=device,
+            quantization=settings.quantization,
+            optimize=settings.optimize,
+            rgb=rgb,
+            report=progress,
+        )
+        if warm_up:
+            progress("warm-up clip", 1.0)
+            pipeline.warm_up(shapes)
+            log.info("optimizations: %s", pipeline.optimizations)
+        return pipeline
+
+
+def family_of(model: str) -> Family:
+    """The family of a model, by the model's name."""
+    return Instant() if model == INSTANT else DistilledLtx()
