@@ -80,13 +80,13 @@ class VideoRequest(BaseModel):
         default=1,
         ge=1,
         le=2,
-        description="1: made at full size. 2: made at half size, doubled and refined, for large "
-        "clips; sides are multiples of 64 then.",
+        description="1: full size. 2: half size, upscaled and refined, for large clips; sides "
+        "are then multiples of 64.",
     )
     height: Whole = Field(
         default=512, description="Pixels; a multiple of 32 (64 for two stages) from 64 to 2048."
     )
-    width: Whole = Field(default=768, description="As height.")
+    width: Whole = Field(default=768, description="Pixels, as `height`.")
     frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
     num_frames: Whole = Field(
         default=33,
@@ -95,11 +95,11 @@ class VideoRequest(BaseModel):
     )
     seed: Whole | None = Field(
         default=42,
-        description="0 to 2^53-1. None: one is drawn when the job is submitted, and recorded.",
+        description="0 to 2^53-1. None: drawn at submission, and recorded.",
     )
-    audio: bool = Field(default=True, description="Make sound with the picture.")
+    audio: bool = Field(default=True, description="With sound.")
     model: ModelName | None = Field(
-        default=None, description="None: LTXQ_DEFAULT_MODEL, resolved when the job is submitted."
+        default=None, description="None: LTXQ_DEFAULT_MODEL at submission."
     )
     priority: Priority = "normal"
     timeout: int = Field(
@@ -112,34 +112,37 @@ class VideoRequest(BaseModel):
         default=24 * 3600,
         ge=60,
         le=MAX_URL_SECONDS,
-        description="Seconds a presigned URL of the result lives; at most 7 days.",
+        description="Seconds for which the result's URLs are valid; at most 7 days.",
     )
     metadata: dict[str, str] = Field(
         default_factory=dict,
-        description="The caller's own: up to 16 pairs, keys to 64 characters, values to 512.",
+        description="Stored with the job: up to 16 pairs, keys up to 64 characters, values up to "
+        "512.",
     )
     webhook_url: str | None = Field(
         default=None,
         max_length=2048,
-        description="http(s) URL told of the outcome by a signed POST.",
+        description="http(s) URL that gets a signed POST when the job ends.",
     )
     not_before: AwareDatetime | None = Field(
         default=None,
-        description="The job waits until then, as 2026-12-24T18:00:00Z.",
+        description="Earliest start, as 2026-12-24T18:00:00Z.",
     )
     start_within: float | None = Field(
         default=None,
         ge=0.001,
         le=MAX_WAIT_SECONDS,
-        description="Seconds from the submission within which a worker must have taken the job; "
-        "otherwise it is cancelled as expired. At most 30 days.",
+        description="Cancel the job as expired if no worker has taken it within this many seconds "
+        "of its submission; at most 30 days.",
     )
     crop_width: Whole | None = Field(
         default=None,
-        description="Pixels; the MP4's width where it is no multiple of 32 (64): even, and less "
-        "than 32 (64) below `width`. Cropped evenly on both sides.",
+        description="Crop the MP4 to this width, evenly on both sides: even, and less than 32 (two "
+        "stages: 64) pixels below `width`.",
     )
-    crop_height: Whole | None = Field(default=None, description="As crop_width, for the height.")
+    crop_height: Whole | None = Field(
+        default=None, description="Crop the MP4 to this height, as `crop_width`."
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -321,13 +324,13 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     stage: Stage
-    step: int = Field(ge=0, description="Steps of this stage that are done.")
-    steps: int = Field(ge=1, description="Steps this stage has.")
-    fraction: float = Field(ge=0, le=1, description="Share of the whole job, about.")
+    step: int = Field(ge=0, description="Finished steps of this stage.")
+    steps: int = Field(ge=1, description="All steps of this stage.")
+    fraction: float = Field(ge=0, le=1, description="Share of the whole job, estimated.")
 
 
 class VideoResult(BaseModel):
-    """The finished clip. URLs live until `expires_at`; `Client.get` signs them afresh."""
+    """The finished clip. Its URLs are valid until `expires_at`; `Client.get` signs new ones."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -338,8 +341,8 @@ class VideoResult(BaseModel):
     key: str = Field(
         description="The MP4's key in the bucket, '<prefix><job id>/<claim>/clip.mp4'."
     )
-    sha256: str = Field(description="Of the MP4, hex.")
-    size: int = Field(description="Of the MP4, bytes.")
+    sha256: str = Field(description="SHA-256 of the MP4, hex.")
+    size: int = Field(description="Bytes of the MP4.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     num_frames: int
@@ -348,19 +351,19 @@ class VideoResult(BaseModel):
     seed: int
     model: str
     timings: dict[str, float] = Field(description="Seconds by stage.")
-    expires_at: datetime | None = Field(description="When the URLs end; None: they do not.")
+    expires_at: datetime | None = Field(description="When the URLs expire; None: never.")
 
 
 class WebhookState(BaseModel):
-    """Whether the request's webhook_url was told of the outcome."""
+    """Delivery of the webhook to the request's webhook_url."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     state: Literal["pending", "delivered", "failed"] = Field(
-        description="pending: it is tried until delivered; failed: for a day in vain."
+        description="pending: ltxq retries; failed: given up after a day."
     )
-    attempts: int = Field(default=0, description="Begun so far, the one going on among them.")
-    last_error: str | None = Field(default=None, description="Why the last one failed.")
+    attempts: int = Field(default=0, description="Attempts so far, a running one included.")
+    last_error: str | None = Field(default=None, description="Why the last attempt failed.")
     delivered_at: datetime | None = None
 
 
@@ -370,31 +373,35 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
-    contract: int = Field(default=CONTRACT, description="Version of the contract it was made for.")
+    contract: int = Field(default=CONTRACT, description="Version of the job contract.")
     state: JobState
     request: VideoRequest
     progress: Progress | None = Field(default=None, description="While running.")
     result: VideoResult | None = Field(default=None, description="If it succeeded.")
     error: JobError | None = Field(default=None, description="If it failed or was cancelled.")
-    attempts: int = Field(default=0, description="Times a worker claimed it.")
-    worker: str | None = Field(default=None, description="Who has it, or had it last.")
+    attempts: int = Field(default=0, description="Number of claims.")
+    worker: str | None = Field(
+        default=None, description="The worker that has the job, or had it last."
+    )
     queue_position: int | None = Field(
-        default=None, description="While queued: how many jobs are taken before it."
+        default=None, description="While queued: number of jobs ahead."
     )
     eta_seconds: float | None = Field(
         default=None,
-        description="About how long until it has its result, by what recent jobs took; None where "
-        "nothing is known, or no worker is there.",
+        description="Estimated seconds to the result, from recent jobs; None without recent jobs "
+        "or without a worker.",
     )
-    cancel_requested: bool = Field(default=False, description="Running, and asked to stop.")
-    owner: str | None = Field(default=None, description="Whose it is, where there are API keys.")
-    retry_of: str | None = Field(default=None, description="The job this one repeats.")
+    cancel_requested: bool = Field(
+        default=False, description="The job is running and was asked to stop."
+    )
+    owner: str | None = Field(default=None, description="Name of the API key that submitted it.")
+    retry_of: str | None = Field(default=None, description="The job that this job retries.")
     idempotency_key: str | None = None
     submitted_at: datetime
-    started_at: datetime | None = Field(default=None, description="When it was last claimed.")
+    started_at: datetime | None = Field(default=None, description="Time of the last claim.")
     finished_at: datetime | None = None
     webhook: WebhookState | None = Field(
-        default=None, description="Once finished, where the request has a webhook_url."
+        default=None, description="Set when the job has ended, if the request has a webhook_url."
     )
 
     @property

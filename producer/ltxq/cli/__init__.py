@@ -1,7 +1,6 @@
-"""The `ltxq` command: the table of commands, and where every error becomes an exit code.
+"""The `ltxq` command: its list of commands, and the exit code of every error.
 
-What commands do is in `jobs.py` and `batch.py` (over `Client`) and in the worker's package, which
-`machine.py` loads. Starting must stay quick: nothing here imports Celery, Redis, boto3 or torch.
+Starting must stay quick: nothing here imports Celery, Redis, boto3 or torch.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ from ltxq.errors import (
 _HELP = """
 A queue for LTX-2 video generation: a prompt goes in, an MP4 comes out.
 
-Try it on this machine with `ltxq demo`. Where the queue and the clips are is read from LTXQ_URL,
-LTXQ_S3_ENDPOINT and LTXQ_S3_BUCKET; for jobs LTXQ_URL may be a gateway's https://, with its key
-in LTXQ_API_KEY. With --json every command prints one JSON object, an error as
-{"error": {code, message, hint, retryable}}.
+Try it on this machine with `ltxq demo`. LTXQ_URL names the queue: a Redis server or, with
+LTXQ_API_KEY, a gateway. LTXQ_S3_ENDPOINT and LTXQ_S3_BUCKET name the storage. With --json every
+command prints one JSON object, an error as {"error": {code, message, hint, retryable}}.
 
-Exit codes: 0 done · 1 the job failed or was cancelled, or the work went wrong · 2 wrong request,
-option or setting · 3 no such job · 4 queue or storage unavailable or full, later may be better ·
-5 not finished in the time given · 70 an error in ltxq itself · 130 interrupted. LTXQ_DEBUG=1
-shows where an error came from.
+Exit codes: 0 done · 1 the command failed, or the job failed or was cancelled · 2 wrong request,
+option or setting · 3 no such job · 4 queue or storage unavailable or full: try again later ·
+5 not finished within --wait-timeout · 70 a bug in ltxq · 130 interrupted. LTXQ_DEBUG=1 prints the
+traceback of an error.
 """
 _BUG, _INTERRUPTED = 70, 130
 

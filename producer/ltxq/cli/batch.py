@@ -29,22 +29,22 @@ def batch(
         Path,
         typer.Argument(metavar="FILE", help="One JSON object a line; - is standard input."),
     ],
-    from_line: Annotated[int, typer.Option(min=1, help="Leave out the lines before.")] = 1,
+    from_line: Annotated[int, typer.Option(min=1, help="Skip the lines before this one.")] = 1,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
-            help="Of the whole file: with the same one no line makes a second job "
-            "[default: a random one]"
+            help="Key of the whole file: with the same key no line makes a second job "
+            "[default: random]"
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit every line of a JSONL file.
 
-    A line has the fields of a request, {"prompt": "…", "num_frames": 121}, and may have an
-    idempotency_key of its own. Prints the jobs' ids in order. Lines that are wrong are told by
-    number, the others go in; then the exit code is 2.
-    If the queue goes away, it says how to go on without making a job twice.
+    A line has the fields of a request, as {"prompt": "…", "num_frames": 121}, and optionally its
+    own idempotency_key. Prints the jobs' ids in order. Reports invalid lines by number, submits
+    the others, and exits with 2.
+    If the queue becomes unavailable, the error says how to continue without making a job twice.
     """
     from ltxq.client import Client
 

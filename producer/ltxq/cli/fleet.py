@@ -23,7 +23,7 @@ _AT_REST = ("drained", "away")
 
 
 def workers(as_json: AsJson = False) -> None:
-    """Show the workers of the fleet, and what each does."""
+    """Show all workers, their states and their jobs."""
     from ltxq.ops.operator import Operator
 
     with Operator() as operator:
@@ -48,7 +48,7 @@ def workers(as_json: AsJson = False) -> None:
 
 
 def queue(as_json: AsJson = False) -> None:
-    """Show what waits, by model and priority, and how long it will take."""
+    """Show the waiting jobs by model and priority, and how long they will take."""
     from ltxq.ops.operator import Operator
 
     with Operator() as operator:
@@ -66,15 +66,17 @@ def queue(as_json: AsJson = False) -> None:
 
 
 def drain(
-    host: Annotated[str, typer.Argument(help="As `ltxq workers` shows it, after the @.")],
-    undo: Annotated[bool, typer.Option("--undo", help="Let it take jobs again.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until its workers have stopped.")] = False,
+    host: Annotated[str, typer.Argument(help="Host name, as `ltxq workers` shows it after the @.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let its workers take jobs again.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until its workers have stopped.")
+    ] = False,
     wait_timeout: WaitTimeoutSeconds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have a host's workers finish what they have and stop, to work on the machine.
+    """Let a host's workers finish their jobs and stop.
 
-    It stays so over restarts, until --undo. Its supervisor goes on with what it does for the fleet.
+    This survives restarts, until --undo. The host's supervisor goes on sweeping.
     """
     from ltxq.ops.operator import Operator
 
@@ -93,14 +95,12 @@ def drain(
 
 
 def clean(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count them and remove nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove objects in the bucket that belong to no job any more.
+    """Remove orphaned objects: those in the bucket that belong to no job.
 
-    Supervisors do so by themselves, four times a day.
+    Supervisors do this four times a day.
     """
     from ltxq.ops.operator import Operator
 

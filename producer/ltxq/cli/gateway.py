@@ -13,14 +13,14 @@ from ltxq.errors import MissingExtra
 
 def gateway(
     host: Annotated[
-        str, typer.Option(help="The address to listen on; without API keys this machine's own.")
+        str, typer.Option(help="Address to listen on. Without API keys only this machine's own.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,
     as_json: AsJson = False,
 ) -> None:
     """Serve the queue over HTTP, for OpenAI's SDKs and for browsers, until Ctrl-C.
 
-    Its page is at /, its description at /docs. It holds no jobs: run as many as you like.
+    The page is at /, the API's description at /docs. Run as many gateways as you like.
     """
     try:
         from ltxq.gateway.serve import serve
@@ -44,10 +44,10 @@ def gateway(
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Whose it is: a-z 0-9 . _ -")],
+    name: Annotated[str, typer.Argument(help="Name of the owner: a-z 0-9 . _ -")],
     as_json: AsJson = False,
 ) -> None:
-    """Make an API key for the gateway. It is shown once; the gateway is given its hash."""
+    """Make an API key for the gateway. The key is shown once; the gateway stores its hash."""
     from ltxq.gateway.access.keys import new_key
 
     try:

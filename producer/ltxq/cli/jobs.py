@@ -23,7 +23,7 @@ def submit(
     wait_timeout: WaitTimeoutSeconds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a prompt on the queue. Prints the job's id or, with --wait, the clip's URL."""
+    """Submit a prompt. Prints the job's id or, with --wait, the clip's URL."""
     from ltxq.client import Client
 
     with Client() as client:
@@ -39,7 +39,7 @@ def submit(
 
 
 def status(job_id: JobId, as_json: AsJson = False) -> None:
-    """Show a job as it is now. Exits with 0 whatever its state."""
+    """Show the current state of a job. Exits with 0, also if the job failed."""
     from ltxq.client import Client
 
     with Client() as client:
@@ -99,9 +99,9 @@ def delete(job_id: JobId, as_json: AsJson = False) -> None:
 
 def list_jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Number of jobs.")] = 20,
     after: Annotated[
-        str | None, typer.Option(help="Go on from where the last page ended; it says how.")
+        str | None, typer.Option(help="Continue after this job; each page names it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -47,13 +47,12 @@ def _commands(what: str, module: str = "cli.commands") -> Iterator[Any]:
 
 
 def demo(
-    prompt: Annotated[str, typer.Argument(help="What the clip is asked to show.")] = _PROMPT,
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.")] = _PROMPT,
     as_json: AsJson = False,
 ) -> None:
-    """Make one clip on this machine, with all it takes started and stopped.
+    """Make one clip on this machine: start Redis, an S3 server and a worker, and stop them.
 
-    That is Redis, an S3 server and a worker. The model is tiny and has random weights, so the
-    picture is abstract whatever the prompt says.
+    The model is tiny and has random weights, so the picture is abstract, whatever the prompt says.
     The clip is saved under ./clips.
     """
     with _commands("ltxq demo") as commands:
@@ -61,24 +60,34 @@ def demo(
 
 
 def up(
-    data: Annotated[Path, typer.Option(help="The folder that keeps everything.")] = Path(
-        "ltxq-data"
-    ),
-    model: Annotated[str, typer.Option(help="A model; tiny is made on first use.")] = "tiny",
+    data: Annotated[Path, typer.Option(help="Folder for jobs and clips.")] = Path("ltxq-data"),
+    model: Annotated[str, typer.Option(help="Model; the tiny one is made on first use.")] = "tiny",
     gpus: Annotated[
         str | None, typer.Option(help="all, cpu, or a list like 0,1 [default: all; cpu for tiny]")
     ] = None,
     redis_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any [default: 6379 if free; then kept]")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="0: any free port [default: 6379 if free; the choice is kept]"
+        ),
     ] = None,
     s3_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any [default: 9000 if free; then kept]")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="0: any free port [default: 9000 if free; the choice is kept]"
+        ),
     ] = None,
     http_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any [default: 8080 if free; then kept]")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="0: any free port [default: 8080 if free; the choice is kept]"
+        ),
     ] = None,
     flower_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any [default: 5555 if free; then kept]")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="0: any free port [default: 5555 if free; the choice is kept]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,12 +112,15 @@ def worker(
         str | None, typer.Option(help="A folder of LTXQ_MODEL_DIR [default: LTXQ_DEFAULT_MODEL]")
     ] = None,
     gpus: Gpus = "all",
-    name: Annotated[str | None, typer.Option(help="Its stable name [default: this host's]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of this host, stable over restarts [default: the host name]"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make clips from the queue until it is told to stop.
+    """Make clips from the queue until SIGTERM or Ctrl-C.
 
-    At SIGTERM or Ctrl-C running jobs are finished first; a second one gives them back.
+    The first signal finishes running jobs; a second one gives them back to the queue.
     """
     with _commands("ltxq worker") as commands:
         code = commands.worker(model=model, gpus=gpus, name=name, as_json=as_json)
@@ -123,7 +135,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The MP4 to write.")],
     model: Annotated[str, typer.Option(help="A model's folder, or its name in LTXQ_MODEL_DIR.")],
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1 [default: cuda where there is one]")
+        str | None, typer.Option(help="cpu, cuda or cuda:1 [default: cuda if available]")
     ] = None,
     frames_out: Annotated[
         Path | None,
@@ -145,18 +157,24 @@ def generate(
 
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Of a worker here [default: LTXQ_DEFAULT_MODEL]")
+        str | None,
+        typer.Option(help="Model of this machine's workers [default: LTXQ_DEFAULT_MODEL]"),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Must fit the card: 768x512x121, two stages: 1536x1024x121x2."),
+        typer.Option(
+            help="Size to check against the card: 768x512x121, or 1536x1024x121x2 for two stages."
+        ),
     ] = None,
     hashes: Annotated[
-        bool, typer.Option("--hashes", help="Read the model's files whole, which takes minutes.")
+        bool,
+        typer.Option(
+            "--hashes", help="Check the hashes of the model's files, which takes minutes."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong here, and say what to do. Exits with 1 if there is a problem.
+    """Check this installation, and say what to do. Exits with 1 if there is a problem.
 
     It looks at Redis, the storage and, where the worker is installed, at GPU, torch and model.
     """
@@ -185,11 +203,11 @@ models = typer.Typer(help="The models on this machine.", rich_markup_mode=None)
 
 @models.command("tiny")
 def model_tiny(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     kind: Annotated[
         str, typer.Option(help="The checkpoint it is shaped as: ltx-2-19b or ltx-2.3-22b.")
     ] = "ltx-2-19b",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write a model of a few megabytes with random weights, for trying things on any computer."""
@@ -202,7 +220,7 @@ def model_download(
     name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Download a model's files into LTXQ_MODEL_DIR; goes on where it was broken off."""
+    """Download a model into LTXQ_MODEL_DIR. Continues a broken download."""
     with _commands("ltxq model download", "cli.models") as commands:
         commands.model_download(name, as_json=as_json)
 

@@ -24,7 +24,7 @@ AsJson = Annotated[
 ]
 IdempotencyKey = Annotated[
     str | None,
-    typer.Option(help="The same key and request again give the same job, not a second one."),
+    typer.Option(help="Submitting the same request again with this key makes no second job."),
 ]
 WaitTimeoutSeconds = Annotated[
     float | None,
@@ -72,12 +72,12 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     default = "" if field.default is None else f" [default: {field.default}]"
     text = re.sub("^None: ", "Default: ", field.description or "")
     if name == "seed":  # on a command line None is a word
-        kind, text = str, "0 to 2^53-1, or `random`: drawn when the job is submitted."
+        kind, text = str, "0 to 2^53-1, or `random`: drawn at submission."
     elif name == "not_before":
         kind = str
     elif name == "metadata":
         kind, flags, default = list[str], ["--metadata"], ""
-        text = "KEY=VALUE, the caller's own; may be given 16 times."
+        text = "KEY=VALUE, stored with the job; at most 16 times."
     elif kind is bool:
         flags, default = [f"{flags[0]}/--no-{name}"], f" [default: {name}]"
     option = typer.Option(*flags, help=f"{text}{default}".strip(), show_default=False)
