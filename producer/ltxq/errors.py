@@ -127,7 +127,7 @@ class StorageRefused(PermanentError):
 
 
 class BucketShared(PermanentError):
-    """Another queue keeps clips in the bucket too, so what is nobody's cannot be told."""
+    """Another queue shares this bucket, so orphaned objects cannot be identified."""
 
 
 class TimedOut(PermanentError):

@@ -253,7 +253,7 @@ def test_full_storage_is_waited_for(
             fleet.wait_until_ready()
             room.clear()
             job = client.submit("a fox", **SMALL)
-            fleet.wait_for(f"{job.id} waits for storage: The storage is in trouble")
+            fleet.wait_for(f"{job.id} waits for storage: The storage has an error")
             room.set()
             done = client.wait(job.id, PATIENCE)
             assert (done.state, done.attempts) == ("succeeded", 1)

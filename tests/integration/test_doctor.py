@@ -68,7 +68,7 @@ def test_a_healthy_queue_has_no_problem(own_redis: RedisServer, s3: S3) -> None:
     assert {finding.status for finding in findings} == {"ok"}, findings
     about = " ".join(finding.message for finding in findings)
     for fact in (
-        "Version 6.",
+        "Redis 6.",
         "appendfsync everysec",
         "last second",
         "A signed URL can be fetched",
@@ -103,7 +103,7 @@ def test_a_redis_that_evicts_jobs(broken: redis.Redis, own_redis: RedisServer) -
     broken.config_set("maxmemory", "1gb")
     broken.config_set("maxmemory-policy", "allkeys-lru")
     (line,) = of_redis(own_redis, "problem")
-    assert_matches("allkeys-lru: when it is full it throws jobs away. Set `maxmemory-policy", line)
+    assert_matches("allkeys-lru: when it is full it deletes jobs. Set `maxmemory-policy", line)
 
 
 def test_a_replica(broken: redis.Redis, own_redis: RedisServer, redis_server: RedisServer) -> None:
@@ -119,7 +119,7 @@ def test_a_redis_that_refuses_config_still_gets_a_report(
     )
     settings = Settings(url=f"redis://guest:guest@127.0.0.1:{own_redis.port}/0")
     findings = list(base.check_redis(settings))
-    assert "its fsync policy is not told" in " ".join(finding.message for finding in findings)
+    assert "its fsync policy is hidden" in " ".join(finding.message for finding in findings)
     broken.acl_deluser("guest")
 
 
@@ -133,7 +133,7 @@ def test_a_redis_that_is_not_there_and_one_with_another_password(own_redis: Redi
 def test_a_network_without_tls_or_password_is_warned_of() -> None:
     open_door = Settings(url="redis://queue.example.com:6379/0")
     lines = " ".join(said(base._exposure(open_door), "warning"))
-    assert_matches("in the clear.*rediss://.*no password.*requirepass", lines)
+    assert_matches("unencrypted.*rediss://.*no password.*requirepass", lines)
     closed = Settings(url="rediss://:secret@queue.example.com:6380/0")
     assert list(base._exposure(closed)) == []
 
@@ -169,7 +169,7 @@ def test_a_clock_that_is_off(seconds: float, status: str) -> None:
 
 def test_jobs_that_nobody_makes(redis_url: str) -> None:
     settings = Settings(url=redis_url, default_model="instant")
-    assert said(base.check_workers(settings), "ok") == ["None is ready, and nothing waits."]
+    assert said(base.check_workers(settings), "ok") == ["No worker is ready, and no job waits."]
     ledger = Ledger.from_settings(settings)
     from ltxq import Client
 

@@ -226,7 +226,7 @@ def test_a_supervisor_cleans_by_itself_and_one_of_the_fleet_at_a_time(
 
 def test_an_operators_command_needs_the_queue_itself() -> None:
     settings = Settings().model_copy(update={"url": SecretStr("https://ltxq.example.com")})
-    with pytest.raises(ConfigurationError, match="a gateway's"):
+    with pytest.raises(ConfigurationError, match="names a gateway"):
         Operator(settings)
 
 

@@ -216,7 +216,7 @@ class Session:
 
     @property
     def tags(self) -> list[int]:
-        """The tags of the shown clips in order; a clip that was shown twice is there twice."""
+        """The tags of the shown clips in order; a clip that was shown twice occurs twice."""
         tags = []
         last = None
         for shown in self.viewer.shown:

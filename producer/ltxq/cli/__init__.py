@@ -93,7 +93,7 @@ def _shown(exc: Exception, as_json: bool) -> int:
         usage = {
             "code": "usage",
             "message": exc.format_message(),
-            "hint": f"{where} --help shows what it takes.",
+            "hint": f"See {where} --help.",
         }
         screen.error(usage, as_json=as_json)
         return 2
@@ -102,8 +102,8 @@ def _shown(exc: Exception, as_json: bool) -> int:
         return 1
     bug = {
         "code": "internal",
-        "message": f"ltxq met an error it does not know: {type(exc).__name__}: {exc}.",
-        "hint": "The same command with LTXQ_DEBUG=1 before it shows where; please report it.",
+        "message": f"ltxq has a bug: {type(exc).__name__}: {exc}.",
+        "hint": "Run the command with LTXQ_DEBUG=1 for a traceback, and please report it.",
     }
     screen.error(bug, as_json=as_json)
     return _BUG

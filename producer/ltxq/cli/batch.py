@@ -134,7 +134,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
-        raise InvalidRequest(f"{twice[:100]!r} is there twice.", problems=((twice[:100], "twice"),))
+        raise InvalidRequest(f"{twice[:100]!r} occurs twice.", problems=((twice[:100], "twice"),))
     return fields
 
 

@@ -42,9 +42,9 @@ def workers(as_json: AsJson = False) -> None:
     ]
     _show_table(("worker", "model", "state", "heard", "jobs"), cells)
     if not found:
-        screen.note("No worker was heard of within a day. Start one with: ltxq worker")
+        screen.note("No worker reported within a day. Start one with: ltxq worker")
     for host in sorted(draining):
-        screen.note(f"{host} is to drain. Take it back with: ltxq drain {host} --undo")
+        screen.note(f"{host} is draining. Undo with: ltxq drain {host} --undo")
 
 
 def queue(as_json: AsJson = False) -> None:
@@ -61,7 +61,7 @@ def queue(as_json: AsJson = False) -> None:
         for line in _queue_lines(found):
             screen.say(line)
     if not queues:
-        screen.note("No job was ever submitted, and no worker started.")
+        screen.note("No job was submitted yet, and no worker has started.")
     screen.say(f"{finished} job{'' if finished == 1 else 's'} finished within the last hour.")
 
 
@@ -91,7 +91,7 @@ def drain(
     elif wait:
         screen.say(f"{host} is drained.")
     else:
-        screen.say(f"{host} takes no more jobs. See what it still does with: ltxq workers")
+        screen.say(f"{host} takes no more jobs. Its running jobs: ltxq workers")
 
 
 def clean(

@@ -57,8 +57,6 @@ def key(
     if as_json:
         screen.emit({"name": made.name, "key": made.key, "entry": made.entry})
         return
-    screen.note(f"The key of {made.name}, shown this once:")
+    screen.note(f"The API key of {made.name}. It is not shown again:")
     screen.say(made.key)
-    screen.note(
-        "Put this into the gateway's LTXQ_API_KEYS, after a comma if it has keys:", made.entry
-    )
+    screen.note("Add this entry to the gateway's LTXQ_API_KEYS, separated by a comma:", made.entry)

@@ -70,7 +70,7 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     elif job.state == "cancelled":
         screen.say(f"{job.id} is cancelled.")
     else:
-        screen.say(f"{job.id} had {job.state} before.")
+        screen.say(f"{job.id} had already {job.state}.")
 
 
 def retry(job_id: JobId, idempotency_key: IdempotencyKey = None, as_json: AsJson = False) -> None:
@@ -119,7 +119,7 @@ def list_jobs(
         screen.note("No jobs.")
     if page.after:
         only = f" --state {state}" if state else ""
-        screen.note(f"There are more: ltxq list{only} --limit {limit} --after {page.after}")
+        screen.note(f"More jobs: ltxq list{only} --limit {limit} --after {page.after}")
 
 
 def _show(job: Job, as_json: bool) -> None:

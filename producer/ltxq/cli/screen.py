@@ -75,7 +75,7 @@ def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
         emit({"error": whole})
         return
     if "problems" in whole:
-        note("The request cannot be made:")
+        note("The request is invalid:")
         for problem in whole["problems"]:
             note(f"  {problem['field']}: {problem['reason']}")
     else:

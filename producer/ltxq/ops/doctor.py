@@ -95,7 +95,7 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
     with Client(settings=settings) as client:
         models = client.models()
     ready = sum(models.values())
-    yield Finding("Gateway", "ok", f"It answers, and serves {', '.join(models)}.")
+    yield Finding("Gateway", "ok", f"The gateway answers; models: {', '.join(models)}.")
     if not ready:
         yield Finding("Gateway", "warning", "No worker is ready: jobs wait.")
 
@@ -121,7 +121,7 @@ def _version_of(info: dict[str, Any]) -> Finding:
     if tuple(int(part) for part in number.split(".")[:2]) < OLDEST_REDIS:
         oldest = ".".join(map(str, OLDEST_REDIS))
         return Finding("Redis", "problem", f"Version {number} is too old.", f"{oldest} or newer.")
-    return Finding("Redis", "ok", f"Version {number} answers.")
+    return Finding("Redis", "ok", f"Redis {number} answers.")
 
 
 def _latency(connection: Any) -> Finding:
@@ -161,19 +161,19 @@ def _persistence(connection: Any, info: dict[str, Any]) -> Finding:
     try:
         policy = connection.config_get("appendfsync").get("appendfsync")
     except redis.exceptions.RedisError:  # a managed Redis often refuses CONFIG
-        return Finding("Redis", "ok", "The append-only file is on; its fsync policy is not told.")
+        return Finding("Redis", "ok", "The append-only file is on; its fsync policy is hidden.")
     if policy == "no":
         return Finding(
             "Redis",
             "warning",
-            "appendfsync is no: a machine that loses power loses what the system had not written, "
+            "appendfsync is no: a power loss costs all jobs that the system had not written, "
             "often half a minute of jobs.",
             "Set `appendfsync everysec`, or `always`.",
         )
     lost = {
         "everysec": "a machine that loses power may lose its last second of jobs (`always` closes "
         "that gap, at the cost of a wait for the disk with each submission)",
-        "always": "nothing is lost with a machine's power",
+        "always": "a power loss costs nothing",
     }[policy]
     return Finding("Redis", "ok", f"The append-only file is on, appendfsync {policy}: {lost}.")
 
@@ -184,7 +184,7 @@ def _memory(info: dict[str, Any]) -> Finding:
         return Finding(
             "Redis",
             "problem",
-            f"maxmemory-policy is {policy}: when it is full it throws jobs away.",
+            f"maxmemory-policy is {policy}: when it is full it deletes jobs.",
             "Set `maxmemory-policy noeviction`; submissions are then refused instead.",
         )
     used = int(info["used_memory"])
@@ -207,14 +207,14 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "Redis",
             "warning",
-            "Prompts, results and the password go over the network in the clear.",
+            "Prompts, results and the password cross the network unencrypted.",
             "Use rediss:// (TLS), unless the network is your own.",
         )
     if not url.password:
         yield Finding(
             "Redis",
             "warning",
-            "It asks for no password: who reaches it can read and forge every job.",
+            "It has no password: anyone who reaches it can read and forge jobs.",
             "Set one (requirepass or ACL), and put it into LTXQ_URL.",
         )
 
@@ -300,7 +300,7 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
         with Operator(settings) as operator:
             queues, _ = operator.queues()
     except LtxqError:
-        yield Finding("Workers", "skipped", "Redis, where they are known, cannot be asked.")
+        yield Finding("Workers", "skipped", "Redis, which knows the workers, cannot be reached.")
         return
     for queue in queues:
         if queue.workers:
@@ -313,9 +313,9 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
                 f"Start one: ltxq worker --model {queue.model}",
             )
     if not any(queue.workers or queue.depth for queue in queues):
-        yield Finding("Workers", "ok", "None is ready, and nothing waits.")
+        yield Finding("Workers", "ok", "No worker is ready, and no job waits.")
 
 
 def no_worker(_: Settings) -> Iterator[Finding]:
     """Said in place of the worker's checks."""
-    yield Finding("Worker", "skipped", "The worker is not installed here: no GPU is looked at.")
+    yield Finding("Worker", "skipped", "The worker is not installed here, so GPUs are not checked.")

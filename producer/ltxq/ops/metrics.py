@@ -63,11 +63,11 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics now; of a Redis that is away, only that it is."""
-        up = GaugeMetricFamily("ltxq_ledger_up", "1: Redis answers; 0: it does not.")
+        up = GaugeMetricFamily("ltxq_ledger_up", "1 if Redis answers, else 0.")
         try:
             figures = self._ledger.figures()
         except LtxqError as exc:
-            log.debug("No figures of the fleet: %s", exc)
+            log.debug("Redis gives no metrics of the fleet: %s", exc)
             up.add_metric((), 0)
             yield up
             return
@@ -105,17 +105,15 @@ def _queues(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
     yield _family(
         GaugeMetricFamily,
         "ltxq_queue_oldest_age_seconds",
-        "Since the first of the queued jobs was submitted; 0: there is none.",
+        "Seconds since the oldest queued job was submitted; 0 if none is queued.",
         ("model", "priority"),
         oldest,
     )
-    yield _family(
-        GaugeMetricFamily, "ltxq_running_jobs", "Jobs a worker has a lease of.", ("model",), running
-    )
+    yield _family(GaugeMetricFamily, "ltxq_running_jobs", "Running jobs.", ("model",), running)
     yield _family(
         GaugeMetricFamily,
         "ltxq_unfinished_jobs",
-        "Queued and running jobs: what the number of workers may follow.",
+        "Queued and running jobs; use it to scale workers.",
         ("model",),
         unfinished,
     )
@@ -156,7 +154,7 @@ def _counts(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
         CounterMetricFamily, "ltxq_jobs_submitted", "Jobs accepted.", ("model",), submitted
     )
     yield _family(
-        CounterMetricFamily, "ltxq_jobs_claimed", "Jobs taken by a worker.", ("model",), claimed
+        CounterMetricFamily, "ltxq_jobs_claimed", "Claims by workers.", ("model",), claimed
     )
     yield _family(
         CounterMetricFamily,
@@ -187,12 +185,20 @@ def _whole(figures: FleetFigures) -> Iterator[Metric]:
         ("ltxq_webhooks_pending", "Webhooks due now or later.", figures.webhooks),
         (
             "ltxq_webhooks_overdue_seconds",
-            "How long the webhook that is due longest has been.",
+            "Seconds since the oldest due webhook became due.",
             figures.webhooks_overdue,
         ),
         ("ltxq_leases_overdue", "Leases that ended and were not swept.", figures.leases_overdue),
-        ("ltxq_results_unreported", "Final states Celery is yet to be told.", figures.unreported),
-        ("ltxq_sweep_age_seconds", "Since any supervisor swept.", figures.sweep_age),
+        (
+            "ltxq_results_unreported",
+            "Final states that are not yet stored as Celery results.",
+            figures.unreported,
+        ),
+        (
+            "ltxq_sweep_age_seconds",
+            "Seconds since the last sweep of any supervisor.",
+            figures.sweep_age,
+        ),
         ("ltxq_redis_memory_used_bytes", "Redis's memory.", figures.memory_used),
         ("ltxq_redis_memory_limit_bytes", "Its maxmemory; 0: none.", figures.memory_limit),
     ):
@@ -268,7 +274,7 @@ class MetricsServer:
             target=self._server.serve_forever, name="metrics", daemon=True
         )
         self._thread.start()
-        log.info("metrics are served on %s:%d", address.host, self.port)
+        log.info("Metrics are served on %s:%d", address.host, self.port)
 
     def close(self) -> None:
         """Stop serving."""

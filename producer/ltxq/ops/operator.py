@@ -29,7 +29,7 @@ class Operator:
         self._settings = settings or Settings.read()
         if self._settings.is_gateway:
             raise ConfigurationError(
-                "An operator's commands go to Redis, and LTXQ_URL is a gateway's.",
+                "This command needs Redis, and LTXQ_URL names a gateway.",
                 hint="Set LTXQ_URL to the redis:// or rediss:// URL of the queue.",
             )
         self._ledger = Ledger.from_settings(self._settings)
@@ -58,7 +58,7 @@ class Operator:
         hosts = {worker.host for worker in workers} | draining
         if host not in hosts:
             raise InvalidRequest(
-                f"No worker of the host {host!r} was heard of within a day.",
+                f"No worker of the host {host!r} reported within a day.",
                 hint=f"There are: {', '.join(sorted(hosts)) or 'none'}.",
             )
         self._ledger.drain(host, undo=undo)

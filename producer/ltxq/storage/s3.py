@@ -90,7 +90,7 @@ class Storage:
         """
         if not settings.s3_bucket:
             raise ConfigurationError(
-                "No bucket is named to keep clips in.",
+                "No bucket for clips is set.",
                 hint="Set LTXQ_S3_BUCKET, and LTXQ_S3_ENDPOINT if it is not Amazon's.",
             )
         client = _client(settings.s3_endpoint, "LTXQ_S3_ENDPOINT")
@@ -159,7 +159,7 @@ class Storage:
             return f"{self._public_base_url.rstrip('/')}/{quote(key)}", None
         if not 1 <= expires_in <= MAX_URL_SECONDS:
             raise InvalidRequest(
-                f"A URL can live from 1 to {MAX_URL_SECONDS} seconds (7 days), not {expires_in}."
+                f"A URL is valid for 1 to {MAX_URL_SECONDS} seconds (7 days), not {expires_in}."
             )
         # Signed to the whole second, so the URL never ends before the time told.
         signed_at = datetime.now(UTC).replace(microsecond=0)
@@ -304,15 +304,15 @@ def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
         said = f"{code}: {exc.response['Error'].get('Message', '')}".removesuffix(": ")
         if status >= 500 or status in _BUSY or code == "SlowDown":
             return StorageUnavailable(
-                f"The storage is in trouble ({said}), {where}.",
-                hint="It will be tried again; see the server's own log if it stays so.",
+                f"The storage has an error ({said}), {where}.",
+                hint="ltxq tries again. If it persists, see the storage server's log.",
             )
         hint = _HINTS.get(code) or (_CREDENTIALS if status in (401, 403) else "")
-        return StorageRefused(f"The storage said no ({said}), {where}.", hint=hint)
+        return StorageRefused(f"The storage refused ({said}), {where}.", hint=hint)
     if isinstance(exc, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(exc):
         return StorageRefused(
-            f"The storage shows a certificate that is not trusted, {where}.",
-            hint="Set AWS_CA_BUNDLE to the file of who signed it.",
+            f"The storage's certificate is not trusted, {where}.",
+            hint="Set AWS_CA_BUNDLE to the CA bundle of its authority.",
         )
     if isinstance(exc, (HTTPClientError, ConnectionError)):
         return StorageUnavailable(
