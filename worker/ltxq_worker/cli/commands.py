@@ -63,7 +63,9 @@ def demo(prompt: str, *, as_json: bool) -> None:
     screen.note("", shown)
     screen.say(f"URL   {result.url}")
     screen.say(f"File  {file}")
-    screen.note("The URL ended with the demo, the file stays. Next: ltxq up, and README.md.")
+    screen.note(
+        "The URL stopped working with the demo; the file stays. Next: ltxq up, and README.md."
+    )
 
 
 def _made(request: VideoRequest, stack: Stack) -> Job:
@@ -119,7 +121,7 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
         # Held from here on: one that nobody waits for would end Redis before the worker.
         with held_signals():
             _sleep_until_a_signal(stack)
-            screen.note("Stopping. A job that runs is finished first; Ctrl-C again gives it back.")
+            screen.note("Stopping after the running job; Ctrl-C again gives it back to the queue.")
             stack.stop_flower()
             stack.stop_gateway()
             stack.stop_worker()

@@ -79,7 +79,7 @@ class Runner:
             self._spool_places.release()
             gpu_free.set()
             if error := job.exception():
-                log.error("A job's thread ended with an error it does not know", exc_info=error)
+                log.error("A job's thread ended with an unexpected error", exc_info=error)
 
         self._threads.submit(self.run, claim, gpu_free.set).add_done_callback(ended)
         gpu_free.wait()
@@ -158,7 +158,9 @@ class Runner:
                         if job_id := cancellations.next(LISTEN_SECONDS):
                             self._cancel(job_id)
             except LtxqError as exc:
-                log.info("cancellations are not heard at once until Redis is back: %s", exc)
+                log.info(
+                    "Cancellations take up to half a second longer until Redis is back: %s", exc
+                )
                 until.wait(LISTEN_SECONDS)
 
     def _cancel(self, job_id: str) -> None:
@@ -191,7 +193,7 @@ class Runner:
             log.exception("%s failed", attempt.claim.job_id)
             return JobError(
                 code="internal",
-                message=f"The worker met an error it does not know ({type(exc).__name__}).",
+                message=f"The worker failed with an unexpected error ({type(exc).__name__}).",
                 hint=f"The log of {self.worker} has the details.",
                 retryable=True,
             )

@@ -57,17 +57,17 @@ class WorkerMetrics:
 
         self._ready = gauge("ltxq_worker_ready", "1: its model is loaded and it takes jobs.")
         self._starts = counter("ltxq_worker_starts", "Processes started for this worker.")
-        self._gpu_busy = counter("ltxq_worker_gpu_busy_seconds", "The GPU was some job's.")
+        self._gpu_busy = counter(
+            "ltxq_worker_gpu_busy_seconds", "Seconds for which a job had the GPU."
+        )
         self._jobs = gauge(
             "ltxq_worker_jobs", "Jobs in hand: on the GPU, or encoding or uploading.", "phase"
         )
         self._spool_limit = gauge("ltxq_worker_spool_limit_jobs", "LTXQ_SPOOL_JOBS.")
         self._storage_failures = counter(
-            "ltxq_worker_storage_failures", "Uploads the storage did not take, each tried again."
+            "ltxq_worker_storage_failures", "Failed upload attempts; each is retried."
         )
-        self._lease_failures = counter(
-            "ltxq_worker_lease_failures", "Renewals of a lease that Redis did not take."
-        )
+        self._lease_failures = counter("ltxq_worker_lease_failures", "Failed renewals of a lease.")
         self._stages = histogram(
             "ltxq_stage_seconds", "By stage, of jobs that succeeded.", STAGE_BUCKETS,
             "model", "stage",
@@ -190,7 +190,9 @@ class SpoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Bytes now."""
         disk = shutil.disk_usage(self._root)
-        yield GaugeMetricFamily("ltxq_spool_free_bytes", "Left on the spool's disk.", disk.free)
+        yield GaugeMetricFamily(
+            "ltxq_spool_free_bytes", "Free space of the spool's disk.", disk.free
+        )
         yield GaugeMetricFamily("ltxq_spool_size_bytes", "Of the spool's disk.", disk.total)
         used = 0
         for path in self._root.rglob("*"):
@@ -198,7 +200,9 @@ class SpoolCollector(Collector):
                 used += path.stat().st_size
             except FileNotFoundError:  # uploaded meanwhile
                 continue
-        yield GaugeMetricFamily("ltxq_spool_used_bytes", "Of clips on their way.", used)
+        yield GaugeMetricFamily(
+            "ltxq_spool_used_bytes", "Size of the clips that wait for uploading.", used
+        )
 
 
 class GpuCollector(Collector):
@@ -220,10 +224,12 @@ class GpuCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The last answer, unless it is old."""
         used = GaugeMetricFamily(
-            "ltxq_worker_gpu_memory_used_bytes", "Of the worker's GPU.", labels=("worker",)
+            "ltxq_worker_gpu_memory_used_bytes",
+            "Used memory of the worker's GPU.",
+            labels=("worker",),
         )
         size = GaugeMetricFamily(
-            "ltxq_worker_gpu_memory_size_bytes", "All of it.", labels=("worker",)
+            "ltxq_worker_gpu_memory_size_bytes", "Memory of the worker's GPU.", labels=("worker",)
         )
         load = GaugeMetricFamily(
             "ltxq_worker_gpu_utilization_ratio",

@@ -223,7 +223,9 @@ class Supervisor:
                     log.warning("No sweep: %s", exc)
                 away = True
             except Exception:
-                log.exception("A sweep met an error it does not know; the next one goes on.")
+                log.exception(
+                    "A sweep failed with an unexpected error; the next one runs as usual."
+                )
 
     def _say_who_is_there(self) -> None:
         """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
@@ -261,7 +263,9 @@ class Supervisor:
                 if exc.silent < silent:
                     raise
                 if not silent:
-                    log.warning("%s Waiting whether that is still heard.", exc.message)
+                    log.warning(
+                        "%s Waiting until that one is silent or reports again.", exc.message
+                    )
                 silent = exc.silent + 0.001
                 with suppress(LtxqError):  # Redis goes away: the next look says so
                     self._sweep()  # no name is free while no supervisor sweeps
@@ -306,9 +310,9 @@ class Supervisor:
                     if found.objects:
                         log.info("removed %s without a job", found)
             except LtxqError as exc:
-                log.warning("No look for objects without a job: %s", exc)
+                log.warning("Orphaned objects are not removed now: %s", exc)
             except Exception:
-                log.exception("The look for objects without a job met an unknown error")
+                log.exception("Removing orphaned objects failed with an unexpected error")
             if self._ended.wait(CLEAN_SECONDS / 10):
                 return
 
@@ -331,9 +335,9 @@ class Supervisor:
                 while self._delete_garbage():
                     pass
             except LtxqError as exc:
-                log.warning("Clips that no job needs stay for now: %s", exc)
+                log.warning("Objects of ended claims are not deleted now: %s", exc)
             except Exception:
-                log.exception("Clips that no job needs stay for now, for an unknown reason.")
+                log.exception("Deleting objects of ended claims failed with an unexpected error.")
 
     def _delete_garbage(self) -> bool:
         """Delete some objects that no job needs. Whether there may be more."""

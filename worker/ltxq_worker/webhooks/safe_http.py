@@ -170,7 +170,7 @@ class Outbound:
         except (OSError, http.client.HTTPException, ValueError) as exc:
             if time.monotonic() >= end:
                 raise NotSent(f"{target.host} took too long.") from None
-            raise NotSent(f"{target.host} cannot be talked to ({type(exc).__name__}).") from exc
+            raise NotSent(f"{target.host} cannot be reached ({type(exc).__name__}).") from exc
 
     @contextmanager
     def _connected(

@@ -93,7 +93,9 @@ class Webhooks:
         except (NotSent, LtxqError) as exc:
             self._note_failure(delivery, str(exc))
         except Exception as exc:
-            log.exception("The webhook of %s met an error ltxq does not know", delivery.job_id)
+            log.exception(
+                "Sending the webhook of %s failed with an unexpected error", delivery.job_id
+            )
             self._note_failure(delivery, f"ltxq failed to send it ({type(exc).__name__}).")
         else:
             self._ledger.webhook_delivered(delivery)
