@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -55,10 +56,12 @@ class Fleet:
         workers = self.workers()
         if self.supervisor.poll() is None:
             self.supervisor.send_signal(signal.SIGCONT)
-            self.supervisor.terminate()
-            try:
-                self.supervisor.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
+            for seconds in (1, PATIENCE):  # the second SIGTERM gives running jobs back
+                self.supervisor.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.supervisor.wait(seconds)
+                    break
+            else:
                 self.supervisor.kill()
         _, alive = psutil.wait_procs(workers, PATIENCE)
         for process in alive:

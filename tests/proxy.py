@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from typing import Self
 
 CHUNK = 2048  # bytes
@@ -71,7 +73,7 @@ class Proxy:
         cut = threading.Event()
         answers = threading.Thread(target=self._answer, args=(far, near, cut), daemon=True)
         answers.start()
-        with far:
+        with far, _shut(far):
             try:
                 while data := near.recv(CHUNK):
                     self._ended.wait(self._pause)
@@ -83,7 +85,7 @@ class Proxy:
                 pass
 
     def _answer(self, far: socket.socket, near: socket.socket, cut: threading.Event) -> None:
-        with near:
+        with near, _shut(near):
             try:
                 while data := far.recv(CHUNK):
                     if cut.is_set():  # the server has done it, and nobody will hear of it
@@ -93,3 +95,13 @@ class Proxy:
                     near.sendall(data)
             except OSError:
                 return
+
+
+@contextlib.contextmanager
+def _shut(connection: socket.socket) -> Iterator[None]:
+    """End the connection afterwards: a close alone waits for the thread that reads from it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)

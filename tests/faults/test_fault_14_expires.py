@@ -78,7 +78,7 @@ def test_an_expired_message_with_a_queued_jobs_id_blocks_nothing(
 def test_a_job_that_nobody_takes_in_time_is_cancelled_as_expired(
     own: dict[str, str], client: Client, plain: Celery
 ) -> None:
-    with Fleet({**own, **SLOW}) as fleet:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "10"}) as fleet:
         fleet.wait_until_ready()
         wait_until_running(client, client.submit("long", **SMALL))
         late = client.submit("late", start_within=1, **SMALL)
