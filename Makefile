@@ -10,19 +10,25 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
-.PHONY: help demo test chaos fuzz bench fix check docs lock clean
+.PHONY: help demo quick test test-all chaos fuzz bench fix check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
 	@echo "make …"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 12
 	@echo 'PYTHON=python3.12 VENV=.venv-3.12 make …: with another Python, in a folder of its own'
 
 demo: export LTXQ_MODEL_DIR ?= $(CURDIR)/.cache/models
 demo: $(VENV)/.ready-demo ## Make a clip on this machine, without a GPU: PROMPT="…" make demo
 	@$(BIN)/ltxq demo $${PROMPT:+-- "$$PROMPT"}
 
+quick: $(VENV)/.ready-dev ## Run the tests that need no server and no torch, in under a minute
+	@$(BIN)/pytest tests/unit -n 2 --dist worksteal -m "not extended" $(ARGS)
+
 test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not extended" $(ARGS)
+
+test-all: $(VENV)/.ready-dev ## Run all tests: storms, fuzzing, soaks, benches and documents too
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n, PIPELINE=tiny

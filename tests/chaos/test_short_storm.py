@@ -11,6 +11,8 @@ import pytest
 from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.mark.timeout(300)
 def test_no_job_is_lost_in_a_short_storm() -> None:

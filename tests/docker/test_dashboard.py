@@ -26,6 +26,8 @@ from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
 from prometheus import DOCKER, prometheus
 from scrape import Scrape
 
+pytestmark = pytest.mark.extended
+
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "ltxq.json"
 NEEDS_A_GPU = {
     "ltxq_worker_gpu_memory_used_bytes",

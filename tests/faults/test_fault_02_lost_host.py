@@ -6,6 +6,7 @@ import signal
 import time
 
 import psutil
+import pytest
 
 from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, name_of, wait_until_running
 from ltxq import Client
@@ -21,6 +22,7 @@ def kill_host(fleet: Fleet) -> None:
         worker.kill()
 
 
+@pytest.mark.extended
 def test_a_lost_hosts_job_is_run_by_another_within_45_seconds(
     own: dict[str, str], client: Client
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_dead_supervisors_workers_give_back_and_end(own: dict[str, str], clien
         assert client.get(job.id).state == "queued"
 
 
+@pytest.mark.extended
 def test_a_supervisor_that_dies_before_it_has_heard_all_is_noticed_too(
     own: dict[str, str], client: Client
 ) -> None:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from stages import STAGES
 
 from fleet import PATIENCE, SMALL, Fleet, eventually, fetch
 from ltxq import Client
@@ -14,7 +15,7 @@ from ltxq.storage import Storage
 from servers import S3
 
 
-@pytest.mark.parametrize("stage", ["denoise", "upload", "finish"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_its_late_writes_are_refused_and_it_drops_the_job(
     misbehaving: dict[str, str], client: Client, s3: S3, stage: str
 ) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fleet import PATIENCE, SMALL, Fleet, eventually
 from ltxq import Client
 
@@ -43,6 +45,7 @@ def test_it_fails_after_3_lost_workers_and_is_charged_alone(
         assert client.get(deadly.id).state == "failed"  # a final state stays
 
 
+@pytest.mark.extended
 def test_a_bystander_is_not_charged_however_often_its_process_dies(
     misbehaving: dict[str, str], client: Client
 ) -> None:

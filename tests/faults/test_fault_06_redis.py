@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from stages import STAGES
 
 from fleet import PATIENCE, SMALL, Fleet, eventually, wait_until_running, worker_environment
 from ltxq import Client
@@ -80,7 +81,7 @@ def test_killed_while_jobs_wait(world: World) -> None:
             world.succeeds_once(job)
 
 
-@pytest.mark.parametrize("stage", ["denoise", "upload", "finish"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_killed_while_a_job_runs(world: World, stage: str) -> None:
     with Fleet(world.environment) as fleet:
         fleet.wait_until_ready()

@@ -214,6 +214,7 @@ def test_storage_that_hangs_holds_up_no_sweep_and_loses_no_object(
         assert not server.exists(f"{PREFIX}garbage")
 
 
+@pytest.mark.extended
 def test_slow_storage_does_not_hold_up_the_gpu(
     environment: dict[str, str], client: Client, storage: Storage
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_broken_device_replaces_the_process_and_the_job_runs_again(
     assert fleet.log.count("is ready") == before + 1
 
 
+@pytest.mark.extended
 def test_a_job_that_always_breaks_it_fails_as_worker_lost(fleet: Fleet, client: Client) -> None:
     bad = client.submit("break always", **SMALL)
     after = client.submit("a fox", **SMALL)

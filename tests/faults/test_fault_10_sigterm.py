@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from fleet import PATIENCE, SLOW, SMALL, Fleet, wait_until_running
 from ltxq import Client
 from ltxq.job import Job
@@ -42,6 +44,7 @@ def test_a_second_one_gives_the_running_job_back(own: dict[str, str], client: Cl
         assert (again.state, again.attempts) == ("queued", 1)
 
 
+@pytest.mark.extended
 def test_rolling_restarts_of_two_hosts_under_load_lose_nothing(
     own: dict[str, str], client: Client
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fleet import PATIENCE, SMALL, Fleet, eventually, wait_until_running
 from ltxq import Client
 
@@ -24,6 +26,7 @@ def host(own: dict[str, str], name: str, clock: float) -> Fleet:
     )
 
 
+@pytest.mark.extended
 def test_no_lease_is_taken_early_or_kept_too_long(own: dict[str, str], client: Client) -> None:
     with host(own, "early", -600) as early:
         early.wait_until_ready()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from stages import STAGES
 
 from fleet import PATIENCE, SMALL, Fleet, eventually, fetch
 from ltxq import Client
@@ -56,7 +57,7 @@ def has_its_clip(client: Client, job: Job) -> None:
     assert hashlib.sha256(fetch(result.url)).hexdigest() == result.sha256
 
 
-@pytest.mark.parametrize("stage", ["denoise", "upload", "finish"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_job_sent_again_keeps_its_clip_when_the_first_ones_worker_goes_on(
     misbehaving: dict[str, str], redis_url: str, client: Client, stage: str
 ) -> None:
@@ -101,7 +102,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
         yield primary, replica
 
 
-@pytest.mark.parametrize("stage", ["denoise", "upload", "finish"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_claim_that_a_failover_forgot_takes_no_clip_away(
     misbehaving: dict[str, str], pair: tuple[RedisServer, RedisServer], s3: S3, stage: str
 ) -> None:

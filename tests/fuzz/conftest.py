@@ -60,3 +60,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     inputs = sum(n for r in reports for name, n in r.user_properties if name == "inputs")
     if inputs:
         terminalreporter.write_line(f"{inputs:,} inputs generated")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fuzzing is for `make test-all` and `make fuzz`."""
+    for item in items:
+        if "/fuzz/" in item.path.as_posix():
+            item.add_marker(pytest.mark.extended)

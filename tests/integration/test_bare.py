@@ -28,6 +28,8 @@ from ltxq_worker.pipeline import ClipStream, Report
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.pipeline.thread import GpuThread
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 500  # seconds; a step takes one minute where nothing else runs
 QUEUE = "celery,kombu,redis,boto3,botocore,tenacity,pydantic_settings"

@@ -91,6 +91,7 @@ def fetched(url: str) -> bytes:
         return bytes(answer.read())
 
 
+@pytest.mark.extended
 def test_up_keeps_jobs_clips_and_urls_over_a_restart(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -112,6 +113,7 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         ltxq("submit", "another", "--wait", *SMALL, environment=up["client"])
 
 
+@pytest.mark.extended
 def test_a_second_signal_gives_the_running_job_back_before_redis_ends(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -19,6 +19,8 @@ import pytest
 from ltxq_worker.embedded.servers import rclone_binary, redis_binary
 from servers import start_or_skip
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/web.md", "docs/cli.md", "docs/webhooks.md")
 TEXT = "\n".join((ROOT / name).read_text() for name in DOCUMENTS)

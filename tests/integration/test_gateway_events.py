@@ -191,6 +191,7 @@ def test_open_streams_of_a_key_are_limited_and_a_closed_one_makes_room(
         eventually(lambda: status(ALICE) == 200)  # when it has noticed that they are gone
 
 
+@pytest.mark.extended
 def test_a_silent_stream_is_kept_alive(gateway: Gateway, worker: LedgerWorker) -> None:
     job_id = submitted(gateway)
     with Events(gateway, f"/v1/videos/{job_id}/events") as events:

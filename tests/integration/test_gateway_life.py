@@ -162,6 +162,7 @@ def test_a_request_in_progress_is_finished_after_sigterm(server: RedisServer) ->
         assert gateway.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.extended
 def test_a_client_with_an_unfinished_request_is_disconnected(server: RedisServer) -> None:
     with (
         Gateway(environment(server)) as gateway,

@@ -73,6 +73,7 @@ def test_every_line_of_a_workers_log_is_json_and_names_its_job(
         assert planted not in fleet.log
 
 
+@pytest.mark.extended
 def test_what_a_jobs_own_threads_say_while_redis_is_away_names_it_and_is_counted(
     s3_server: S3Server, s3: S3, tmp_path: Path
 ) -> None:

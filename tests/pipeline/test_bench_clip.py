@@ -23,6 +23,8 @@ from bench.harness.weights import Sizes, build_shared, build_transformer
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.fast.options import Optimizations
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 MODELS = ("ltx-2-19b", "ltx-2.3-22b")
 STAGES = {"text", "connectors", "denoise", "upsample", "audio", "decode", "copy", "encode"}

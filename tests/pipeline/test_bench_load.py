@@ -15,6 +15,8 @@ from bench import load
 from bench.harness import files
 from bench.harness.weights import Sizes
 
+pytestmark = pytest.mark.extended
+
 FORMS = ("bf16", "published")
 
 

@@ -21,6 +21,8 @@ from ltxq_worker.pipeline.denoise import LibraryTransformer
 from ltxq_worker.pipeline.device import KEPT_FREE
 from ltxq_worker.pipeline.fast.transformer import FastTransformer
 
+pytestmark = pytest.mark.extended
+
 META = torch.device("meta")
 
 

@@ -35,7 +35,10 @@ SHAPE = VideoPixelShape(1, 9, 64, 64, 24)
 SMALL = VideoRequest(prompt="a cat", height=64, width=64, num_frames=9)
 
 # torch's own, when it first compiles.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+]
 
 needs_a_compiler = pytest.mark.skipif(
     bool(lacking := what_compiling_lacks("cpu")), reason=f"nothing is compiled here: {lacking}"

@@ -57,6 +57,7 @@ def test_nothing_in_it_is_left_uninitialised(folder: Path) -> None:
                 assert tensor.abs().max() < 100, name
 
 
+@pytest.mark.extended
 def test_another_process_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from ltxq_worker.models.tiny.model import make_tiny\n"

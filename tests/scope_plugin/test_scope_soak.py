@@ -25,9 +25,12 @@ from servers import start_or_skip
 
 BENCH = Path(__file__).parents[2] / "bench" / "scope.py"
 
-pytestmark = pytest.mark.skipif(
-    "SCOPE_CHECKOUT" in os.environ, reason="Scope's PyAV is too old for a worker"
-)
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.skipif(
+        "SCOPE_CHECKOUT" in os.environ, reason="Scope's PyAV is too old for a worker"
+    ),
+]
 
 
 @contextmanager

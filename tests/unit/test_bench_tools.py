@@ -15,6 +15,8 @@ import pytest
 
 from bench import show, wheels
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -92,7 +92,7 @@ def test_a_command_that_does_not_exist_would_be_noticed(words: str) -> None:
 def test_make_targets_and_variables_exist(text: str) -> None:
     makefile = read("Makefile")
     for line in (*shell_lines(text), *spans(text)):
-        if match := re.match(r"((?:\w+=\S+ )*)make( [a-z]+)?", line.partition("#")[0]):
+        if match := re.match(r"((?:\w+=\S+ )*)make( [a-z-]+)?", line.partition("#")[0]):
             if match[2]:
                 assert re.search(rf"^{match[2].strip()}:.*##", makefile, re.MULTILINE), line
             for variable in re.findall(r"(\w+)=", match[1]):
