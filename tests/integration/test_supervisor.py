@@ -85,7 +85,7 @@ def test_a_sweep_that_meets_an_unknown_error_is_not_the_last(
     eventually(lambda: len(asked) >= 3)
     sweeping._ended.set()
     thread.join(PATIENCE)
-    assert "an error it does not know" in caplog.text
+    assert "an unexpected error" in caplog.text
 
 
 def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
