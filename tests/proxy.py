@@ -1,4 +1,4 @@
-"""A proxy in front of a real server, which may be slow, speak TLS, or lose an answer."""
+"""A proxy in front of a real server, which may be slow, speak TLS, lose answers or fall silent."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Proxy:
         self._pause, self._tls = pause, tls
         self._needle: bytes | None = None
         self._losing = 0  # answers to lose yet, to requests with the needle
+        self._silent = 0  # so many of the first connections pass nothing on
+        self._opened = 0  # connections
         self._ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -50,6 +52,10 @@ class Proxy:
         """Pass on all answers again."""
         self._losing = 0
 
+    def fall_silent(self) -> None:
+        """Pass on nothing more in the connections that are open: their other end has vanished."""
+        self._silent = self._opened
+
     def stop(self) -> None:
         self._ended.set()
         self._listener.close()
@@ -60,9 +66,10 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+            self._opened += 1
+            threading.Thread(target=self._serve, args=(near, self._opened), daemon=True).start()
 
-    def _serve(self, near: socket.socket) -> None:
+    def _serve(self, near: socket.socket, number: int) -> None:
         try:
             if self._tls:
                 near = self._tls.wrap_socket(near, server_side=True)
@@ -71,11 +78,13 @@ class Proxy:
             near.close()
             return
         cut = threading.Event()
-        answers = threading.Thread(target=self._answer, args=(far, near, cut), daemon=True)
+        answers = threading.Thread(target=self._answer, args=(far, near, cut, number), daemon=True)
         answers.start()
         with far, _shut(far):
             try:
                 while data := near.recv(CHUNK):
+                    if number <= self._silent:
+                        continue
                     self._ended.wait(self._pause)
                     if self._losing and self._needle is not None and self._needle in data:
                         self._losing -= 1
@@ -84,10 +93,14 @@ class Proxy:
             except OSError:
                 pass
 
-    def _answer(self, far: socket.socket, near: socket.socket, cut: threading.Event) -> None:
+    def _answer(
+        self, far: socket.socket, near: socket.socket, cut: threading.Event, number: int
+    ) -> None:
         with near, _shut(near):
             try:
                 while data := far.recv(CHUNK):
+                    if number <= self._silent:
+                        continue
                     if cut.is_set():  # the server has done it, and nobody will hear of it
                         self.lost += 1
                         near.shutdown(socket.SHUT_RDWR)

@@ -18,7 +18,10 @@ from ltxq import Client
 from ltxq.errors import QueueUnavailable
 from ltxq.job import Job
 from ltxq_worker.embedded.servers import RedisServer, S3Server
+from proxy import Proxy
 from servers import start_or_skip
+
+SILENCE = 30.0  # seconds; the worker drops a silent connection after 11
 
 
 class World:
@@ -108,6 +111,19 @@ def test_away_for_longer_than_a_lease(world: World) -> None:
         for job in jobs:
             world.succeeds_once(job)
         world.succeeds_once(world.submit("next"))
+
+
+def test_a_host_that_vanishes_without_a_word(world: World) -> None:
+    """As in a failover behind one address: no connection is closed, and none is answered."""
+    with Proxy(world.redis.port) as proxy:
+        url = world.redis.url.replace(f":{world.redis.port}", f":{proxy.port}")
+        with Fleet({**world.environment, "LTXQ_URL": url}) as fleet:
+            fleet.wait_until_ready()
+            world.succeeds_once(world.submit())
+            proxy.fall_silent()
+            job = world.submit()
+            eventually(lambda: world.client.get(job.id).finished, within=SILENCE)
+            world.succeeds_once(job)
 
 
 def test_every_connection_cut(world: World) -> None:

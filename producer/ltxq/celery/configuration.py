@@ -37,6 +37,9 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={
             "socket_timeout": 5.0,  # more than the second for which a worker waits for a message
             "socket_connect_timeout": 2.0,
+            # A worker drops a connection that is silent for 6 to 11 s (kombu's default: 26 to 51):
+            # where a host vanishes, as in a failover, nothing closes its connections.
+            "health_check_interval": 5,
             "ack_emulation": False,  # a worker keeps its own note of the message it has in hand
         },
         broker_use_ssl=tls,
