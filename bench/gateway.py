@@ -70,7 +70,7 @@ def main() -> None:
 
 @dataclass
 class Times:
-    """Latencies in seconds of the requests of one kind, and the errors of those that failed."""
+    """Requests of one kind: their latencies in seconds, and the errors of failed ones."""
 
     taken: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

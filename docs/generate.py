@@ -79,14 +79,14 @@ If the queue becomes unavailable during a `batch`, its message says how to conti
 
 def main() -> int:
     """Write the documents, or with --check compare them. Returns the exit code."""
-    stale = [path for path, text in documents() if not path.exists() or path.read_text() != text]
-    if "--check" in sys.argv[1:]:
-        for path in stale:
+    stale = [(p, text) for p, text in documents() if not p.exists() or p.read_text() != text]
+    check = "--check" in sys.argv[1:]
+    for path, text in stale:
+        if check:
             print(f"{path.relative_to(DOCS.parent)} is out of date: run make fix.")
-        return bool(stale)
-    for path, text in documents():
-        path.write_text(text)
-    return 0
+        else:
+            path.write_text(text)
+    return int(check and bool(stale))
 
 
 def documents() -> Iterator[tuple[Path, str]]:

@@ -54,6 +54,9 @@ class Fleet:
 
     def __exit__(self, *exc: object) -> None:
         workers = self.workers()
+        for worker in workers:  # a test that failed may have stopped one
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.resume()
         if self.supervisor.poll() is None:
             self.supervisor.send_signal(signal.SIGCONT)
             for seconds in (1, PATIENCE):  # the second SIGTERM gives running jobs back

@@ -249,10 +249,12 @@ class WorkerSettings(_Role):
     @field_validator("webhook_allow", mode="plain")
     @classmethod
     def _parse_webhook_allow(cls, allow: Any) -> tuple[Receiver, ...]:
-        if not isinstance(allow, str):
-            return tuple(allow or ())
-        entries = enumerate((entry.strip() for entry in allow.split(",")), start=1)
-        return tuple(_receiver(entry, number) for number, entry in entries if entry)
+        entries = allow.split(",") if isinstance(allow, str) else allow or ()
+        return tuple(
+            _receiver(str(entry).strip(), number)
+            for number, entry in enumerate(entries, start=1)
+            if str(entry).strip()
+        )
 
     @field_validator("model_dir", "spool_dir")
     @classmethod

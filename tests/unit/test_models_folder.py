@@ -15,7 +15,7 @@ import pytest
 from ltxq.cli import main
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.folder import ModelFolder
-from ltxq_worker.pipeline.registry import ModelLimits, family_of
+from ltxq_worker.pipeline.registry import ModelLimits, family_of, limits_of, suits_a_cpu
 
 UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
@@ -267,17 +267,16 @@ def test_looking_at_a_folder_needs_no_torch() -> None:
 
 def test_a_model_without_an_upscaler_has_one_stage(folder: Path) -> None:
     family = family_of("my-model")
-    assert family.limits(folder) == ModelLimits(stages=(1,))
+    assert limits_of(family.open(folder)) == ModelLimits(stages=(1,))
     safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
-    assert family.limits(folder) == ModelLimits(stages=(1, 2), num_inference_steps=8)
+    assert limits_of(family.open(folder)) == ModelLimits(stages=(1, 2), num_inference_steps=8)
 
 
 def test_a_tiny_model_and_the_test_pipeline_suit_a_cpu(folder: Path) -> None:
-    assert not family_of("my-model").suits_a_cpu(folder)
+    assert not suits_a_cpu(family_of("my-model").open(folder))
     safetensors(folder / "weights.safetensors", {**CONFIG, "random_weights": True}, "2.0.0")
-    assert family_of("my-model").suits_a_cpu(folder)
-    assert family_of("instant").suits_a_cpu(folder.parent / "instant")
-    assert family_of("instant").open(folder.parent / "instant") is None
+    assert suits_a_cpu(family_of("my-model").open(folder))
+    assert suits_a_cpu(family_of("instant").open(folder.parent / "instant"))
 
 
 def test_the_list_of_models_has_their_limits(

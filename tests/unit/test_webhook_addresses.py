@@ -89,10 +89,11 @@ def test_a_url_that_cannot_be_sent_to_is_refused(url: str) -> None:
         ("10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
         ("Hooks.internal, ::1,", ("hooks.internal", ip_network("::1"))),
         ("my_host", ("my_host",)),
+        (("10.0.0.0/8", "Host"), (ip_network("10.0.0.0/8"), "host")),
         ("", ()),
     ],
 )
-def test_hosts_and_networks_may_be_allowed(allow: str, receivers: tuple[Any, ...]) -> None:
+def test_hosts_and_networks_may_be_allowed(allow: Any, receivers: tuple[Any, ...]) -> None:
     assert Settings(webhook_allow=allow).webhook_allow == receivers
 
 

@@ -227,7 +227,7 @@ def model_download(
 
 @models.command("list")
 def model_list(as_json: AsJson = False) -> None:
-    """Show the models that can be downloaded, and those that are here."""
+    """List the models in LTXQ_MODEL_DIR and the models that ltxq can download."""
     with _commands("ltxq model list", "cli.models") as commands:
         commands.model_list(as_json=as_json)
 

@@ -82,6 +82,6 @@ class Ltx2QueueConfig(BasePipelineConfig):  # type: ignore[misc]  # Scope has no
         default=DEFAULTS["prefetch"],
         ge=0,
         le=MAX_PREFETCH,
-        description="Clips to generate ahead of the one that plays. Used with Random seed.",
+        description="Number of clips to generate in advance. Used with Random seed.",
         json_schema_extra=_ui(7, "Clips ahead"),
     )

@@ -45,7 +45,7 @@ class PlaybackRequest:
     """The clips to play next."""
 
     video: VideoRequest  # seed None: a new seed for each clip
-    prefetch: int  # clips generated ahead of the one that plays
+    prefetch: int  # number of clips to generate in advance
 
 
 class ParameterReader:

@@ -21,7 +21,7 @@ from ltxq.job import Job, VideoRequest
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker.embedded.stack import STOP_SIGNALS, Stack, held_signals
-from ltxq_worker.pipeline.registry import family_of
+from ltxq_worker.pipeline.registry import family_of, suits_a_cpu
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
@@ -106,9 +106,9 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
     settings = Settings.read()
     if model == TINY:
         ensure_tiny(settings)
+    files = family_of(model).open(settings.model_dir.expanduser() / model)
     with Stack(data, model=model, ports=ports) as stack:
-        suits_a_cpu = family_of(model).suits_a_cpu(settings.model_dir.expanduser() / model)
-        stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu else "all"))
+        stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
         url = stack.start_gateway()
         flower = stack.start_flower()
         file = stack.write_environment()

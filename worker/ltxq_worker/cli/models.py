@@ -16,7 +16,7 @@ from ltxq.cli import screen
 from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.pipeline.registry import family_of
+from ltxq_worker.pipeline.registry import family_of, limits_of, suits_a_cpu
 
 
 def generate(
@@ -164,10 +164,9 @@ def _condition(folder: Path | None) -> dict[str, Any]:
     """Whether a model's folder is complete, what the model can make, or what is wrong."""
     if folder is None:
         return {"usable": False, "problem": "", "limits": None}
-    family = family_of(folder.name)
     try:
-        limits = asdict(family.limits(folder))
+        files = family_of(folder.name).open(folder)
     except ModelUnusable as exc:
         return {"usable": False, "problem": exc.message, "limits": None}
-    about = {"about": "random weights, abstract pictures"} if family.suits_a_cpu(folder) else {}
-    return {"usable": True, "problem": "", "limits": limits, **about}
+    about = {"about": "random weights, abstract pictures"} if suits_a_cpu(files) else {}
+    return {"usable": True, "problem": "", "limits": asdict(limits_of(files)), **about}

@@ -1,4 +1,5 @@
-"""The families of models: how a model is checked, limited and loaded. No torch until it is loaded.
+"""Families of models: how a model is checked and loaded, and what it can make. Imports torch only
+to load one.
 
 What depends on the kind of a model is here; other modules ask `family_of`.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ltxq.errors import ModelUnusable
 from ltxq.job import FRAME_STEP, MAX_SECONDS, MAX_SIDE, MIN_SIDE, SIDE_STEP
 from ltxq.settings import WorkerSettings
 from ltxq_worker.models.files.folder import ModelFolder
@@ -41,7 +41,7 @@ class ModelLimits:
 
 
 class Family(Protocol):
-    """Models that are checked, limited and loaded in the same way. `folder` is a model's folder,
+    """Models that are checked and loaded in the same way. `folder` is a model's folder,
     whose name is the model's.
     """
 
@@ -51,16 +51,6 @@ class Family(Protocol):
         Raises:
             ModelUnusable: a file is missing, cut short, foreign or too new.
         """
-
-    def limits(self, folder: Path) -> ModelLimits:
-        """What the model can make.
-
-        Raises:
-            ModelUnusable
-        """
-
-    def suits_a_cpu(self, folder: Path) -> bool:
-        """Whether a CPU is quick enough for the model."""
 
     def load(
         self,
@@ -91,14 +81,6 @@ class Instant:
     def open(self, folder: Path) -> None:
         """It needs no files."""
 
-    def limits(self, folder: Path) -> ModelLimits:  # noqa: ARG002
-        """Those of the real models."""
-        return ModelLimits()
-
-    def suits_a_cpu(self, folder: Path) -> bool:  # noqa: ARG002
-        """It uses no GPU."""
-        return True
-
     def load(self, folder: Path, settings: WorkerSettings, *_: object, **__: object) -> Pipeline:  # noqa: ARG002
         """The pipeline; it denoises for LTXQ_INSTANT_SECONDS."""
         from ltxq_worker.pipeline.instant import InstantPipeline
@@ -112,17 +94,6 @@ class DistilledLtx:
     def open(self, folder: Path) -> ModelFolder:
         """The folder, by the headers of its files."""
         return ModelFolder.open(folder)
-
-    def limits(self, folder: Path) -> ModelLimits:
-        """Two stages need an upscaler."""
-        return ModelLimits(stages=(1, 2) if self.open(folder).upscaler else (1,))
-
-    def suits_a_cpu(self, folder: Path) -> bool:
-        """Only a tiny model does."""
-        try:
-            return self.open(folder).tiny
-        except ModelUnusable:
-            return False
 
     def load(
         self,
@@ -152,6 +123,16 @@ class DistilledLtx:
             pipeline.warm_up(shapes)
             log.info("optimizations: %s", pipeline.optimizations)
         return pipeline
+
+
+def limits_of(files: ModelFolder | None) -> ModelLimits:
+    """What a model can make, by its files from `Family.open`. Two stages need an upscaler."""
+    return ModelLimits(stages=(1, 2) if files is None or files.upscaler else (1,))
+
+
+def suits_a_cpu(files: ModelFolder | None) -> bool:
+    """Whether a CPU is quick enough for a model: a tiny one, or one that needs no files."""
+    return files is None or files.tiny
 
 
 def family_of(model: str) -> Family:
