@@ -41,6 +41,7 @@ SETTINGS_TAIL = """
 | `AWS_CA_BUNDLE` | CA bundle (PEM) for an https:// storage server. |
 | `HF_TOKEN` | Hugging Face token with the role *read*, for `ltxq model download`. |
 | `HF_ENDPOINT` | A mirror of the Hugging Face hub. |
+| `HF_HOME`, `HF_HUB_CACHE` | The Hugging Face cache; `ltxq model download` uses the files that it holds. |
 | `PYTORCH_CUDA_ALLOC_CONF` | The worker sets `expandable_segments:True` unless you set it. |
 | `TORCHINDUCTOR_CACHE_DIR` | Folder for compiled code; default `~/.cache/ltxq/compiled`. |
 | `LTXQ_DEBUG` | `1`: a failed `ltxq` command prints its traceback. |

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -411,6 +412,139 @@ def test_unknown_model_names_those_there_are(hub: Hub, tmp_path: Path) -> None:
     assert hub.asked == []
 
 
+CACHE = """
+import sys
+from huggingface_hub import hf_hub_download
+print(hf_hub_download(sys.argv[1], sys.argv[2], revision=sys.argv[3]))
+"""
+
+
+def fill_cache(hub: Hub, tmp_path: Path, cache: Path) -> Path:
+    """Have huggingface_hub put the checkpoint into its cache, as another program's; the file."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CACHE, LTX, CHECKPOINT, SHA],
+        env=environment(hub, tmp_path, TOKEN, HF_HUB_CACHE=str(cache)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    hub.asked.clear()
+    return Path(done.stdout.strip()).resolve()
+
+
+def fetched(hub: Hub) -> bool:
+    """Whether the hub sent the checkpoint."""
+    return any(method == "GET" and path.endswith(CHECKPOINT) for method, path, _ in hub.asked)
+
+
+@pytest.fixture(params=["same disk", "other disk"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A place for the hub's cache, on the disk of the models or on another."""
+    if request.param == "same disk":
+        yield tmp_path / "hub"
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if os.stat(folder).st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no second file system at /dev/shm")
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_file_in_the_hubs_cache_is_used(hub: Hub, tmp_path: Path, cache: Path, begun: bool) -> None:
+    cached = fill_cache(hub, tmp_path, cache)
+    if begun:
+        part = tmp_path / "models" / f".downloading-{MODEL}"
+        part.mkdir(parents=True)
+        (part / f".{CHECKPOINT}.{cached.name[:16]}").write_bytes(FILES[LTX][CHECKPOINT][:200_000])
+    outcome = download(hub, tmp_path, HF_HUB_CACHE=str(cache))
+    assert not fetched(hub)
+    assert held(tmp_path) == WHOLE
+    folder = tmp_path / "models" / MODEL
+    linked = cached.stat().st_dev == folder.stat().st_dev
+    assert cached.samefile(folder / CHECKPOINT) == linked
+    assert sorted(os.listdir(folder)) == sorted([CHECKPOINT, UPSCALER, "SHA256SUMS"])
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    checked = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (checked.returncode, len(checked.stdout.splitlines())) == (0, 2)
+    total = sum(len(content) for content in WHOLE.values())
+    assert outcome["told"][0] == [200_000 if begun else 0, total]
+    assert [300_000, total] in outcome["told"]
+    assert outcome["told"][-1] == [total, total]
+
+
+@pytest.mark.parametrize("content", [b"d" * 300_000, b"c" * 200_000], ids=["damaged", "cut short"])
+def test_damaged_file_in_the_hubs_cache_is_ignored(
+    hub: Hub, tmp_path: Path, cache: Path, content: bytes
+) -> None:
+    cached = fill_cache(hub, tmp_path, cache)
+    cached.write_bytes(content)
+    outcome = download(hub, tmp_path, HF_HUB_CACHE=str(cache))
+    assert fetched(hub)
+    assert hub.ranges == []
+    assert held(tmp_path) == WHOLE
+    total = sum(len(content) for content in WHOLE.values())
+    assert outcome["told"][-1] == [total, total]
+    assert max(done for done, _ in outcome["told"]) == total
+    assert cached.read_bytes() == content
+
+
+def test_hard_link_to_the_hubs_cache_needs_no_space(hub: Hub, tmp_path: Path) -> None:
+    """On a small disk of its own that has space for the checkpoint once."""
+    fill_cache(hub, tmp_path, tmp_path / "filled")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    outcome = download_on_small_disk(
+        hub,
+        tmp_path,
+        disk,
+        f"cp -a {tmp_path}/filled {disk}/hub",
+        disk / "models",
+        size="450k",
+        HF_HUB_CACHE=str(disk / "hub"),
+    )
+    assert outcome.get("message") is None
+    assert outcome["folder"] == str(disk / "models" / MODEL)
+
+
+def test_copy_from_the_hubs_cache_needs_space(hub: Hub, tmp_path: Path) -> None:
+    fill_cache(hub, tmp_path, tmp_path / "filled")
+    models = tmp_path / "models"
+    models.mkdir()
+    outcome = download_on_small_disk(
+        hub, tmp_path, models, "true", models, size="128k", HF_HUB_CACHE=str(tmp_path / "filled")
+    )
+    assert "0.3 MB more are needed in" in outcome["message"]
+
+
+def download_on_small_disk(
+    hub: Hub,
+    tmp_path: Path,
+    disk: Path,
+    prepare: str,
+    models: Path,
+    *more: str,
+    size: str,
+    **settings: str,
+) -> dict[str, Any]:
+    """What `download` comes to where `disk` is a tmpfs of `size`, in a namespace of its own."""
+    unshare = ["unshare", "--user", "--mount", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True, timeout=30).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    mount = f"mount -t tmpfs -o size={size} none {disk}"
+    run = f'{mount} && {prepare} && exec {sys.executable} -c "$@"'
+    done = subprocess.run(
+        [*unshare, "sh", "-c", run, "sh", DOWNLOAD, MODEL, str(models), *more],
+        env=environment(hub, tmp_path, TOKEN, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
 @pytest.mark.parametrize(
     ("disk", "filled", "says"),
     [
@@ -421,22 +555,10 @@ def test_unknown_model_names_those_there_are(hub: Hub, tmp_path: Path) -> None:
 def test_full_disk_says_how_much_is_needed(
     hub: Hub, tmp_path: Path, disk: str, filled: tuple[str, ...], says: str
 ) -> None:
-    """On a tmpfs mounted in a namespace of its own: too small, or filled by another meanwhile."""
+    """The disk is too small, or another program fills it meanwhile."""
     models = tmp_path / "models"
     models.mkdir()
-    unshare = ["unshare", "--user", "--mount", "--map-root-user"]
-    if subprocess.run([*unshare, "true"], capture_output=True, timeout=30).returncode:
-        pytest.skip("this machine allows no user namespaces")
-    run = f'mount -t tmpfs -o size={disk} none {models} && exec {sys.executable} -c "$@"'
-    done = subprocess.run(
-        [*unshare, "sh", "-c", run, "sh", DOWNLOAD, MODEL, str(models), *filled],
-        env=environment(hub, tmp_path, TOKEN),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
+    outcome = download_on_small_disk(hub, tmp_path, models, "true", models, *filled, size=disk)
     assert outcome["error"] == "StorageUnavailable"
     assert says in outcome["message"]
     assert "LTXQ_MODEL_DIR" in outcome["hint"]

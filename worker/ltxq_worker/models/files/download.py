@@ -1,13 +1,18 @@
 """A known model's files from the hub to LTXQ_MODEL_DIR: resumed, checked, whole or not there.
 
-What is being downloaded lies in a hidden folder that takes its name when it is complete. What
-can go wrong, and what to do then, is in `hub_errors.py`.
+What is being downloaded lies in a hidden folder that takes its name when it is complete. A file
+that the hub's local cache already holds is used from there. What can go wrong, and what to do
+then, is in `hub_errors.py`.
+
+Why not `hf_hub_download(local_dir=…)`: in huggingface_hub 2.4.0 it deletes its partial file when
+it stops, so an interrupted checkpoint of 43 GB would start again from zero.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
@@ -31,6 +36,7 @@ TIMEOUT = 10.0  # seconds for the hub to answer; for each piece of a file, HF_HU
 HASHES = "SHA256SUMS"  # in a model's folder: what its files were, as sha256sum writes it
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PIECE = 8 << 20  # bytes read at once
 
 DownloadReport = Callable[[int, int], None]
 """Told (bytes done, bytes in all). May raise, to stop; what has come is kept."""
@@ -62,7 +68,7 @@ def download(name: str, model_dir: Path, *, report: DownloadReport) -> Path:
         files = [
             file
             for folder, repo in missing.items()
-            for file in _files_of(repo, model_dir / f".downloading-{folder}")
+            for file in _files_of(repo, model_dir / f".downloading-{folder}", model_dir)
         ]
         _check_space(files, model_dir)
         progress = _Progress(files, report)
@@ -82,6 +88,8 @@ class _File:
     etag: str  # SHA-256 in hex for the large ones
     size: int  # bytes
     path: Path
+    cached: Path | None  # in the hub's local cache, of the right size; its content is not checked
+    linkable: bool  # `cached` can have a hard link at `path`, which needs no space
 
     @property
     def part(self) -> Path:
@@ -96,8 +104,11 @@ class _File:
         return min(self.part.stat().st_size, self.size) if self.part.exists() else 0
 
 
-def _files_of(repo: Repo, folder: Path) -> list[_File]:
-    """What to get from `repo`; asks the hub for every file, with the token, so access is known."""
+def _files_of(repo: Repo, folder: Path, model_dir: Path) -> list[_File]:
+    """What to get from `repo` into `folder`, which lies in `model_dir`.
+
+    It asks the hub for every file, with the token, so access is known.
+    """
     with advice(repo, folder):
         info = HfApi().model_info(repo.id, timeout=TIMEOUT)
         names = [sibling.rfilename for sibling in info.siblings or []]
@@ -117,13 +128,44 @@ def _files_of(repo: Repo, folder: Path) -> list[_File]:
                         f"The answer for {url} lacks a size or an ETag: it is not the hub's.",
                         hint="Check HF_ENDPOINT, and proxies on the way.",
                     )
-                path = folder / name
-                files.append(_File(repo=repo, url=url, etag=known.etag, size=known.size, path=path))
+                cached = _cached(repo, name, info.sha, known.size)
+                files.append(
+                    _File(
+                        repo=repo,
+                        url=url,
+                        etag=known.etag,
+                        size=known.size,
+                        path=folder / name,
+                        cached=cached,
+                        linkable=cached is not None and _linkable(cached, model_dir),
+                    )
+                )
     return files
 
 
+def _cached(repo: Repo, name: str, revision: str | None, size: int) -> Path | None:
+    """The file in the hub's local cache, if it has `size` bytes. HF_HUB_CACHE and HF_HOME count."""
+    found = try_to_load_from_cache(repo.id, name, revision=revision)
+    if not isinstance(found, str):
+        return None
+    path = Path(found).resolve()  # a snapshot has symbolic links to the cache's files
+    return path if path.stat().st_size == size else None
+
+
+def _linkable(file: Path, folder: Path) -> bool:
+    """Whether `folder` can have a hard link to `file`. It tries: two mounts of one disk cannot."""
+    probe = folder / ".link"
+    probe.unlink(missing_ok=True)
+    try:
+        os.link(file, probe)
+    except OSError:
+        return False
+    probe.unlink()
+    return True
+
+
 def _check_space(files: list[_File], model_dir: Path) -> None:
-    needed = sum(file.size - file.done for file in files)
+    needed = sum(file.size - file.done for file in files if not file.linkable)
     free = shutil.disk_usage(model_dir).free
     if needed > free:
         raise disk_full(
@@ -133,33 +175,83 @@ def _check_space(files: list[_File], model_dir: Path) -> None:
 
 
 def _fetch(file: _File, progress: _Progress) -> None:
-    """Download what is missing of `file`, check it, and give it its name."""
-    done = file.done
-    if file.path.exists() and done == file.size:
+    """Get what is missing of `file`, check it, and give it its name."""
+    if file.path.exists() and file.done == file.size:
         return
     with advice(file.repo, file.path.parent):
         file.path.parent.mkdir(exist_ok=True)
-        with file.part.open("ab") as part:
-            http_get(
-                file.url,
-                part,
-                resume_size=done,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                tqdm_class=progress.bar_of(file),
-            )
-        with file.part.open("rb") as part:
-            sha256 = hashlib.file_digest(part, "sha256").hexdigest()
-        if _SHA256.fullmatch(file.etag) and sha256 != file.etag:
-            file.part.unlink()
-            raise ModelUnusable(
-                f"{file.path.name} arrived damaged: its SHA-256 is {sha256}, not {file.etag}.",
-                hint="It was deleted. Run the same command again; if this happens again, look at "
-                "the disk and at proxies on the way.",
-            )
-        file.part.replace(file.path)
+        sha256 = _from_cache(file, progress) or _from_hub(file, progress)
         with (file.path.parent / HASHES).open("a") as sums:
             sums.write(f"{sha256}  {file.path.name}\n")
+
+
+def _from_cache(file: _File, progress: _Progress) -> str | None:
+    """Link or copy the file from the hub's local cache; its SHA-256.
+
+    None: it is not there, or it is damaged.
+    """
+    if file.cached is None:
+        return None
+    sha256, size = hashlib.sha256(), 0
+    copy = Path(os.devnull) if file.linkable else file.part
+    with copy.open("wb") as target, progress.bar_of(file)() as bar:
+        for piece in _pieces_of(file.cached):
+            target.write(piece)
+            sha256.update(piece)
+            size += len(piece)
+            bar.update(len(piece))
+    if size != file.size or not _has_etag(file, sha256.hexdigest()):
+        if not file.linkable:
+            file.part.unlink()
+        return None
+    if file.linkable:
+        # The link shares its content with the cache: writing into one would change the other.
+        # Neither ltxq nor huggingface_hub writes into a finished file; both replace it.
+        file.path.unlink(missing_ok=True)
+        os.link(file.cached, file.path)
+        file.part.unlink(missing_ok=True)
+    else:
+        file.part.replace(file.path)
+    return sha256.hexdigest()
+
+
+def _pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, as far as it can be read."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except OSError:
+        return
+
+
+def _from_hub(file: _File, progress: _Progress) -> str:
+    """Download what is missing of `file`; its SHA-256."""
+    with file.part.open("ab") as part:
+        http_get(
+            file.url,
+            part,
+            resume_size=file.done,
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            tqdm_class=progress.bar_of(file),
+        )
+    with file.part.open("rb") as part:
+        sha256 = hashlib.file_digest(part, "sha256").hexdigest()
+    if not _has_etag(file, sha256):
+        file.part.unlink()
+        raise ModelUnusable(
+            f"{file.path.name} arrived damaged: its SHA-256 is {sha256}, not {file.etag}.",
+            hint="It was deleted. Run the same command again; if this happens again, look at "
+            "the disk and at proxies on the way.",
+        )
+    file.part.replace(file.path)
+    return sha256
+
+
+def _has_etag(file: _File, sha256: str) -> bool:
+    """Whether the hub's ETag agrees with this SHA-256. That of a small file is another hash."""
+    return sha256 == file.etag or not _SHA256.fullmatch(file.etag)
 
 
 class _Progress:
