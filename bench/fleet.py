@@ -88,7 +88,7 @@ def main() -> None:
 
 def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
     """Fill the queue by the ledger's own script, which also sends the messages."""
-    ledger.list(limit=1)  # Redis knows the script from here on
+    ledger.jobs.list(limit=1)  # Redis knows the script from here on
     queue = queue_name(MODEL)
     empty = used(direct)
     began = time.perf_counter()
@@ -100,7 +100,7 @@ def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
                 *("submit", job_id, CONTRACT, REQUEST.model_dump_json(), "", queue, BAND),
                 *(cost_of(REQUEST), "", "", "", "", 10 * MILLION, MILLION, "", ""),
             ]
-            ledger._script(keys=[PREFIX], args=arguments, client=pipe)
+            ledger._script.lua(keys=[PREFIX], args=arguments, client=pipe)
         pipe.execute()
     seconds = time.perf_counter() - began
     per_job = (used(direct) - empty) / jobs
@@ -115,14 +115,15 @@ def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
 
 def ask(ledger: Ledger) -> dict[str, float]:
     """What the depth of the queue costs those who ask."""
-    last = ledger.list(limit=1).jobs[0].id
+    last = ledger.jobs.list(limit=1).jobs[0].id
     return {
         "one sweep, nothing wrong (ms)": 1000 * time_of_sweeps(ledger),
-        "read the last job, with its position (ms)": 1000 * median(lambda: ledger.get(last), 200),
-        "list 20 jobs (ms)": 1000 * median(lambda: ledger.list(limit=20), 50),
+        "read the last job, with its position (ms)": 1000
+        * median(lambda: ledger.jobs.get(last), 200),
+        "list 20 jobs (ms)": 1000 * median(lambda: ledger.jobs.list(limit=20), 50),
         "depth and age of every queue (ms)": 1000
-        * median(lambda: ledger.queues(retention=3600), 50),
-        "submit (ms)": 1000 * median(lambda: ledger.submit(new_job_id(), REQUEST), 200),
+        * median(lambda: ledger.fleet.queues(retention=3600), 50),
+        "submit (ms)": 1000 * median(lambda: ledger.jobs.submit(new_job_id(), REQUEST), 200),
     }
 
 
@@ -195,18 +196,18 @@ def simulate(options: argparse.Namespace) -> None:
         # Fleets do not start at one instant.
         threading.Event().wait(options.job_seconds * (number % 97) / 97)
         while time.monotonic() < end:
-            claim = timed("claim", lambda: ledger.claim(MODEL, f"gpu{number}@{options.name}"))
+            claim = timed("claim", lambda: ledger.claims.take(MODEL, f"gpu{number}@{options.name}"))
             if claim is None:
                 return
             for step in range(STEPS):
                 if time.monotonic() > end:
                     return
                 at = Progress(stage="denoise", step=step, steps=STEPS, fraction=step / STEPS)
-                timed("report", lambda c=claim, p=at: ledger.report(c, p, on_gpu=True))
+                timed("report", lambda c=claim, p=at: ledger.claims.report(c, p, on_gpu=True))
                 if step % 4 == 0:
-                    ledger.renew(claim)
+                    ledger.claims.renew(claim)
                 threading.Event().wait(pause)
-            timed("finish", lambda c=claim: ledger.finish(c, DONE))
+            timed("finish", lambda c=claim: ledger.claims.finish(c, DONE))
             next(jobs)
 
     with ThreadPoolExecutor(options.workers) as pool:
@@ -223,24 +224,24 @@ def supervise(options: argparse.Namespace) -> None:
         began = time.monotonic()
         for first in hosts:
             names = [f"gpu{n}@host0" for n in range(first, min(first + HOST, options.workers))]
-            ledger.heartbeat(MODEL, f"host{first}", dict.fromkeys(names, "ready"))
-            ledger.sweep(interval=SWEEP_SECONDS)
+            ledger.fleet.heartbeat(MODEL, f"host{first}", dict.fromkeys(names, "ready"))
+            ledger.sweeper.sweep(interval=SWEEP_SECONDS)
             for name in names:
-                ledger.running_on(name)
+                ledger.claims.running_on(name)
         time.sleep(max(0.0, SWEEP_SECONDS - (time.monotonic() - began)))
 
 
 def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
     """A whole fleet dies at once: one sweep gives back all it had."""
     for number in range(workers):
-        assert ledger.claim(MODEL, f"gpu{number}@lost")
+        assert ledger.claims.take(MODEL, f"gpu{number}@lost")
     make_sweep_due(ledger)
-    ledger.sweep()
+    ledger.sweeper.sweep()
     for job_id in direct.zrange(f"{PREFIX}running", 0, -1):
         direct.zadd(f"{PREFIX}running", {job_id: 0})
     make_sweep_due(ledger)
     start = time.perf_counter()
-    swept = ledger.sweep()
+    swept = ledger.sweeper.sweep()
     return {
         "jobs given back in one sweep": len(swept.lease_ended),
         "that sweep (ms)": 1000 * (time.perf_counter() - start),
@@ -252,7 +253,9 @@ def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
     taken = 0
     for number in range(names):
         with suppress(QueueFull):
-            ledger.submit(new_job_id(), REQUEST.model_copy(update={"model": f"made-up-{number}"}))
+            ledger.jobs.submit(
+                new_job_id(), REQUEST.model_copy(update={"model": f"made-up-{number}"})
+            )
             taken += 1
     return {
         "models tried": names,
@@ -263,8 +266,8 @@ def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
 
 def make_sweep_due(ledger: Ledger) -> None:
     """Set the time of the last sweep back, so that the next one does its work."""
-    now = ledger._redis.time()
-    ledger._redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
+    now = ledger._script.redis.time()
+    ledger._script.redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
 
 
 def time_of_sweeps(ledger: Ledger) -> float:
@@ -273,7 +276,7 @@ def time_of_sweeps(ledger: Ledger) -> float:
     for _ in range(20):
         make_sweep_due(ledger)
         start = time.perf_counter()
-        ledger.sweep()
+        ledger.sweeper.sweep()
         took.append(time.perf_counter() - start)
     return statistics.median(took)
 

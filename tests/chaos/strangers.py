@@ -77,14 +77,14 @@ def ask_for_many_models(ledger: Ledger, url: str) -> int:
                 queue = queue_name(f"stranger-{number}")
                 row = ["submit", job_id, CONTRACT, request, "", queue, 1, 1]
                 row += ["", "", "", "", NAMES, NAMES, "", ""]
-                ledger._script(keys=[PREFIX], args=row, client=pipe)
+                ledger._script.lua(keys=[PREFIX], args=row, client=pipe)
             answers = pipe.execute(raise_on_error=False)
             for job_id, answer in zip(ids, answers, strict=True):
                 if isinstance(answer, list) and answer[0] == "accepted":
                     taken.append(job_id)
     for job_id in taken:
         with suppress(LtxqError):
-            ledger.cancel(job_id)
+            ledger.jobs.cancel(job_id)
     return len(taken)
 
 

@@ -295,7 +295,7 @@ class World:
     def _held(self, name: str) -> list[RunningJob]:
         """What a worker has; nothing while Redis is away."""
         try:
-            return list(self.ledger.running_on(name))
+            return list(self.ledger.claims.running_on(name))
         except LtxqError:
             return []
 

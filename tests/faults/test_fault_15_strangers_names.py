@@ -25,7 +25,7 @@ def ask_for_many_models(url: str) -> list[str]:
     accepted = []
     for start in range(0, NAMES, 500):
         ids: list[Any] = []
-        with ledger._redis.pipeline(transaction=False) as pipe:
+        with ledger._script.redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 500):
                 arguments = [
                     *(
@@ -41,7 +41,7 @@ def ask_for_many_models(url: str) -> list[str]:
                     *("", "", "", "", NAMES, NAMES, "", ""),
                 ]
                 ids.append(arguments[1])
-                ledger._script(keys=[PREFIX], args=arguments, client=pipe)
+                ledger._script.lua(keys=[PREFIX], args=arguments, client=pipe)
             answers = zip(ids, pipe.execute(), strict=True)
             accepted += [job_id for job_id, answer in answers if answer[0] == "accepted"]
     ledger.close()

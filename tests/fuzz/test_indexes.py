@@ -50,23 +50,23 @@ def one_of_each(book: Book) -> tuple[str, Claim, str]:
     waiting = new_job_id()
     claims = []
     for _ in range(2):
-        book.ledger.submit(new_job_id(), REQUEST, owner="me")
-        claim = book.ledger.claim("instant", "cpu0@here")
+        book.ledger.jobs.submit(new_job_id(), REQUEST, owner="me")
+        claim = book.ledger.claims.take("instant", "cpu0@here")
         assert claim
         claims.append(claim)
-    book.ledger.submit(waiting, REQUEST, owner="me", idempotency_key="key", digest="d")
+    book.ledger.jobs.submit(waiting, REQUEST, owner="me", idempotency_key="key", digest="d")
     running, failed = claims
-    book.ledger.finish(failed, JobUnreadable("It broke.").as_job_error())
-    book.ledger.heartbeat("instant", "here", {"cpu0@here": "ready"})
+    book.ledger.claims.finish(failed, JobUnreadable("It broke.").as_job_error())
+    book.ledger.fleet.heartbeat("instant", "here", {"cpu0@here": "ready"})
     return waiting, running, failed.job_id
 
 
 def looked_after(book: Book) -> None:
     """What a supervisor does."""
     book.let_time_pass()
-    swept = book.ledger.sweep(interval=2.0)
+    swept = book.ledger.sweeper.sweep(interval=2.0)
     if swept.corrupt:
-        book.ledger.rebuild()
+        book.ledger.sweeper.rebuild()
 
 
 @pytest.mark.parametrize("early", ["supervisor", "worker", "client"])
@@ -77,23 +77,25 @@ def test_an_index_of_another_type_is_built_anew(book: Book, name: str, early: st
     book.redis.delete(key)
     book.redis.set(key, "foreign")
     if early == "worker":
-        assert book.ledger.renew(running) == "held"
-        assert book.ledger.give_back_all("nobody") == ()
+        assert book.ledger.claims.renew(running) == "held"
+        assert book.ledger.claims.give_back_all("nobody") == ()
     elif early == "client":
         book.client.submit("another fox")
     looked_after(book)
-    again = book.ledger.submit(new_job_id(), REQUEST, owner="me", idempotency_key="key", digest="d")
+    again = book.ledger.jobs.submit(
+        new_job_id(), REQUEST, owner="me", idempotency_key="key", digest="d"
+    )
     assert again.id == waiting
     assert {waiting, running.job_id, failed} <= {job.id for job in book.client.list().jobs}
-    assert len(book.ledger.list(owner="me").jobs) == 3
-    assert book.ledger.webhooks_waiting() == 1
-    assert book.ledger.take_webhook(lease=1) is not None
-    assert [job.job_id for job in book.ledger.running_on("cpu0@here")] == [running.job_id]
+    assert len(book.ledger.jobs.list(owner="me").jobs) == 3
+    assert book.ledger.outbox.waiting() == 1
+    assert book.ledger.outbox.take(lease=1) is not None
+    assert [job.job_id for job in book.ledger.claims.running_on("cpu0@here")] == [running.job_id]
     assert book.redis.zscore(f"{PREFIX}expiry", failed)
-    while (claim := book.ledger.claim("instant", "cpu0@here")) and claim.job_id != waiting:
+    while (claim := book.ledger.claims.take("instant", "cpu0@here")) and claim.job_id != waiting:
         pass  # the client's own
     assert claim
-    assert book.ledger.finish(running, JobUnreadable("It broke.").as_job_error())
+    assert book.ledger.claims.finish(running, JobUnreadable("It broke.").as_job_error())
     looked_after(book)
 
 
@@ -112,7 +114,7 @@ def test_a_lost_or_foreign_counter_neither_stops_sweeps_nor_goes_back(
     if value != "-1e300":
         assert seq > before
     for _ in range(2):
-        book.ledger.sweep(interval=0.001)
+        book.ledger.sweeper.sweep(interval=0.001)
         assert int(book.redis.get(f"{PREFIX}swept")) < 2**53
 
 
@@ -122,8 +124,8 @@ def test_a_value_nobody_wrote_stops_nobody(book: Book, name: str, value: str) ->
     waiting, _, _ = one_of_each(book)
     for field in ("cpu0@here", "0", "1", "2", "3", "gpu", "whole"):
         book.redis.hset(f"{PREFIX}{name}", field, value)
-    book.ledger.workers()
-    book.ledger.figures()
+    book.ledger.fleet.workers()
+    book.ledger.fleet.figures()
     looked_after(book)
     worked_on_by_all(book, waiting)
 
@@ -164,10 +166,10 @@ def test_what_is_put_into_an_index_stops_nobody(book: Book, damages: list[tuple]
             book.redis.sadd(key, member.encode(errors="replace"))
         else:
             book.redis.set(key, member)
-    book.ledger.figures()
-    book.ledger.workers()
-    book.ledger.take_webhook(lease=1)
-    book.ledger.webhooks_waiting()
-    book.ledger.garbage_deleted(book.ledger.take_garbage()[0])
+    book.ledger.fleet.figures()
+    book.ledger.fleet.workers()
+    book.ledger.outbox.take(lease=1)
+    book.ledger.outbox.waiting()
+    book.ledger.sweeper.garbage_deleted(book.ledger.sweeper.take_garbage()[0])
     looked_after(book)
     worked_on_by_all(book, waiting)

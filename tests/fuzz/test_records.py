@@ -63,12 +63,12 @@ class Book:
         """A job in that state."""
         self.redis.flushdb()
         job_id = new_job_id()
-        self.ledger.submit(job_id, REQUEST, idempotency_key="key", digest="d")
+        self.ledger.jobs.submit(job_id, REQUEST, idempotency_key="key", digest="d")
         if state != "queued":
-            claim = self.ledger.claim("instant", "cpu0@here")
+            claim = self.ledger.claims.take("instant", "cpu0@here")
             assert claim is not None
             if state == "failed":
-                self.ledger.finish(claim, JobUnreadable("It broke.").as_job_error())
+                self.ledger.claims.finish(claim, JobUnreadable("It broke.").as_job_error())
         return job_id
 
     def spoil(self, job_id: str, damage: list[tuple[str, bytes | None]]) -> None:
@@ -84,7 +84,7 @@ class Book:
         for job_id in self.redis.zrange(f"{PREFIX}running", 0, -1):
             self.redis.zadd(f"{PREFIX}running", {job_id: 1})
         self.let_time_pass()
-        self.ledger.sweep(interval=2.0)
+        self.ledger.sweeper.sweep(interval=2.0)
 
     def let_time_pass(self) -> None:
         """So that a sweep is due."""
@@ -141,13 +141,13 @@ def worked_on_by_all(book: Book, job_id: str) -> None:
     other = book.client.submit("another fox")
     assert other.id in [job.id for job in book.client.list().jobs]
     book.client.list(limit=1, after=other.id)
-    book.ledger.running_on("cpu0@here")
-    book.ledger.give_back_all("cpu0@here")
+    book.ledger.claims.running_on("cpu0@here")
+    book.ledger.claims.give_back_all("cpu0@here")
     book.sweep_late()
     book.sweep_late()
     assert other.id in book.waiting()
     claims = []
-    while claim := book.ledger.claim("instant", "cpu0@here"):
+    while claim := book.ledger.claims.take("instant", "cpu0@here"):
         claims.append(claim.job_id)
     assert other.id in claims
     assert not book.waiting()
@@ -177,7 +177,7 @@ def test_a_band_that_is_none_does_not_keep_redis_busy(book: Book, band: bytes) -
     worked_on_by_all(book, job_id)
     job_id = book.fresh("running")
     book.spoil(job_id, [("band", band)])
-    book.ledger.give_back_all("cpu0@here")
+    book.ledger.claims.give_back_all("cpu0@here")
     assert book.client.get(job_id).state == "failed"
 
 
@@ -196,7 +196,7 @@ def test_a_key_of_another_type_harms_its_own_job_alone(book: Book, state: str) -
 def test_a_job_whose_request_is_damaged_fails_when_it_is_claimed(book: Book) -> None:
     job_id = book.fresh("queued")
     book.spoil(job_id, [("request", b'{"prompt": ')])
-    assert book.ledger.claim("instant", "cpu0@here") is None
+    assert book.ledger.claims.take("instant", "cpu0@here") is None
     assert book.redis.hget(f"{PREFIX}job:{job_id}", "state") == b"failed"
     assert not book.waiting()
     assert not book.redis.exists(f"{PREFIX}running")
@@ -205,7 +205,7 @@ def test_a_job_whose_request_is_damaged_fails_when_it_is_claimed(book: Book) -> 
 def test_a_damaged_queued_job_fails_when_it_is_claimed_and_says_so(book: Book) -> None:
     job_id = book.fresh("queued")
     book.spoil(job_id, [("tag", None)])
-    assert book.ledger.claim("instant", "cpu0@here") is None
+    assert book.ledger.claims.take("instant", "cpu0@here") is None
     job = book.client.get(job_id)
     assert job.state == "failed"
     assert job.error is not None
@@ -216,13 +216,13 @@ def test_a_damaged_queued_job_fails_when_it_is_claimed_and_says_so(book: Book) -
 def test_a_damaged_job_for_later_stops_no_sweep(book: Book, field: str) -> None:
     book.redis.flushdb()
     later = REQUEST.model_copy(update={"not_before": datetime.now(UTC) + timedelta(days=1)})
-    jobs = [book.ledger.submit(new_job_id(), later).id for _ in range(2)]
+    jobs = [book.ledger.jobs.submit(new_job_id(), later).id for _ in range(2)]
     book.spoil(jobs[0], [(field, None)])
     for job_id in jobs:
         book.redis.zadd(f"{PREFIX}later:{queue_name('instant')}", {job_id: 1})
     book.sweep_late()
     assert list(book.waiting()) == [jobs[1]]
-    claim = book.ledger.claim("instant", "cpu0@here")
+    claim = book.ledger.claims.take("instant", "cpu0@here")
     assert claim
     assert claim.job_id == jobs[1]
 

@@ -28,8 +28,8 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 
 def claim(ledger: Ledger, **fields: object) -> Claim:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    ledger.submit(new_job_id(), request)
-    claimed = ledger.claim("instant", "w")
+    ledger.jobs.submit(new_job_id(), request)
+    claimed = ledger.claims.take("instant", "w")
     assert claimed is not None
     return claimed
 
@@ -39,9 +39,9 @@ def test_the_lease_is_kept_while_the_attempt_lasts(ledger: Ledger) -> None:
     with Attempt(ledger, claimed, lease=1):
         end = time.monotonic() + 2.5
         while time.monotonic() < end:
-            assert ledger.sweep(interval=0.5).lease_ended == ()
+            assert ledger.sweeper.sweep(interval=0.5).lease_ended == ()
             threading.Event().wait(0.5)
-    eventually(lambda: ledger.sweep(interval=0.5).lease_ended, within=10)
+    eventually(lambda: ledger.sweeper.sweep(interval=0.5).lease_ended, within=10)
 
 
 def test_progress_is_told_and_its_bar_never_goes_back(ledger: Ledger) -> None:
@@ -52,7 +52,7 @@ def test_progress_is_told_and_its_bar_never_goes_back(ledger: Ledger) -> None:
             for step in range(steps + 1):
                 attempt.report(stage, step, steps)  # type: ignore[arg-type]
                 fractions.append(attempt._progress.fraction)
-        eventually(lambda: (p := ledger.get(claimed.job_id).progress) and p.fraction == 1)
+        eventually(lambda: (p := ledger.jobs.get(claimed.job_id).progress) and p.fraction == 1)
     assert fractions == sorted(fractions)
     assert set(attempt.end_timings()) == {
         "queued", "encode_text", "denoise", "decode", "upload", "total",
@@ -62,7 +62,7 @@ def test_progress_is_told_and_its_bar_never_goes_back(ledger: Ledger) -> None:
 def test_a_cancelled_attempt_stops_at_its_next_step(ledger: Ledger) -> None:
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=30) as attempt:
-        ledger.cancel(claimed.job_id)
+        ledger.jobs.cancel(claimed.job_id)
         with pytest.raises(Cancelled):
             eventually(lambda: attempt.report("denoise", 1, 8))
 
@@ -83,7 +83,7 @@ def test_a_cancelling_is_heard_before_the_next_report(
     with Attempt(ledger, claimed, lease=3000) as attempt:
         runner._attempts.add(attempt)
         with pytest.raises(Cancelled):
-            eventually(lambda: ledger.cancel(claimed.job_id) and attempt.check(), within=20)
+            eventually(lambda: ledger.jobs.cancel(claimed.job_id) and attempt.check(), within=20)
     ended.set()
     listener.join(20)
     assert not listener.is_alive()
@@ -92,7 +92,7 @@ def test_a_cancelling_is_heard_before_the_next_report(
 def test_an_attempt_whose_claim_is_lost_stops_at_its_next_step(ledger: Ledger) -> None:
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=30) as attempt:
-        ledger.give_back(claimed, charged=False)
+        ledger.claims.give_back(claimed, charged=False)
         with pytest.raises(ClaimLost):
             eventually(lambda: attempt.report("denoise", 1, 8))
 
@@ -111,7 +111,7 @@ def test_a_job_off_the_gpu_is_known_to_be(ledger: Ledger) -> None:
     claimed = claim(ledger)
     with Attempt(ledger, claimed, lease=30) as attempt:
         attempt.free_gpu()
-        eventually(lambda: not ledger.running_on("w")[0].on_gpu)
+        eventually(lambda: not ledger.claims.running_on("w")[0].on_gpu)
         attempt.free_gpu()
     assert attempt.timings["gpu"] > 0
 

@@ -84,10 +84,10 @@ def test_delete_takes_the_clip_with_the_record(at_redis: str, s3: S3) -> None:
     job_id = ltxq("submit", "a fox", **environment).stdout.strip()
     storage = Storage.from_settings(Settings(s3_endpoint=s3.endpoint, s3_bucket=s3.bucket))
     ledger = Ledger.from_settings(Settings(url=at_redis))
-    claim = ledger.claim(str(ledger.get(job_id).request.model), "w")
+    claim = ledger.claims.take(str(ledger.jobs.get(job_id).request.model), "w")
     assert claim
     storage.put(storage.clip_keys(claim.objects).clip, Path(__file__), "video/mp4")
-    assert ledger.finish(claim, result(claim))
+    assert ledger.claims.finish(claim, result(claim))
     ledger.close()
     assert ltxq("delete", job_id, **environment).returncode == 0
     assert list(storage.list(f"{job_id}/")) == []

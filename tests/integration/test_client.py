@@ -61,26 +61,26 @@ class LedgerWorker:
 
     def start(self, job_id: str) -> None:
         before = []
-        while (claim := self.ledger.claim("instant", "w")) and claim.job_id != job_id:
+        while (claim := self.ledger.claims.take("instant", "w")) and claim.job_id != job_id:
             before.append(claim)
         assert claim is not None
         for other in before:
-            self.ledger.give_back(other, charged=False)
+            self.ledger.claims.give_back(other, charged=False)
         self.claims[job_id] = claim
 
     def report(self, job_id: str, stage: Stage, step: int, steps: int, fraction: float) -> None:
         progress = Progress(stage=stage, step=step, steps=steps, fraction=fraction)
-        self.ledger.report(self.claims[job_id], progress, on_gpu=True)
+        self.ledger.claims.report(self.claims[job_id], progress, on_gpu=True)
 
     def succeed(self, job_id: str) -> None:
         if job_id not in self.claims:
             self.start(job_id)
-        assert self.ledger.finish(self.claims[job_id], result(self.claims[job_id]))
+        assert self.ledger.claims.finish(self.claims[job_id], result(self.claims[job_id]))
 
     def fail(self, job_id: str, error: JobError) -> None:
         if job_id not in self.claims:
             self.start(job_id)
-        assert self.ledger.finish(self.claims[job_id], error)
+        assert self.ledger.claims.finish(self.claims[job_id], error)
 
 
 class Owned(Protocol):

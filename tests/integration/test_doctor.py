@@ -177,7 +177,7 @@ def test_jobs_that_nobody_makes(redis_url: str) -> None:
         client.submit("a fox")
     (line,) = said(base.check_workers(settings), "warning")
     assert "instant: 1 queued, and no worker is ready. Start one: ltxq worker --model" in line
-    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready"})
     assert said(base.check_workers(settings), "ok") == ["instant: 1 ready."]
 
 

@@ -75,7 +75,7 @@ def test_names_that_a_stranger_makes_up_become_no_queues(
 def test_a_model_that_is_served_is_known_at_once(gateway: Gateway, ledger: Ledger) -> None:
     for path in ROUTES:
         assert ask(gateway, path, model="instant").is_success
-    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
+    ledger.fleet.heartbeat("other", "host", {"gpu0@host": "ready"})
     for path in ROUTES:
         assert ask(gateway, path, model="other").is_success
 
@@ -84,7 +84,7 @@ def test_a_model_that_is_served_is_known_at_once(gateway: Gateway, ledger: Ledge
 def test_openais_routes_name_the_models_there_are(
     gateway: Gateway, ledger: Ledger, model: str
 ) -> None:
-    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
+    ledger.fleet.heartbeat("other", "host", {"gpu0@host": "ready"})
     told = error(ask(gateway, "/v1/videos", model=model), 404, "unknown_model")
     assert told["hint"] == "Served are: instant, other."
     assert told["message"].isprintable()
@@ -98,7 +98,7 @@ def test_a_retry_and_a_remix_are_refused_too(
     gateway: Gateway, ledger: Ledger, server: redis.Redis
 ) -> None:
     request = VideoRequest.parse({"prompt": "a fox", "model": "forgotten", "seed": 1})
-    old = ledger.submit(new_job_id(), request, owner="alice")
+    old = ledger.jobs.submit(new_job_id(), request, owner="alice")
     error(ask(gateway, f"/v1/videos/{old.id}/remix"), 404, "unknown_model")
     retry = gateway.ask("POST", f"/v1/jobs/{old.id}/retry", key=ALICE.key)
     error(retry, 404, "unknown_model")
@@ -113,7 +113,7 @@ def test_a_retry_and_a_remix_are_refused_too(
 def test_a_submission_costs_no_look_at_the_models(
     gateway: Gateway, ledger: Ledger, server: redis.Redis
 ) -> None:
-    ledger.heartbeat("other", "host", {"gpu0@host": "ready"})
+    ledger.fleet.heartbeat("other", "host", {"gpu0@host": "ready"})
     steps = asked(server, "served", "submit")
     assert next(steps) == "listening"
     began = time.monotonic()
@@ -122,7 +122,7 @@ def test_a_submission_costs_no_look_at_the_models(
             client.submit("a fox", model="other")
             with pytest.raises(UnknownModel):
                 client.submit("a fox", model="made-up")
-    ledger._redis.echo("end")
+    ledger._script.redis.echo("end")
     seen = list(steps)
     assert seen.count("submit") == 40
     assert 1 <= seen.count("served") <= 2 + (time.monotonic() - began) / AGAIN_SECONDS

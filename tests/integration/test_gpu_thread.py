@@ -98,7 +98,7 @@ def submit(runner: Runner, prompt: str = "a fox") -> Job:
     request = VideoRequest.parse(
         {"prompt": prompt, "model": "tiny", "width": 64, "height": 64, "num_frames": 9}
     )
-    return runner.ledger.submit(new_job_id(), request)
+    return runner.ledger.jobs.submit(new_job_id(), request)
 
 
 def claim(runner: Runner) -> Claim:

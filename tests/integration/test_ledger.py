@@ -56,12 +56,12 @@ def make_ledger(url: str, **settings: Any) -> Ledger:
 
 def submit(ledger: Ledger, **fields: Any) -> Job:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    return ledger.submit(new_job_id(), request)
+    return ledger.jobs.submit(new_job_id(), request)
 
 
 def claim(ledger: Ledger, job: Job, worker: str = "w") -> Claim:
     """Of the job, which must be the first."""
-    claimed = ledger.claim("instant", worker)
+    claimed = ledger.claims.take("instant", worker)
     assert claimed is not None
     assert claimed.job_id == job.id
     return claimed
@@ -101,15 +101,15 @@ def sweep_later(ledger: Ledger, server: redis.Redis) -> list[str]:
     """The wake-ups that the next sweep sends."""
     before = len(wakeups(server))
     let_time_pass(server, leases=False)
-    ledger.sweep()
+    ledger.sweeper.sweep()
     return wakeups(server)[before:]
 
 
 def test_submitting_the_same_id_again_changes_nothing(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
     job_id = new_job_id()
-    assert ledger.submit(job_id, request) == ledger.submit(job_id, request)
-    assert len(ledger.list().jobs) == 1
+    assert ledger.jobs.submit(job_id, request) == ledger.jobs.submit(job_id, request)
+    assert len(ledger.jobs.list().jobs) == 1
 
 
 def test_one_of_many_claims_wins(ledger: Ledger) -> None:
@@ -119,7 +119,7 @@ def test_one_of_many_claims_wins(ledger: Ledger) -> None:
 
         def race(worker: int, start: threading.Barrier = start) -> Any:
             start.wait()
-            return ledger.claim("instant", f"w{worker}")
+            return ledger.claims.take("instant", f"w{worker}")
 
         with ThreadPoolExecutor(8) as pool:
             claims = [c for c in pool.map(race, range(8)) if c]
@@ -128,95 +128,97 @@ def test_one_of_many_claims_wins(ledger: Ledger) -> None:
 
 def test_a_claim_whose_reply_was_lost_is_repeated_by_its_nonce(ledger: Ledger) -> None:
     submit(ledger)
-    first = ledger.claim("instant", "w", nonce="n")
+    first = ledger.claims.take("instant", "w", nonce="n")
     assert first is not None
     assert first.attempt == 1
     submit(ledger)
-    assert ledger.claim("instant", "w", nonce="n") == first
-    ledger.finish(first, CANCELLED)
-    ledger.delete(first.job_id)
-    assert ledger.claim("instant", "w", nonce="n") is None  # not the next job: the answer was lost
-    assert ledger.claim("instant", "w", nonce="other") is not None
+    assert ledger.claims.take("instant", "w", nonce="n") == first
+    ledger.claims.finish(first, CANCELLED)
+    ledger.jobs.delete(first.job_id)
+    assert (
+        ledger.claims.take("instant", "w", nonce="n") is None
+    )  # not the next job: the answer was lost
+    assert ledger.claims.take("instant", "w", nonce="other") is not None
 
 
 def test_a_worker_of_another_model_gets_no_claim(ledger: Ledger) -> None:
     submit(ledger)
-    assert ledger.claim("other", "w") is None
+    assert ledger.claims.take("other", "w") is None
 
 
 def test_writes_of_an_earlier_claim_are_refused(ledger: Ledger) -> None:
     old = claim(ledger, submit(ledger), "w1")
-    assert ledger.give_back(old, charged=False).state == "queued"
-    new = claim(ledger, ledger.get(old.job_id), "w2")
+    assert ledger.claims.give_back(old, charged=False).state == "queued"
+    new = claim(ledger, ledger.jobs.get(old.job_id), "w2")
     assert (old.attempt, new.attempt) == (1, 2)
-    assert ledger.renew(old) == "lost"
-    assert ledger.report(old, HALF, on_gpu=True) == "lost"
-    assert ledger.give_back(old, charged=True).state == "lost"
-    assert not ledger.finish(old, result(old))
-    assert ledger.get(new.job_id).progress is None
-    assert ledger.finish(new, result(new))
-    assert ledger.get(new.job_id).result == result(new)
+    assert ledger.claims.renew(old) == "lost"
+    assert ledger.claims.report(old, HALF, on_gpu=True) == "lost"
+    assert ledger.claims.give_back(old, charged=True).state == "lost"
+    assert not ledger.claims.finish(old, result(old))
+    assert ledger.jobs.get(new.job_id).progress is None
+    assert ledger.claims.finish(new, result(new))
+    assert ledger.jobs.get(new.job_id).result == result(new)
 
 
 def test_finishing_twice_is_finishing_once(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    assert ledger.finish(claimed, result(claimed))
-    finished = ledger.get(claimed.job_id)
-    assert ledger.finish(claimed, result(claimed))
-    assert not ledger.finish(claimed, FAILED)
-    assert ledger.get(claimed.job_id) == finished
+    assert ledger.claims.finish(claimed, result(claimed))
+    finished = ledger.jobs.get(claimed.job_id)
+    assert ledger.claims.finish(claimed, result(claimed))
+    assert not ledger.claims.finish(claimed, FAILED)
+    assert ledger.jobs.get(claimed.job_id) == finished
 
 
 def test_progress_is_seen_and_gone_at_the_end(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    assert ledger.report(claimed, HALF, on_gpu=True) == "held"
-    assert ledger.get(claimed.job_id).progress == HALF
-    ledger.finish(claimed, FAILED)
-    job = ledger.get(claimed.job_id)
+    assert ledger.claims.report(claimed, HALF, on_gpu=True) == "held"
+    assert ledger.jobs.get(claimed.job_id).progress == HALF
+    ledger.claims.finish(claimed, FAILED)
+    job = ledger.jobs.get(claimed.job_id)
     assert (job.state, job.error, job.progress) == ("failed", FAILED, None)
 
 
 def test_a_queued_job_is_cancelled_at_once(ledger: Ledger) -> None:
     job = submit(ledger)
-    assert ledger.cancel(job.id) == "cancelled"
-    assert ledger.claim("instant", "w") is None
-    assert ledger.get(job.id).state == "cancelled"
+    assert ledger.jobs.cancel(job.id) == "cancelled"
+    assert ledger.claims.take("instant", "w") is None
+    assert ledger.jobs.get(job.id).state == "cancelled"
 
 
 def test_a_running_job_learns_that_it_is_cancelled(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    assert ledger.renew(claimed) == "held"
-    assert ledger.cancel(claimed.job_id) == "running"
-    assert ledger.get(claimed.job_id).cancel_requested
-    assert ledger.renew(claimed) == "cancel"
-    assert ledger.report(claimed, HALF, on_gpu=True) == "cancel"
+    assert ledger.claims.renew(claimed) == "held"
+    assert ledger.jobs.cancel(claimed.job_id) == "running"
+    assert ledger.jobs.get(claimed.job_id).cancel_requested
+    assert ledger.claims.renew(claimed) == "cancel"
+    assert ledger.claims.report(claimed, HALF, on_gpu=True) == "cancel"
 
 
 def test_a_finish_that_comes_before_the_cancelling_is_obeyed_wins(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    ledger.cancel(claimed.job_id)
-    assert ledger.finish(claimed, result(claimed))
-    assert ledger.get(claimed.job_id).state == "succeeded"
+    ledger.jobs.cancel(claimed.job_id)
+    assert ledger.claims.finish(claimed, result(claimed))
+    assert ledger.jobs.get(claimed.job_id).state == "succeeded"
 
 
 def test_a_cancelled_job_given_back_does_not_run_again(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    ledger.cancel(claimed.job_id)
-    assert ledger.give_back(claimed, charged=True).state == "cancelled"
+    ledger.jobs.cancel(claimed.job_id)
+    assert ledger.claims.give_back(claimed, charged=True).state == "cancelled"
 
 
 def test_only_the_job_on_the_gpu_is_charged_for_a_lost_worker(redis_url: str) -> None:
     ledger = make_ledger(redis_url, max_lost=1)
     uploading = claim(ledger, submit(ledger), "w")
-    ledger.report(uploading, HALF, on_gpu=False)
+    ledger.claims.report(uploading, HALF, on_gpu=False)
     on_gpu = claim(ledger, submit(ledger), "w")
     others = claim(ledger, submit(ledger), "other")
-    returned = {r.job_id: r.state for r in ledger.give_back_all("w")}
+    returned = {r.job_id: r.state for r in ledger.claims.give_back_all("w")}
     assert returned == {uploading.job_id: "queued", on_gpu.job_id: "failed"}
-    error = ledger.get(on_gpu.job_id).error
+    error = ledger.jobs.get(on_gpu.job_id).error
     assert error is not None
     assert error.code == "worker_lost"
-    assert ledger.renew(others) == "held"
+    assert ledger.claims.renew(others) == "held"
     ledger.close()
 
 
@@ -224,7 +226,7 @@ def test_a_job_fails_after_max_lost_workers_and_not_before(redis_url: str) -> No
     ledger = make_ledger(redis_url, max_lost=3)
     job, states = submit(ledger), ["queued"]
     while states[-1] == "queued":
-        states.append(ledger.give_back(claim(ledger, job), charged=True).state)
+        states.append(ledger.claims.give_back(claim(ledger, job), charged=True).state)
     assert states == ["queued", "queued", "queued", "failed"]
     ledger.close()
 
@@ -233,7 +235,7 @@ def test_a_job_given_back_is_the_first_of_its_priority(ledger: Ledger) -> None:
     jobs = {p: [submit(ledger, priority=p) for _ in range(2)] for p in ("low", "normal", "high")}
     for priority in ("high", "normal", "low"):
         first, second = jobs[priority]
-        ledger.give_back(claim(ledger, first), charged=False)
+        ledger.claims.give_back(claim(ledger, first), charged=False)
         claim(ledger, first)
         claim(ledger, second)
 
@@ -241,35 +243,35 @@ def test_a_job_given_back_is_the_first_of_its_priority(ledger: Ledger) -> None:
 def test_an_owner_with_many_jobs_delays_nobodys_first(ledger: Ledger) -> None:
     def send(owner: str, **fields: Any) -> str:
         request = VideoRequest.parse({"prompt": "x", "model": "instant", **fields})
-        return ledger.submit(new_job_id(), request, owner=owner).id
+        return ledger.jobs.submit(new_job_id(), request, owner=owner).id
 
     def next_one() -> str:
-        claimed = ledger.claim("instant", "w")
+        claimed = ledger.claims.take("instant", "w")
         assert claimed is not None
         return claimed.job_id
 
     many = [send("many") for _ in range(100)]
     assert [next_one() for _ in range(10)] == many[:10]
     one = send("one")
-    assert ledger.get(one).queue_position == 0
-    assert ledger.get(many[10]).queue_position == 1
+    assert ledger.jobs.get(one).queue_position == 0
+    assert ledger.jobs.get(many[10]).queue_position == 1
     assert next_one() == one
     assert next_one() == many[10]
     # Two that both have many take turns; the one whose clips are twice as long, half as often.
     long = [send("long", num_frames=65) for _ in range(10)]
     turns = [next_one() for _ in range(12)]
     assert len(set(turns) & set(long)) in (4, 5)
-    assert ledger.get(long[-1]).queue_position is not None
+    assert ledger.jobs.get(long[-1]).queue_position is not None
 
 
 def test_an_owners_weight_is_its_share(redis_url: str) -> None:
     ledger = make_ledger(redis_url, weights="heavy=3")
     request = VideoRequest(prompt="x", model="instant")
     heavy, _ = (
-        {ledger.submit(new_job_id(), request, owner=owner).id for _ in range(20)}
+        {ledger.jobs.submit(new_job_id(), request, owner=owner).id for _ in range(20)}
         for owner in ("heavy", "light")
     )
-    claims = [ledger.claim("instant", "w") for _ in range(12)]
+    claims = [ledger.claims.take("instant", "w") for _ in range(12)]
     assert sum(c is not None and c.job_id in heavy for c in claims) in (9, 10)
     ledger.close()
 
@@ -277,36 +279,38 @@ def test_an_owners_weight_is_its_share(redis_url: str) -> None:
 def test_who_was_away_has_saved_nothing_up(ledger: Ledger) -> None:
     request = VideoRequest(prompt="x", model="instant")
     for _ in range(50):
-        ledger.submit(new_job_id(), request, owner="busy")
-        assert ledger.claim("instant", "w")
+        ledger.jobs.submit(new_job_id(), request, owner="busy")
+        assert ledger.claims.take("instant", "w")
     for owner in ("busy", "back"):
         for _ in range(4):
-            ledger.submit(new_job_id(), request, owner=owner)
-    claims = [ledger.claim("instant", "w") for _ in range(4)]
-    owners = [ledger.get(claimed.job_id).owner for claimed in claims if claimed]
+            ledger.jobs.submit(new_job_id(), request, owner=owner)
+    claims = [ledger.claims.take("instant", "w") for _ in range(4)]
+    owners = [ledger.jobs.get(claimed.job_id).owner for claimed in claims if claimed]
     assert owners == ["back", "busy", "back", "busy"]
 
 
 def test_a_repeated_give_back_answers_as_the_first(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    assert ledger.give_back(claimed, charged=True) == ledger.give_back(claimed, charged=True)
+    assert ledger.claims.give_back(claimed, charged=True) == ledger.claims.give_back(
+        claimed, charged=True
+    )
 
 
 def test_the_sweep_queues_a_job_whose_lease_ended(ledger: Ledger, server: redis.Redis) -> None:
     claimed = claim(ledger, submit(ledger))
     lose_wakeups(server)
     let_time_pass(server)
-    swept = ledger.sweep()
+    swept = ledger.sweeper.sweep()
     assert [r.job_id for r in swept.lease_ended] == [claimed.job_id]
     assert wakeups(server) == [claimed.job_id]
-    assert ledger.renew(claimed) == "lost"
+    assert ledger.claims.renew(claimed) == "lost"
 
 
 def test_a_renewed_lease_is_left_alone(ledger: Ledger, server: redis.Redis) -> None:
     claimed = claim(ledger, submit(ledger))
     let_time_pass(server)
-    ledger.renew(claimed)
-    assert ledger.sweep().lease_ended == ()
+    ledger.claims.renew(claimed)
+    assert ledger.sweeper.sweep().lease_ended == ()
 
 
 def test_leases_are_extended_when_nobody_swept_for_a_while(
@@ -315,15 +319,15 @@ def test_leases_are_extended_when_nobody_swept_for_a_while(
     claimed = claim(ledger, submit(ledger))
     let_time_pass(server)
     server.set(f"{PREFIX}swept", 0)
-    assert ledger.sweep().lease_ended == ()
-    assert ledger.renew(claimed) == "held"
+    assert ledger.sweeper.sweep().lease_ended == ()
+    assert ledger.claims.renew(claimed) == "held"
 
 
 def test_a_job_with_no_time_left_is_not_made(ledger: Ledger) -> None:
     for _ in range(50):
         late = submit(ledger, start_within=0.001)
-        assert ledger.claim("instant", "w") is None
-        error = ledger.get(late.id).error
+        assert ledger.claims.take("instant", "w") is None
+        error = ledger.jobs.get(late.id).error
         assert error is not None
         assert error.code == "expired"
 
@@ -333,31 +337,31 @@ def test_the_message_that_a_worker_had_in_hand_is_queued_again(
     ledger: Ledger, server: redis.Redis, ends: str
 ) -> None:
     queue = queue_name("instant")
-    ledger.heartbeat("instant", "host", {"w": "ready", "other": "ready"})
-    server.lpush(ledger.taken_key("w"), "of a plain producer")
-    server.lpush(ledger.taken_key("other"), "still in hand")
+    ledger.fleet.heartbeat("instant", "host", {"w": "ready", "other": "ready"})
+    server.lpush(ledger.claims.taken_key("w"), "of a plain producer")
+    server.lpush(ledger.claims.taken_key("other"), "still in hand")
     server.lpush(queue, "next", "last")
     if ends == "its process":
-        ledger.give_back_all("w")
+        ledger.claims.give_back_all("w")
     else:
         lease = 1000 * Settings.model_fields["lease"].default
         silence = lease + 1000 if ends == "its host" else 25 * 3600 * 1000
         server.zincrby(f"{PREFIX}seen", -silence, "w")
-        ledger.sweep()
+        ledger.sweeper.sweep()
     assert server.lrange(queue, 0, -1) == ["last", "next", "of a plain producer"]
-    assert server.lrange(ledger.taken_key("other"), 0, -1) == ["still in hand"]
+    assert server.lrange(ledger.claims.taken_key("other"), 0, -1) == ["still in hand"]
 
 
 def test_messages_with_a_priority_of_celerys_own_join_the_queue(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     queue = queue_name("instant")
-    ledger.heartbeat("instant", "host", {"w": "ready"})
+    ledger.fleet.heartbeat("instant", "host", {"w": "ready"})
     with Celery(broker=url_of(server), set_as_current=False) as plain:
         for priority in range(10):
             plain.send_task("ltxq.generate", queue=queue, priority=priority)
     assert server.llen(queue) < 10
-    ledger.sweep()
+    ledger.sweeper.sweep()
     assert server.llen(queue) == 10
 
 
@@ -370,11 +374,11 @@ def test_a_sweep_right_after_anothers_does_nothing(ledger: Ledger, server: redis
     job = submit(ledger)
     claim(ledger, job)
     let_time_pass(server)
-    assert ledger.sweep(interval=2.0).lease_ended
+    assert ledger.sweeper.sweep(interval=2.0).lease_ended
     claim(ledger, job)
     server.zadd(f"{PREFIX}running", {job.id: 0})
-    assert ledger.sweep(interval=2.0).lease_ended == ()
-    assert ledger.sweep(interval=0.001).lease_ended
+    assert ledger.sweeper.sweep(interval=2.0).lease_ended == ()
+    assert ledger.sweeper.sweep(interval=0.001).lease_ended
 
 
 def test_a_job_without_a_wakeup_is_given_one(ledger: Ledger, server: redis.Redis) -> None:
@@ -400,7 +404,7 @@ def test_as_many_wakeups_are_sent_as_are_missing(ledger: Ledger, server: redis.R
 
 def test_messages_of_cancelled_jobs_do_not_pile_up(ledger: Ledger, server: redis.Redis) -> None:
     for _ in range(20):
-        ledger.cancel(submit(ledger).id)
+        ledger.jobs.cancel(submit(ledger).id)
     assert len(wakeups(server)) == 1
     submit(ledger)
     assert len(wakeups(server)) == 1
@@ -422,15 +426,18 @@ def test_a_plain_producers_message_takes_nobodys_wakeup(
 def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: redis.Redis) -> None:
     ledger = make_ledger(redis_url)
     request = VideoRequest(prompt="a fox", model="instant")
-    job = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    job = ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d")
     claimed = claim(ledger, job)
-    ledger.finish(claimed, result(claimed))
+    ledger.claims.finish(claimed, result(claimed))
     server.zadd(f"{PREFIX}expiry", {claimed.job_id: 0})
-    assert ledger.take_garbage() == ((claimed.objects,), False)
-    assert ledger.take_garbage() == ((), False)  # another one's, while its objects are deleted
+    assert ledger.sweeper.take_garbage() == ((claimed.objects,), False)
+    assert ledger.sweeper.take_garbage() == (
+        (),
+        False,
+    )  # another one's, while its objects are deleted
     with pytest.raises(JobNotFound):
-        ledger.get(claimed.job_id)
-    ledger.garbage_deleted([claimed.objects])
+        ledger.jobs.get(claimed.job_id)
+    ledger.sweeper.garbage_deleted([claimed.objects])
     left = {k.removeprefix(PREFIX) for k in server.keys(f"{PREFIX}*")}
     of_queue = {f"{kind}:{queue_name('instant')}" for kind in ("pace", "totals", "vtime", "tags")}
     assert left <= {"counter", "queues", "swept", "claimed", *of_queue}
@@ -441,12 +448,12 @@ def test_objects_of_a_deleted_job_are_garbage_until_they_are_deleted(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     claimed = claim(ledger, submit(ledger))
-    ledger.finish(claimed, result(claimed))
-    assert ledger.delete(claimed.job_id) == (claimed.objects,)
-    assert ledger.take_garbage() == ((claimed.objects,), False)
+    ledger.claims.finish(claimed, result(claimed))
+    assert ledger.jobs.delete(claimed.job_id) == (claimed.objects,)
+    assert ledger.sweeper.take_garbage() == ((claimed.objects,), False)
     server.zadd(f"{PREFIX}garbage", {claimed.objects: 0})  # the one who took it did not say more
-    assert ledger.take_garbage() == ((claimed.objects,), False)
-    ledger.garbage_deleted([claimed.objects])
+    assert ledger.sweeper.take_garbage() == ((claimed.objects,), False)
+    ledger.sweeper.garbage_deleted([claimed.objects])
     assert not server.exists(f"{PREFIX}garbage")
 
 
@@ -454,29 +461,29 @@ def test_a_claim_that_was_lost_is_garbage_when_the_job_ends_and_the_results_is_n
     ledger: Ledger,
 ) -> None:
     lost = claim(ledger, submit(ledger), "w1")
-    ledger.give_back(lost, charged=False)
-    assert ledger.take_garbage() == ((), False)  # it may still be uploading
-    last = claim(ledger, ledger.get(lost.job_id), "w2")
-    ledger.finish(last, result(last))
-    assert ledger.take_garbage() == ((lost.objects,), False)
+    ledger.claims.give_back(lost, charged=False)
+    assert ledger.sweeper.take_garbage() == ((), False)  # it may still be uploading
+    last = claim(ledger, ledger.jobs.get(lost.job_id), "w2")
+    ledger.claims.finish(last, result(last))
+    assert ledger.sweeper.take_garbage() == ((lost.objects,), False)
 
 
 def test_a_claim_of_a_record_that_began_again_is_refused(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
     claims = []
     for _ in range(2):
-        job = ledger.submit("order-17", request)
+        job = ledger.jobs.submit("order-17", request)
         claims.append(claim(ledger, job))
         if len(claims) == 1:
-            ledger.finish(claims[0], CANCELLED)
-            ledger.delete("order-17")
+            ledger.claims.finish(claims[0], CANCELLED)
+            ledger.jobs.delete("order-17")
     stale, live = claims
     assert (stale.attempt, live.attempt) == (1, 1)
-    assert ledger.renew(stale) == "lost"
-    assert not ledger.finish(stale, result(stale))
-    assert ledger.give_back(stale, charged=True).state == "lost"
-    assert ledger.finish(live, result(live))
-    assert ledger.get("order-17").result_or_raise().key == f"{live.objects}/clip.mp4"
+    assert ledger.claims.renew(stale) == "lost"
+    assert not ledger.claims.finish(stale, result(stale))
+    assert ledger.claims.give_back(stale, charged=True).state == "lost"
+    assert ledger.claims.finish(live, result(live))
+    assert ledger.jobs.get("order-17").result_or_raise().key == f"{live.objects}/clip.mp4"
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -487,68 +494,68 @@ def test_a_job_that_is_not_finished_does_not_expire(
     if running:
         claim(ledger, job)
     server.zadd(f"{PREFIX}expiry", {job.id: 0})
-    assert ledger.take_garbage() == ((), False)
-    assert ledger.get(job.id).state == ("running" if running else "queued")
+    assert ledger.sweeper.take_garbage() == ((), False)
+    assert ledger.jobs.get(job.id).state == ("running" if running else "queued")
 
 
 def test_the_sweep_names_results_celery_was_not_told_of(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     claimed = claim(ledger, submit(ledger))
-    ledger.finish(claimed, result(claimed))
-    assert ledger.sweep(interval=0.001).unreported == ()  # the worker may be about to
+    ledger.claims.finish(claimed, result(claimed))
+    assert ledger.sweeper.sweep(interval=0.001).unreported == ()  # the worker may be about to
     server.zadd(f"{PREFIX}unreported", {claimed.job_id: 0})
     let_time_pass(server)
-    assert ledger.sweep().unreported == (claimed.job_id,)
-    ledger.reported(claimed.job_id)
+    assert ledger.sweeper.sweep().unreported == (claimed.job_id,)
+    ledger.jobs.reported(claimed.job_id)
     let_time_pass(server)
-    assert ledger.sweep().unreported == ()
+    assert ledger.sweeper.sweep().unreported == ()
 
 
 def test_a_final_state_makes_its_webhook_due_at_once(ledger: Ledger) -> None:
     plain, told = submit(ledger), submit(ledger, webhook_url="https://example.com/done")
-    assert ledger.take_webhook(lease=60) is None
-    ledger.cancel(plain.id)
-    assert ledger.take_webhook(lease=60) is None
-    ledger.cancel(told.id)
-    assert ledger.webhooks_waiting() == 1
-    assert ledger.get(told.id).webhook == WebhookState(state="pending")
-    delivery = ledger.take_webhook(lease=60)
+    assert ledger.outbox.take(lease=60) is None
+    ledger.jobs.cancel(plain.id)
+    assert ledger.outbox.take(lease=60) is None
+    ledger.jobs.cancel(told.id)
+    assert ledger.outbox.waiting() == 1
+    assert ledger.jobs.get(told.id).webhook == WebhookState(state="pending")
+    delivery = ledger.outbox.take(lease=60)
     assert delivery is not None
     assert (delivery.job_id, delivery.attempt) == (told.id, 1)
-    assert ledger.take_webhook(lease=60) is None
-    ledger.webhook_delivered(delivery)
-    ledger.webhook_delivered(delivery)
-    webhook = ledger.get(told.id).webhook
+    assert ledger.outbox.take(lease=60) is None
+    ledger.outbox.delivered(delivery)
+    ledger.outbox.delivered(delivery)
+    webhook = ledger.jobs.get(told.id).webhook
     assert webhook is not None
     assert webhook.state == "delivered"
     assert webhook.delivered_at is not None
-    assert ledger.webhooks_waiting() == 0
+    assert ledger.outbox.waiting() == 0
 
 
 def test_a_failed_webhook_is_due_again_or_given_up(ledger: Ledger) -> None:
     job_id = submit(ledger, webhook_url="https://example.com/done").id
-    ledger.cancel(job_id)
+    ledger.jobs.cancel(job_id)
     for attempt, again_in in ((1, 0), (2, None)):
-        delivery = ledger.take_webhook(lease=60)
+        delivery = ledger.outbox.take(lease=60)
         assert delivery is not None
         assert delivery.attempt == attempt
         assert 0 <= delivery.age < 60
-        ledger.webhook_failed(delivery, "it is away", again_in=again_in)
-    assert ledger.take_webhook(lease=60) is None
+        ledger.outbox.failed(delivery, "it is away", again_in=again_in)
+    assert ledger.outbox.take(lease=60) is None
     given_up = WebhookState(state="failed", attempts=2, last_error="it is away")
-    assert ledger.get(job_id).webhook == given_up
-    ledger.webhook_delivered(delivery)  # given up is given up
-    assert ledger.get(job_id).webhook == given_up
+    assert ledger.jobs.get(job_id).webhook == given_up
+    ledger.outbox.delivered(delivery)  # given up is given up
+    assert ledger.jobs.get(job_id).webhook == given_up
 
 
 def test_an_idempotency_key_gives_the_same_job_back(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
-    first = ledger.submit(new_job_id(), request, idempotency_key="k", digest="d")
-    assert ledger.submit(new_job_id(), request, idempotency_key="k", digest="d") == first
+    first = ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d")
+    assert ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d") == first
     with pytest.raises(IdempotencyConflict):
-        ledger.submit(new_job_id(), request, idempotency_key="k", digest="e")
-    assert len(ledger.list().jobs) == 1
+        ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="e")
+    assert len(ledger.jobs.list().jobs) == 1
 
 
 def test_a_full_queue_takes_nothing_and_stores_nothing(redis_url: str, server: redis.Redis) -> None:
@@ -564,10 +571,10 @@ def test_a_full_queue_takes_nothing_and_stores_nothing(redis_url: str, server: r
 def test_deleting_is_for_finished_jobs(ledger: Ledger) -> None:
     job = submit(ledger)
     with pytest.raises(JobNotFinished):
-        ledger.delete(job.id)
-    ledger.cancel(job.id)
-    ledger.delete(job.id)
-    for ask in (ledger.get, ledger.cancel, ledger.delete):
+        ledger.jobs.delete(job.id)
+    ledger.jobs.cancel(job.id)
+    ledger.jobs.delete(job.id)
+    for ask in (ledger.jobs.get, ledger.jobs.cancel, ledger.jobs.delete):
         with pytest.raises(JobNotFound):
             ask(job.id)
 
@@ -579,12 +586,12 @@ def test_a_position_counts_every_job_that_is_taken_before(ledger: Ledger) -> Non
     submit(ledger, model="another")
 
     def position(job: Job) -> int | None:
-        return ledger.get(job.id).queue_position
+        return ledger.jobs.get(job.id).queue_position
 
     assert [position(job) for job in (high, first, second, low)] == [0, 1, 2, 3]
     claimed = claim(ledger, high)
     assert [position(job) for job in (high, first, second, low)] == [None, 0, 1, 2]
-    ledger.give_back(claimed, charged=False)
+    ledger.claims.give_back(claimed, charged=False)
     assert [position(job) for job in (high, first)] == [0, 1]
 
 
@@ -592,26 +599,26 @@ def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     waiting = [submit(ledger) for _ in range(5)]
-    assert ledger.get(waiting[4].id).eta_seconds is None
+    assert ledger.jobs.get(waiting[4].id).eta_seconds is None
     claimed = claim(ledger, waiting[0])
     long_ago(server, claimed, 4)
-    ledger.report(claimed, HALF, on_gpu=True)
-    assert ledger.get(claimed.job_id).eta_seconds == pytest.approx(4 * 0.65 / 0.35, abs=0.5)
-    ledger.report(claimed, HALF, on_gpu=False)
+    ledger.claims.report(claimed, HALF, on_gpu=True)
+    assert ledger.jobs.get(claimed.job_id).eta_seconds == pytest.approx(4 * 0.65 / 0.35, abs=0.5)
+    ledger.claims.report(claimed, HALF, on_gpu=False)
     long_ago(server, claimed, 6)
-    ledger.finish(claimed, result(claimed))
-    assert ledger.get(waiting[4].id).eta_seconds is None  # nobody is there to make it
-    ledger.heartbeat("instant", "host", {"w1": "ready"})
-    assert ledger.get(waiting[1].id).eta_seconds == pytest.approx(6, abs=0.5)
-    assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
-    ledger.heartbeat("instant", "host", {"w2": "ready"})
-    assert ledger.get(waiting[4].id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
+    ledger.claims.finish(claimed, result(claimed))
+    assert ledger.jobs.get(waiting[4].id).eta_seconds is None  # nobody is there to make it
+    ledger.fleet.heartbeat("instant", "host", {"w1": "ready"})
+    assert ledger.jobs.get(waiting[1].id).eta_seconds == pytest.approx(6, abs=0.5)
+    assert ledger.jobs.get(waiting[4].id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)
+    ledger.fleet.heartbeat("instant", "host", {"w2": "ready"})
+    assert ledger.jobs.get(waiting[4].id).eta_seconds == pytest.approx(3 / 2 * 4 + 6, abs=0.5)
     running = claim(ledger, waiting[1])
-    assert ledger.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
+    assert ledger.jobs.get(running.job_id).eta_seconds == pytest.approx(6, abs=0.5)
     long_ago(server, running, 60)  # longer than the others took
-    assert ledger.get(running.job_id).eta_seconds == 0
-    ledger.finish(running, result(running))
-    assert ledger.get(running.job_id).eta_seconds is None
+    assert ledger.jobs.get(running.job_id).eta_seconds == 0
+    ledger.claims.finish(running, result(running))
+    assert ledger.jobs.get(running.job_id).eta_seconds is None
 
 
 def long_ago(server: redis.Redis, claimed: Claim, seconds: float) -> None:
@@ -625,49 +632,50 @@ def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.
     for spoilt in (lambda key: server.set(key, "x"), lambda key: server.hset(key, "whole", "x")):
         server.delete(f"{PREFIX}pace:ltxq.3.instant")
         spoilt(f"{PREFIX}pace:ltxq.3.instant")
-        ledger.heartbeat("instant", "host", {"w": "ready"})
+        ledger.fleet.heartbeat("instant", "host", {"w": "ready"})
         job = submit(ledger)
-        assert ledger.get(job.id).eta_seconds is None
+        assert ledger.jobs.get(job.id).eta_seconds is None
         claimed = claim(ledger, job)
-        assert ledger.finish(claimed, result(claimed))
-        assert ledger.get(job.id).state == "succeeded"
+        assert ledger.claims.finish(claimed, result(claimed))
+        assert ledger.jobs.get(job.id).state == "succeeded"
 
 
 def test_a_model_is_served_while_its_workers_are_heard_of(
     ledger: Ledger, server: redis.Redis
 ) -> None:
     submit(ledger)
-    assert ledger.served() == {}  # a name in a request is no worker
-    ledger.heartbeat("instant", "host", {"w1": "ready"})
-    ledger.heartbeat("instant", "host", {"w2": "ready"})
-    ledger.heartbeat("other", "host", {"w1": "ready"})
-    assert ledger.served() == {"instant": 2, "other": 1}
+    assert ledger.fleet.served() == {}  # a name in a request is no worker
+    ledger.fleet.heartbeat("instant", "host", {"w1": "ready"})
+    ledger.fleet.heartbeat("instant", "host", {"w2": "ready"})
+    ledger.fleet.heartbeat("other", "host", {"w1": "ready"})
+    assert ledger.fleet.served() == {"instant": 2, "other": 1}
     seconds, _ = server.time()
     server.zadd(f"{PREFIX}workers:ltxq.3.instant", {"w1": (seconds - 60) * 1000})
     server.zadd(f"{PREFIX}workers:ltxq.3.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
-    assert ledger.served() == {"instant": 1}
+    assert ledger.fleet.served() == {"instant": 1}
 
 
 def test_an_owners_index_follows_the_job(ledger: Ledger, server: redis.Redis) -> None:
     request = VideoRequest(prompt="a fox", model="instant")
     first, second, other = (
-        ledger.submit(new_job_id(), request, owner=owner) for owner in ("alice", "alice", "bob")
+        ledger.jobs.submit(new_job_id(), request, owner=owner)
+        for owner in ("alice", "alice", "bob")
     )
     claimed = claim(ledger, first)
     server.set(f"{PREFIX}job:{second.id}", "spoilt")
 
     def owned(owner: str, state: JobState | None = None) -> list[str]:
-        return [job.id for job in ledger.list(owner=owner, state=state).jobs]
+        return [job.id for job in ledger.jobs.list(owner=owner, state=state).jobs]
 
     assert owned("alice") == [first.id]
     assert owned("alice", "running") == [first.id]
     assert owned("bob") == [other.id]
-    ledger.finish(claimed, result(claimed))
+    ledger.claims.finish(claimed, result(claimed))
     assert owned("alice", "succeeded") == [first.id]
-    ledger.delete(first.id)
-    ledger.delete(second.id)
-    ledger.cancel(other.id)
-    ledger.delete(other.id)
+    ledger.jobs.delete(first.id)
+    ledger.jobs.delete(second.id)
+    ledger.jobs.cancel(other.id)
+    ledger.jobs.delete(other.id)
     assert not list(server.scan_iter(f"{PREFIX}owned:*"))
 
 
@@ -675,26 +683,26 @@ def test_a_list_is_newest_first_by_state_and_paged(ledger: Ledger) -> None:
     jobs = [submit(ledger) for _ in range(7)]
     for job in jobs[:4]:
         claimed = claim(ledger, job)
-        ledger.finish(claimed, result(claimed))
+        ledger.claims.finish(claimed, result(claimed))
     newest = [t.id for t in reversed(jobs)]
     seen: list[str] = []
     after = None
     while True:
-        page = ledger.list(limit=3, after=after)
+        page = ledger.jobs.list(limit=3, after=after)
         seen += [job.id for job in page.jobs]
         if (after := page.after) is None:
             break
     assert seen == newest
-    assert [j.id for j in ledger.list(state="succeeded").jobs] == newest[3:]
+    assert [j.id for j in ledger.jobs.list(state="succeeded").jobs] == newest[3:]
     with pytest.raises(JobNotFound):
-        ledger.list(after="video_unknown")
+        ledger.jobs.list(after="video_unknown")
 
 
 def test_a_change_wakes_who_listens(ledger: Ledger) -> None:
     claimed = claim(ledger, submit(ledger))
-    with ledger.changes(claimed.job_id) as changes:
+    with ledger.changes.of(claimed.job_id) as changes:
         assert changes.next(5) is None  # the subscription itself
-        ledger.report(claimed, HALF, on_gpu=True)
+        ledger.claims.report(claimed, HALF, on_gpu=True)
         assert changes.next(5) is not None
 
 
@@ -765,9 +773,9 @@ def test_calls_live_through_a_restart_of_redis(tmp_path: Path) -> None:
     submit(ledger)
     first.stop()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ledger.claim, "instant", "w")
+        answer = pool.submit(ledger.claims.take, "instant", "w")
         with RedisServer.start(tmp_path, port=first.port):
             claimed = answer.result(timeout=10)
             assert claimed is not None
-            assert ledger.renew(claimed) == "held"
+            assert ledger.claims.renew(claimed) == "held"
     ledger.close()

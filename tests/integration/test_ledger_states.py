@@ -71,9 +71,9 @@ class Ledgers(RuleBasedStateMachine):
         fields = {"webhook_url": "https://example.com/"} if webhook else {}
         request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority, **fields})
         job_id = new_job_id()
-        job = self.ledger.submit(job_id, request, owner="alice")
-        assert job == self.ledger.get(job_id)
-        assert self.ledger.submit(job_id, request, owner="alice") == job
+        job = self.ledger.jobs.submit(job_id, request, owner="alice")
+        assert job == self.ledger.jobs.get(job_id)
+        assert self.ledger.jobs.submit(job_id, request, owner="alice") == job
         self.jobs[job_id] = Model(webhook=webhook, band=BANDS[priority])
         return job
 
@@ -81,7 +81,7 @@ class Ledgers(RuleBasedStateMachine):
     def send_a_deleted_one_again(self, submitted: Job) -> None:
         if submitted.id not in self.jobs:
             request = VideoRequest(prompt="x", model="m")
-            self.ledger.submit(submitted.id, request, owner="alice")
+            self.ledger.jobs.submit(submitted.id, request, owner="alice")
             self.jobs[submitted.id] = Model()
 
     @rule(submitted=submitted)
@@ -89,34 +89,34 @@ class Ledgers(RuleBasedStateMachine):
         job = self.jobs.get(submitted.id)
         if job is None:
             with pytest.raises(JobNotFound):
-                self.ledger.cancel(submitted.id)
+                self.ledger.jobs.cancel(submitted.id)
             return
         if job.state == "queued":
             job.state = "cancelled"
         job.cancel = job.cancel or job.state == "running"
-        assert self.ledger.cancel(submitted.id) == job.state
+        assert self.ledger.jobs.cancel(submitted.id) == job.state
 
     @rule(submitted=submitted)
     def delete(self, submitted: Job) -> None:
         job = self.jobs.get(submitted.id)
         if job is None:
             with pytest.raises(JobNotFound):
-                self.ledger.delete(submitted.id)
+                self.ledger.jobs.delete(submitted.id)
         elif job.state in FINAL_STATES:
-            self.ledger.delete(submitted.id)
+            self.ledger.jobs.delete(submitted.id)
             del self.jobs[submitted.id]
         else:
             with pytest.raises(JobNotFinished):
-                self.ledger.delete(submitted.id)
+                self.ledger.jobs.delete(submitted.id)
 
     # --- workers; a wake-up may arrive any number of times, or never -------------------------
 
     @rule(target=claims, worker=WORKERS)
     def claim(self, worker: str) -> Claim:
         nonce = secrets.token_hex(8)
-        claimed = self.ledger.claim("m", worker, nonce=nonce)
+        claimed = self.ledger.claims.take("m", worker, nonce=nonce)
         # The call of a lost reply is repeated.
-        assert claimed == self.ledger.claim("m", worker, nonce=nonce)
+        assert claimed == self.ledger.claims.take("m", worker, nonce=nonce)
         waiting = [i for i, job in self.jobs.items() if job.state == "queued"]
         if claimed is None:
             assert not waiting
@@ -132,8 +132,8 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(claim=claims, on_gpu=st.booleans())
     def report(self, claim: Claim, on_gpu: bool) -> None:
-        standing = self.ledger.report(claim, HALF, on_gpu=on_gpu)
-        assert standing == self.ledger.renew(claim) == self._standing(claim)
+        standing = self.ledger.claims.report(claim, HALF, on_gpu=on_gpu)
+        assert standing == self.ledger.claims.renew(claim) == self._standing(claim)
         if standing != "lost":
             self.jobs[claim.job_id].on_gpu = on_gpu
 
@@ -141,7 +141,7 @@ class Ledgers(RuleBasedStateMachine):
     def finish(self, claim: Claim, how: str) -> None:
         job = self.jobs.get(claim.job_id)
         outcome = {"succeeded": result(claim), "failed": FAILED, "cancelled": CANCELLED}[how]
-        stands = self.ledger.finish(claim, outcome)
+        stands = self.ledger.claims.finish(claim, outcome)
         if self._standing(claim) != "lost":
             assert job is not None
             job.state = how
@@ -154,7 +154,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(claim=claims, charged=st.booleans())
     def give_back(self, claim: Claim, charged: bool) -> None:
         held = self._standing(claim) != "lost"
-        returned = self.ledger.give_back(claim, charged=charged)
+        returned = self.ledger.claims.give_back(claim, charged=charged)
         if held:
             self._take_back(self.jobs[claim.job_id], charged)
             assert returned.state == self.jobs[claim.job_id].state
@@ -166,7 +166,7 @@ class Ledgers(RuleBasedStateMachine):
         theirs = {
             i for i, job in self.jobs.items() if job.state == "running" and job.worker == worker
         }
-        for returned in self.ledger.give_back_all(worker):
+        for returned in self.ledger.claims.give_back_all(worker):
             theirs.remove(returned.job_id)
             job = self.jobs[returned.job_id]
             self._take_back(job, job.on_gpu)
@@ -177,7 +177,7 @@ class Ledgers(RuleBasedStateMachine):
     def sweep_after_a_while(self, leases: bool) -> None:
         let_time_pass(self.redis, leases=leases)
         running = [job for job in self.jobs.values() if job.state == "running"]
-        swept = self.ledger.sweep()
+        swept = self.ledger.sweeper.sweep()
         if leases:
             for job in running:
                 self._take_back(job, job.on_gpu)
@@ -190,26 +190,26 @@ class Ledgers(RuleBasedStateMachine):
         self.redis.delete(queue_name("m"))
         for _ in range(3):
             let_time_pass(self.redis, leases=False)
-            self.ledger.sweep()
+            self.ledger.sweeper.sweep()
         assert self.redis.llen(queue_name("m")) == len(queued)
 
     @rule(delivered=st.booleans())
     def send_webhook(self, delivered: bool) -> None:
-        delivery = self.ledger.take_webhook(lease=60)
+        delivery = self.ledger.outbox.take(lease=60)
         due = [job for job in self.jobs.values() if job.webhook and job.state in FINAL_STATES]
         assert (delivery is not None) == bool(due)
         if delivery and delivered:
             self.jobs[delivery.job_id].webhook = False
-            self.ledger.webhook_delivered(delivery)
+            self.ledger.outbox.delivered(delivery)
         elif delivery:
-            self.ledger.webhook_failed(delivery, "away", again_in=0)
+            self.ledger.outbox.failed(delivery, "away", again_in=0)
 
     # --- what holds at all times ------------------------------------------------------------
 
     @invariant()
     def records_agree_with_the_model(self) -> None:
         for job_id, model in self.jobs.items():
-            job = self.ledger.get(job_id)
+            job = self.ledger.jobs.get(job_id)
             assert (job.state, job.attempts) == (model.state, model.attempts)
             assert job.cancel_requested == (model.state == "running" and model.cancel)
             assert (job.result is not None) == (job.state == "succeeded")

@@ -44,11 +44,11 @@ def told(ledger: Ledger) -> Scrape:
 
 def submit(ledger: Ledger, **fields: Any) -> Job:
     request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
-    return ledger.submit(new_job_id(), request)
+    return ledger.jobs.submit(new_job_id(), request)
 
 
 def claim(ledger: Ledger, job: Job) -> Claim:
-    claimed = ledger.claim("instant", "w")
+    claimed = ledger.claims.take("instant", "w")
     assert claimed
     return claimed
 
@@ -76,21 +76,21 @@ def test_depth_and_age_are_told_by_priority(ledger: Ledger, redis_url: str) -> N
 def test_every_event_is_counted_once_however_often_it_is_repeated(ledger: Ledger) -> None:
     request = VideoRequest(prompt="a fox", model="instant", webhook_url="https://x.example/")
     for _ in range(2):
-        ledger.submit("video_1", request)
+        ledger.jobs.submit("video_1", request)
     claimed = None
     for _ in range(2):
-        claimed = ledger.claim("instant", "w", nonce="same")
+        claimed = ledger.claims.take("instant", "w", nonce="same")
     assert claimed
     for _ in range(2):
-        assert ledger.finish(claimed, FAILED)
-    delivery = ledger.take_webhook(lease=10)
+        assert ledger.claims.finish(claimed, FAILED)
+    delivery = ledger.outbox.take(lease=10)
     assert delivery
-    ledger.webhook_failed(delivery, "away", again_in=0)
-    delivery = ledger.take_webhook(lease=10)
+    ledger.outbox.failed(delivery, "away", again_in=0)
+    delivery = ledger.outbox.take(lease=10)
     assert delivery
     for _ in range(2):
-        ledger.webhook_delivered(delivery)
-    ledger.cancel(submit(ledger).id)
+        ledger.outbox.delivered(delivery)
+    ledger.jobs.cancel(submit(ledger).id)
     now = told(ledger)
     assert now.value("ltxq_jobs_submitted_total") == 2
     assert now.value("ltxq_jobs_claimed_total") == 1
@@ -104,8 +104,8 @@ def test_every_event_is_counted_once_however_often_it_is_repeated(ledger: Ledger
 def test_why_jobs_are_queued_again_is_told(ledger: Ledger) -> None:
     lost = claim(ledger, submit(ledger))
     free = claim(ledger, submit(ledger))
-    ledger.give_back(lost, charged=True, why=WORKER_LOST)
-    ledger.give_back(free, charged=False)
+    ledger.claims.give_back(lost, charged=True, why=WORKER_LOST)
+    ledger.claims.give_back(free, charged=False)
     now = told(ledger)
     assert now.value("ltxq_jobs_requeued_total", reason="worker_lost") == 1
     assert now.value("ltxq_jobs_requeued_total", reason="given_back") == 1
@@ -114,11 +114,11 @@ def test_why_jobs_are_queued_again_is_told(ledger: Ledger) -> None:
 def test_a_lease_that_ended_is_told_before_and_after_the_sweep(redis_url: str) -> None:
     with_short_leases = Ledger.from_settings(Settings(url=redis_url, lease=1))
     claim(with_short_leases, submit(with_short_leases))
-    with_short_leases.sweep(interval=60)  # or the first sweep would extend it
+    with_short_leases.sweeper.sweep(interval=60)  # or the first sweep would extend it
     eventually(lambda: told(with_short_leases).value("ltxq_leases_overdue") == 1)
     with redis.Redis.from_url(redis_url, socket_timeout=5) as server:
         server.decrby(f"{PREFIX}swept", 40_000)
-    with_short_leases.sweep(interval=60)
+    with_short_leases.sweeper.sweep(interval=60)
     now = told(with_short_leases)
     assert now.value("ltxq_leases_overdue") == 0
     assert now.value("ltxq_jobs_requeued_total", reason="lease_ended") == 1
@@ -153,7 +153,7 @@ def test_counts_written_over_by_hand_cost_no_job_and_no_other_figure(
     job = submit(ledger)
     with redis.Redis.from_url(redis_url, socket_timeout=5) as server:
         server.set(f"{PREFIX}totals:{queue_name('instant')}", "garbage")
-    assert ledger.finish(claim(ledger, job), FAILED)
+    assert ledger.claims.finish(claim(ledger, job), FAILED)
     assert told(ledger).value("ltxq_queue_depth") == 0
 
 

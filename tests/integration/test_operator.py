@@ -58,18 +58,20 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 def submit(ledger: Ledger, **fields: object) -> str:
     job_id = new_job_id()
-    ledger.submit(job_id, VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields}))
+    ledger.jobs.submit(
+        job_id, VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    )
     return job_id
 
 
 def test_workers_are_shown_with_their_jobs_until_nobody_tells_of_them(
     operator: Operator, ledger: Ledger, redis_url: str
 ) -> None:
-    ledger.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "loading"})
-    ledger.heartbeat("instant", "b", {"gpu0@b": "ready"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "loading"})
+    ledger.fleet.heartbeat("instant", "b", {"gpu0@b": "ready"})
     job_id = new_job_id()
-    ledger.submit(job_id, VideoRequest(prompt="a fox", model="instant"))
-    assert ledger.claim("instant", "gpu0@b")
+    ledger.jobs.submit(job_id, VideoRequest(prompt="a fox", model="instant"))
+    assert ledger.claims.take("instant", "gpu0@b")
     found = {worker.name: (worker.host, worker.state, worker.jobs) for worker in operator.workers()}
     assert found == {
         "gpu0@a": ("a", "ready", ()),
@@ -81,7 +83,7 @@ def test_workers_are_shown_with_their_jobs_until_nobody_tells_of_them(
         server.zadd(f"{PREFIX}seen", {"gpu0@a": now - 60_000, "gpu1@a": now - 90_000_000})
         assert operator.workers()[0].state == "away"
         server.set(f"{PREFIX}swept", 0)
-        ledger.sweep()
+        ledger.sweeper.sweep()
         assert [worker.name for worker in operator.workers()] == ["gpu0@a", "gpu0@b"]
         server.hset(f"{PREFIX}fleet", "gpu0@a", "{spoilt")
         assert [worker.name for worker in operator.workers()] == ["gpu0@b"]
@@ -108,23 +110,23 @@ def test_the_queue_tells_depth_age_and_when_it_is_empty(
         assert queue.empty_in is None  # nobody is there to make them
         assert finished == 0
         server.hset(f"{PREFIX}pace:ltxq.3.instant", mapping={"gpu": 4000, "whole": 6000})
-    ledger.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "ready"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "ready"})
     (queue,), _ = operator.queues()
     assert queue.workers == 2
     assert queue.empty_in == pytest.approx(5 / 2 * 4 + 6)
-    ledger.cancel(first)
+    ledger.jobs.cancel(first)
     (queue,), finished = operator.queues()
     assert (queue.depth, finished) == (4, 1)
 
 
 def test_a_host_nobody_heard_of_cannot_be_drained(operator: Operator, ledger: Ledger) -> None:
-    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready"})
     with pytest.raises(InvalidRequest, match="There are: a"):
         operator.drain("b")
     operator.drain("a")
     assert operator.draining() == {"a"}
-    assert ledger.heartbeat("instant", "a", {"gpu0@a": "draining"})
-    assert not ledger.heartbeat("instant", "b", {"gpu0@b": "ready"})
+    assert ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "draining"})
+    assert not ledger.fleet.heartbeat("instant", "b", {"gpu0@b": "ready"})
 
 
 def test_a_drained_host_finishes_its_job_takes_no_more_and_comes_back(
@@ -153,7 +155,7 @@ def test_draining_outlives_a_restart_of_the_supervisor(
 ) -> None:
     environment = worker_environment(redis_url, bucket, tmp_path / "spool")
     ledger = Ledger.from_settings(settings)
-    ledger.heartbeat("instant", "box", {"cpu0@box": "ready"})
+    ledger.fleet.heartbeat("instant", "box", {"cpu0@box": "ready"})
     operator.drain("box")
     with Fleet(environment, name="box") as fleet:
         fleet.wait_for("box is to drain")
@@ -221,7 +223,7 @@ def test_a_supervisor_cleans_by_itself_and_one_of_the_fleet_at_a_time(
     with Fleet(worker_environment(redis_url, bucket, tmp_path / "spool")) as fleet:
         fleet.wait_for("removed 1 object, 0.0 MB without a job")
     assert not storage.exists(orphan)
-    assert not ledger.may_clean(60)
+    assert not ledger.sweeper.may_clean(60)
 
 
 def test_an_operators_command_needs_the_queue_itself() -> None:
@@ -240,7 +242,7 @@ def test_the_commands_show_it_to_a_person_and_to_a_program(
     monkeypatch.setenv("LTXQ_URL", redis_url)
     assert cli.main(["workers"]) == 0
     assert "Start one with: ltxq worker" in capsys.readouterr().err
-    ledger.heartbeat("instant", "a", {"gpu0@a": "ready"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready"})
     submit(ledger)
     assert cli.main(["queue"]) == 0
     assert "normal         1 queued, the oldest for 0." in capsys.readouterr().out
@@ -249,7 +251,7 @@ def test_the_commands_show_it_to_a_person_and_to_a_program(
     capsys.readouterr()
     assert cli.main(["drain", "a", "--wait", "--wait-timeout", "0"]) == 5
     assert "gpu0@a still at work" in capsys.readouterr().err
-    ledger.heartbeat("instant", "a", {"gpu0@a": "drained"})
+    ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "drained"})
     assert cli.main(["drain", "a", "--wait"]) == 0
     capsys.readouterr()
     assert cli.main(["workers"]) == 0

@@ -43,7 +43,7 @@ def submit(runner: Runner, **fields: Any) -> Job:
     request = VideoRequest.parse(
         {"prompt": "a fox", "model": "instant", "width": 256, "height": 256, **fields}
     )
-    return runner.ledger.submit(new_job_id(), request)
+    return runner.ledger.jobs.submit(new_job_id(), request)
 
 
 def run_first(runner: Runner) -> VideoResult | JobError | None:
@@ -80,12 +80,12 @@ def test_celery_is_told_once_the_ledger_knows(runner: Runner) -> None:
 
     class Events(JobEvents):
         def finished(self, claim: Claim) -> None:
-            told.append((claim.job_id, runner.ledger.get(claim.job_id).state))
+            told.append((claim.job_id, runner.ledger.jobs.get(claim.job_id).state))
 
     runner.events = Events()
     good, late = submit(runner), submit(runner)
     run_first(runner)
-    runner.ledger.cancel(late.id)
+    runner.ledger.jobs.cancel(late.id)
     assert runner.claim() is None  # the client that cancelled it stored the result
     assert told == [(good.id, "succeeded")]
 
@@ -99,7 +99,7 @@ def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
     assert "No job is claimed" in caplog.text
     runner.ledger.close()
     runner.ledger = ledger
-    assert ledger.get(job.id).state == "queued"
+    assert ledger.jobs.get(job.id).state == "queued"
 
 
 def test_what_a_lost_claim_uploaded_is_removed(
@@ -111,12 +111,12 @@ def test_what_a_lost_claim_uploaded_is_removed(
     def lose_the_claim_at_the_last(self: Storage, key: str, path: Path, kind: str) -> None:
         put(self, key, path, kind)
         if key.endswith("clip.mp4"):
-            runner.ledger.give_back_all("w")
+            runner.ledger.claims.give_back_all("w")
 
     monkeypatch.setattr(Storage, "put", lose_the_claim_at_the_last)
     assert run_first(runner) is None
     assert list(runner.storage.list(f"{job.id}/")) == []
-    assert runner.ledger.get(job.id).state == "queued"
+    assert runner.ledger.jobs.get(job.id).state == "queued"
 
 
 def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
@@ -128,7 +128,7 @@ def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
     monkeypatch.setattr(InstantPipeline, "generate", broken)
     job = submit(runner)
     run_first(runner)
-    error = runner.ledger.get(job.id).error
+    error = runner.ledger.jobs.get(job.id).error
     assert error is not None
     assert (error.code, error.retryable) == ("internal", True)
     assert "RuntimeError" in error.message
@@ -149,7 +149,7 @@ class Turns:
 
     def states(self) -> list[str]:
         """Of all jobs, the first one first."""
-        return [job.state for job in self.runner.ledger.list(order="asc").jobs]
+        return [job.state for job in self.runner.ledger.jobs.list(order="asc").jobs]
 
 
 @pytest.fixture

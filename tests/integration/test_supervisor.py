@@ -80,7 +80,7 @@ def test_a_sweep_that_meets_an_unknown_error_is_not_the_last(
             raise answer
         return answer
 
-    monkeypatch.setattr(sweeping._ledger, "sweep", sweep)
+    monkeypatch.setattr(sweeping._ledger.sweeper, "sweep", sweep)
     thread = keep_sweeping(sweeping)
     eventually(lambda: len(asked) >= 3)
     sweeping._ended.set()
@@ -100,7 +100,7 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
         slot.worker = None  # as the loop does once the process has ended
         return (RunningJob(job_id="video_1", attempt=1, on_gpu=True, running=10_000, timeout=1),)
 
-    monkeypatch.setattr(sweeping._ledger, "running_on", running_on)
+    monkeypatch.setattr(sweeping._ledger.claims, "running_on", running_on)
     thread = keep_sweeping(sweeping)
     eventually(lambda: slot.worker is None)
     assert worker.process.wait(PATIENCE) == -signal.SIGKILL

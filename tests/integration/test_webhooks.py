@@ -77,12 +77,12 @@ def sender(ledger: Ledger, storage: Storage, *, allow: str = LOOPBACK, **others:
 def finished(ledger: Ledger, url: str, **fields: Any) -> Claim:
     """A job that succeeded and has a webhook."""
     claimed = claim(ledger, submit(ledger, webhook_url=url, **fields))
-    assert ledger.finish(claimed, result(claimed))
+    assert ledger.claims.finish(claimed, result(claimed))
     return claimed
 
 
 def outcome(ledger: Ledger, claimed: Claim) -> tuple[str, int, str | None]:
-    webhook = ledger.get(claimed.job_id).webhook
+    webhook = ledger.jobs.get(claimed.job_id).webhook
     assert webhook is not None
     return webhook.state, webhook.attempts, webhook.last_error
 
@@ -106,7 +106,7 @@ def test_a_delivery_is_signed_and_tells_the_outcome(
     data = call.event.pop("data")
     assert call.event["type"] == "video.completed"
     at = datetime.fromisoformat(call.event["timestamp"])
-    assert at == ledger.get(job.job_id).finished_at
+    assert at == ledger.jobs.get(job.job_id).finished_at
     assert (data["id"], data["state"], data["error"]) == (job.job_id, "succeeded", None)
     assert data["metadata"] == {"order": "7 🦊"}
     assert data["result"]["url"] == f"https://clips.example/{job.objects}/clip.mp4"  # afresh
@@ -118,8 +118,8 @@ def test_a_failed_and_a_cancelled_job_are_told_of(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     broken = claim(ledger, submit(ledger, webhook_url=receiver.url))
-    ledger.finish(broken, FAILED)
-    ledger.cancel(submit(ledger, webhook_url=receiver.url).id)
+    ledger.claims.finish(broken, FAILED)
+    ledger.jobs.cancel(submit(ledger, webhook_url=receiver.url).id)
     while webhooks.send_one():
         pass
     errors = {call.event["type"]: call.event["data"]["error"] for call in receiver.calls}
@@ -132,11 +132,11 @@ def test_a_job_without_a_webhook_or_not_finished_is_not_told_of(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     plain = claim(ledger, submit(ledger))
-    ledger.finish(plain, result(plain))
+    ledger.claims.finish(plain, result(plain))
     unfinished = claim(ledger, submit(ledger, webhook_url=receiver.url))
     assert not webhooks.send_one()
-    assert ledger.get(plain.job_id).webhook is None
-    assert ledger.get(unfinished.job_id).webhook is None
+    assert ledger.jobs.get(plain.job_id).webhook is None
+    assert ledger.jobs.get(unfinished.job_id).webhook is None
 
 
 def test_it_is_tried_until_a_2xx_under_one_id(
@@ -150,7 +150,9 @@ def test_it_is_tried_until_a_2xx_under_one_id(
         assert (state, attempts) == ("pending", attempt)
         assert why is not None
         assert why.startswith("127.0.0.1 ")
-    assert "".join(job_lines(ledger.get(job.job_id))).count("pending, attempt 4: 127.0.0.1") == 1
+    assert (
+        "".join(job_lines(ledger.jobs.get(job.job_id))).count("pending, attempt 4: 127.0.0.1") == 1
+    )
     assert webhooks.send_one()
     assert outcome(ledger, job) == ("delivered", 5, None)
     assert {call.headers["webhook-id"] for call in receiver.calls} == {f"event_{job.job_id}"}
@@ -184,7 +186,7 @@ def test_after_a_day_it_is_given_up_and_said_so(
     assert webhooks.send_one()
     assert outcome(ledger, job) == ("failed", 1, "127.0.0.1 answered 500.")
     assert f"The webhook of {job.job_id} is given up" in caplog.text
-    assert "given up, attempt 1" in "".join(job_lines(ledger.get(job.job_id)))
+    assert "given up, attempt 1" in "".join(job_lines(ledger.jobs.get(job.job_id)))
     assert not webhooks.send_one()
     assert server.zcard(f"{PREFIX}webhooks") == 0
 
@@ -215,10 +217,10 @@ def test_a_delivery_of_a_sender_that_died_is_another_ones_after_its_lease(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     job = finished(ledger, receiver.url)
-    dead = ledger.take_webhook(lease=0.05)
+    dead = ledger.outbox.take(lease=0.05)
     assert dead is not None
     eventually(webhooks.send_one)
-    ledger.webhook_failed(dead, "late", again_in=0)  # what the first one thinks comes too late
+    ledger.outbox.failed(dead, "late", again_in=0)  # what the first one thinks comes too late
     assert outcome(ledger, job) == ("delivered", 2, None)
 
 
@@ -226,11 +228,11 @@ def test_a_late_failure_does_not_shorten_the_wait_of_a_later_attempt(
     ledger: Ledger, receiver: Receiver
 ) -> None:
     job = finished(ledger, receiver.url)
-    late = ledger.take_webhook(lease=0)
+    late = ledger.outbox.take(lease=0)
     assert late is not None
-    assert ledger.take_webhook(lease=60) is not None
-    ledger.webhook_failed(late, "late", again_in=0)
-    assert ledger.take_webhook(lease=60) is None
+    assert ledger.outbox.take(lease=60) is not None
+    ledger.outbox.failed(late, "late", again_in=0)
+    assert ledger.outbox.take(lease=60) is None
     assert outcome(ledger, job) == ("pending", 2, None)
 
 
@@ -268,7 +270,7 @@ def test_a_receiver_that_hangs_holds_up_nobody_elses(
         for thread in threads:
             thread.join(PATIENCE)
         good.stop()
-    assert ledger.webhooks_waiting() == 1
+    assert ledger.outbox.waiting() == 1
     assert {outcome(ledger, job)[0] for job in hanging} == {"delivered"}
 
 
@@ -277,7 +279,7 @@ def test_a_lost_senders_deliveries_do_not_shut_a_receiver_out(
 ) -> None:
     jobs = [finished(ledger, receiver.url) for _ in range(5)]
     for _ in range(4):
-        assert ledger.take_webhook(lease=0.2) is not None
+        assert ledger.outbox.take(lease=0.2) is not None
     assert not webhooks.send_one()
     for _ in jobs:
         eventually(webhooks.send_one)
@@ -298,8 +300,8 @@ def test_an_error_nobody_foresaw_is_a_failure_of_that_delivery(
 def test_a_deleted_jobs_webhook_goes_with_it(
     ledger: Ledger, webhooks: Webhooks, receiver: Receiver
 ) -> None:
-    ledger.delete(finished(ledger, receiver.url).job_id)
-    assert ledger.webhooks_waiting() == 0
+    ledger.jobs.delete(finished(ledger, receiver.url).job_id)
+    assert ledger.outbox.waiting() == 0
     assert not webhooks.send_one()
 
 
@@ -310,8 +312,8 @@ def test_a_spoilt_record_neither_keeps_its_job_open_nor_stops_the_others(
     spoilt = claim(ledger, submit(ledger, webhook_url=receiver.url))
     server.hset(f"{PREFIX}job:{spoilt.job_id}", "request", "{")
     let_time_pass(server)
-    ledger.cancel(spoilt.job_id)
-    assert ledger.sweep().lease_ended[0].state == "cancelled"
+    ledger.jobs.cancel(spoilt.job_id)
+    assert ledger.sweeper.sweep().lease_ended[0].state == "cancelled"
     later = finished(ledger, receiver.url)
     server.hset(f"{PREFIX}job:{later.job_id}", "result", "{")
     finished(ledger, receiver.url)
@@ -410,12 +412,12 @@ def test_a_killed_supervisors_delivery_is_sent_by_the_next_one(
     job_id = "video_1"
     request = VideoRequest(prompt="a fox", model="other", seed=1, webhook_url=receiver.url)
     with Fleet(environment) as first:
-        ledger.submit(job_id, request)
-        ledger.cancel(job_id)
+        ledger.jobs.submit(job_id, request)
+        ledger.jobs.cancel(job_id)
         first.wait_for(f"The webhook of {job_id}: 127.0.0.1 answered 503")
         first.supervisor.kill()
     with Fleet(environment, name="next"):
         receiver.wait_for(2)
-        eventually(lambda: (w := ledger.get(job_id).webhook) and w.state == "delivered")
+        eventually(lambda: (w := ledger.jobs.get(job_id).webhook) and w.state == "delivered")
     assert [call.headers["webhook-id"] for call in receiver.calls] == [f"event_{job_id}"] * 2
     ledger.close()

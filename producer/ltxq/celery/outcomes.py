@@ -30,7 +30,7 @@ def follow_up(app: Celery, ledger: Ledger, *returned: Returned) -> None:
             report_outcome(app, ledger, taken.job_id)
     if queued := [taken.job_id for taken in returned if taken.state == "queued"]:
         try:
-            jobs = ledger.get_many(queued)
+            jobs = ledger.jobs.get_many(queued)
         except LtxqError as exc:
             log.debug("Flower is not told: %s", exc)
             return
@@ -55,15 +55,15 @@ def report_outcome(app: Celery, ledger: Ledger, job_id: str, *, worker: str = ""
 
 def _report_outcome(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
     try:
-        job = ledger.get(job_id)
+        job = ledger.jobs.get(job_id)
         app.backend.store_result(job_id, *_celery_result(job))
-        ledger.reported(job_id)
+        ledger.jobs.reported(job_id)
         if teller := job.worker or worker:
             show_outcome(app, job, teller)
     except (JobNotFound, JobUnreadable) as exc:  # as true tomorrow: there is nothing to repair
         report_refusal(app, job_id, exc.as_job_error())
         with contextlib.suppress(LtxqError):
-            ledger.reported(job_id)
+            ledger.jobs.reported(job_id)
     except (LtxqError, OperationalError, RedisError, OSError) as exc:
         log.warning("Celery's result of %s is not stored yet; the sweep does it: %s", job_id, exc)
 

@@ -111,7 +111,7 @@ class RedisTransport:
         owner: str | None = None,
     ) -> Job:
         request = request.settled(self.settings.default_model)
-        job = self._ledger.submit(
+        job = self._ledger.jobs.submit(
             job_id,
             request,
             digest=digest,
@@ -124,10 +124,10 @@ class RedisTransport:
         return job if job.id == job_id else self._signed(job)
 
     def get(self, job_id: str) -> Job:
-        return self._signed(self._ledger.get(job_id))
+        return self._signed(self._ledger.jobs.get(job_id))
 
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        jobs = self._ledger.get_many(job_ids)
+        jobs = self._ledger.jobs.get_many(job_ids)
         return {job_id: self._signed(job) for job_id, job in jobs.items()}
 
     def list(
@@ -139,27 +139,29 @@ class RedisTransport:
         order: Order = "desc",
         owner: str | None = None,
     ) -> JobPage:
-        page = self._ledger.list(state=state, limit=limit, after=after, order=order, owner=owner)
+        page = self._ledger.jobs.list(
+            state=state, limit=limit, after=after, order=order, owner=owner
+        )
         return page.model_copy(update={"jobs": tuple(self._signed(job) for job in page.jobs)})
 
     def cancel(self, job_id: str) -> None:
-        if self._ledger.cancel(job_id) in FINAL_STATES:
+        if self._ledger.jobs.cancel(job_id) in FINAL_STATES:
             report_outcome(self._app, self._ledger, job_id)
 
     def delete(self, job_id: str) -> None:
-        claims = self._ledger.delete(job_id)
+        claims = self._ledger.jobs.delete(job_id)
         forget_outcome(self._app, job_id)
         try:
             if self._storage:
                 self._storage.delete_clips(claims)
-                self._ledger.garbage_deleted(claims)
+                self._ledger.sweeper.garbage_deleted(claims)
         except LtxqError as exc:
             log.warning(
                 "%s is deleted, but its clip is not; a supervisor deletes it later: %s", job_id, exc
             )
 
     def models(self) -> dict[str, int]:
-        return {self.settings.default_model: 0, **self._ledger.served()}
+        return {self.settings.default_model: 0, **self._ledger.fleet.served()}
 
     def check_storage(self) -> None:
         if self._storage:
@@ -167,12 +169,12 @@ class RedisTransport:
 
     @contextmanager
     def changes(self, job_id: str) -> Iterator[Changes]:
-        with self._ledger.changes(job_id) as subscription:
+        with self._ledger.changes.of(job_id) as subscription:
             yield _Subscribed(subscription)
 
     def all_changes(self) -> AbstractContextManager[Subscription]:
         """Subscribe to all jobs' changes; `next` returns a job's id. A gateway needs only one."""
-        return self._ledger.all_changes()
+        return self._ledger.changes.of_all()
 
     def close(self) -> None:
         self._ledger.close()

@@ -1,20 +1,29 @@
 """The ledger: the job records in Redis, the truth about every job.
 
-reader.py       what can be asked about jobs
-fleet.py        what is known of workers and queues
-ledger.py       what can be done with a job, and what each step promises
-script/         the same steps in Lua, each atomic in Redis, and the map of its keys
-records.py      what the steps hand out: claims, jobs
+ledger.py       `Ledger`: the parts below over one connection
+jobs.py         submit, cancel, delete and read jobs
+claims.py       take, renew, give back and finish jobs
+changes.py      subscriptions to what changes
+outbox.py       webhooks that are due
+fleet.py        workers, queues, hosts that are to drain
+sweeper.py      what supervisors repair and clear away
+records.py      what these hand out, and how it is read from Redis's answers
+script.py       one operation as a Python call
+script/         the operations in Lua, each atomic in Redis, and the map of the keys
 connection.py   Redis with patience, and its errors as ltxq's
 """
 
-from ltxq.ledger.connection import PATIENCE, Subscription
+from ltxq.ledger.changes import Subscription
+from ltxq.ledger.connection import PATIENCE
 from ltxq.ledger.fleet import FleetFigures, QueueStats, Worker, WorkerState
-from ltxq.ledger.ledger import CANCELLED, TIMED_OUT, WORKER_LOST, Ledger
-from ltxq.ledger.reader import PREFIX, not_found
+from ltxq.ledger.jobs import not_found
+from ltxq.ledger.ledger import Ledger
 from ltxq.ledger.records import (
     BANDS,
+    CANCELLED,
     TASK,
+    TIMED_OUT,
+    WORKER_LOST,
     Claim,
     Returned,
     RunningJob,
@@ -23,6 +32,7 @@ from ltxq.ledger.records import (
     WebhookAttempt,
     queue_name,
 )
+from ltxq.ledger.script import PREFIX
 
 __all__ = [
     "BANDS",

@@ -10,7 +10,6 @@ from typing import TypeVar
 import redis
 import redis.exceptions as redis_errors
 from redis.backoff import NoBackoff
-from redis.client import PubSub
 from redis.retry import Retry
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
@@ -56,30 +55,6 @@ def connect(settings: Settings) -> redis.Redis:
             hint="Correct what follows the ? in it.",
         ) from None
     return connection
-
-
-class Subscription:
-    """What is published from now on: to a channel, or to all whose names begin alike."""
-
-    def __init__(self, pubsub: PubSub, *, beginning: str = "") -> None:
-        self._pubsub = pubsub
-        self._beginning = beginning
-
-    def next(self, timeout: float) -> str | None:
-        """The next message, or None: after `timeout` seconds, or for the subscribing itself.
-
-        Of channels that begin alike it is the rest of the channel's name.
-
-        Raises:
-            QueueUnavailable: Redis went away; the next call subscribes again.
-        """
-        try:
-            message = self._pubsub.get_message(timeout=timeout)
-        except redis_errors.RedisError as exc:
-            raise QueueUnavailable("Redis does not answer to a subscription.") from exc
-        if message and message["type"] == "pmessage":
-            return str(message["channel"]).removeprefix(self._beginning)
-        return str(message["data"]) if message else None
 
 
 def patiently(connection: redis.Redis, ask: Callable[[], T], patience: float = PATIENCE) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any, Literal, get_args
 
 from ltxq.errors import NameTaken
 from ltxq.job import Priority
-from ltxq.ledger.connection import patiently
-from ltxq.ledger.reader import JobReader
 from ltxq.ledger.records import BANDS, QUEUE_PREFIX, queue_name
+from ltxq.ledger.script import Script
 
 WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
 """What a supervisor says of a worker: its model is being loaded; it takes jobs; it finishes those
@@ -87,16 +85,12 @@ class FleetFigures:
     memory_limit: float | None  # its maxmemory; 0: none
 
 
-class FleetRecords(JobReader):
-    """Reads and keeps what is known of workers and queues; `Ledger` adds the jobs' life."""
+class FleetStore:
+    """What supervisors tell of their workers, and what operators and metrics read."""
 
-    _lease: int  # milliseconds
-
-    def taken_key(self, worker: str) -> str:
-        """Redis's key of the list with the message that a worker has in hand. A message in it is
-        put back into the queue when the worker has ended.
-        """
-        return self._key("taken", worker)
+    def __init__(self, script: Script, *, lease: float) -> None:
+        self._script = script
+        self._lease = int(lease * 1000)
 
     def heartbeat(
         self,
@@ -121,7 +115,7 @@ class FleetRecords(JobReader):
             NameTaken: another instance holds one of the names; nothing was noted.
         """
         rows = [w for name, state in workers.items() for w in (name, state, gone.get(name, ""))]
-        said, *answer = self._run(
+        said, *answer = self._script.run(
             "heartbeat", queue_name(model), host, instance, self._lease, *rows
         )
         if said == "taken":
@@ -131,21 +125,22 @@ class FleetRecords(JobReader):
 
     def leave(self, instance: str, workers: Collection[str]) -> None:
         """A supervisor has ended: the names of its workers are free."""
-        self._run("leave", instance, *workers)
+        self._script.run("leave", instance, *workers)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
         """Have a host's workers finish what they have and stop; `undo`: start again."""
-        self._run("drain", host, int(undo))
+        self._script.run("drain", host, int(undo))
 
     def served(self) -> dict[str, int]:
         """The models that had a worker within the last week, and how many have one now."""
         return {
-            queue.removeprefix(QUEUE_PREFIX): int(workers) for queue, workers in self._run("served")
+            queue.removeprefix(QUEUE_PREFIX): int(workers)
+            for queue, workers in self._script.run("served")
         }
 
     def workers(self) -> tuple[tuple[Worker, ...], frozenset[str]]:
         """The workers heard of within a day, by name; and the hosts that are to drain."""
-        rows, draining = self._run("fleet")
+        rows, draining = self._script.run("fleet")
         found = [worker for row in rows if (worker := _read_worker(*row))]
         return tuple(sorted(found, key=lambda worker: worker.name)), frozenset(draining)
 
@@ -155,14 +150,14 @@ class FleetRecords(JobReader):
         Args:
             retention: seconds, that of the workers.
         """
-        rows, finished = self._run("queues", int(retention * 1000))
+        rows, finished = self._script.run("queues", int(retention * 1000))
         return tuple(sorted((_read_queue(*row) for row in rows), key=lambda q: q.model)), finished
 
     def figures(self) -> FleetFigures:
         """What metrics are made of, in four calls."""
         queues, _ = self.queues(retention=0)
         workers, _ = self.workers()
-        rows, webhooks, overdue, leases, unreported, swept, used, limit = self._run("totals")
+        rows, webhooks, overdue, leases, unreported, swept, used, limit = self._script.run("totals")
         return FleetFigures(
             queues=queues,
             workers=workers,
@@ -176,34 +171,6 @@ class FleetRecords(JobReader):
             memory_used=_number(used),
             memory_limit=_number(limit),
         )
-
-    def known(self, job_ids: Collection[str]) -> set[str]:
-        """Those of the ids that have a record, be it damaged."""
-        ids = list(job_ids)
-
-        def ask() -> list[int]:
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.exists(self._key("job", job_id))
-            return pipe.execute()
-
-        found = zip(ids, patiently(self._redis, ask), strict=True)
-        return {job_id for job_id, is_there in found if is_there}
-
-    def queue_id(self) -> str:
-        """Which queue this Redis holds: a random name, drawn once, for all contracts."""
-
-        def ask() -> str:
-            self._redis.set("ltxq:id", secrets.token_hex(8), nx=True)
-            return str(self._redis.get("ltxq:id"))
-
-        return patiently(self._redis, ask)
-
-    def may_clean(self, every: float) -> bool:
-        """Whether the caller may look for objects without a job: one in the fleet may, each
-        `every` seconds.
-        """
-        return bool(self._run("may_clean", int(every * 1000)))
 
 
 def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from ltxq.errors import JobUnreadable
+from ltxq.errors import JobError, JobUnreadable
 from ltxq.job import CONTRACT, Job, JobState, Priority, VideoRequest
 
 BANDS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
@@ -21,6 +21,25 @@ TELLING = 0.1  # share of a job after which its own progress says when it ends
 
 Standing = Literal["held", "cancel", "lost"]
 """What a worker learns of its claim: still its own; asked to stop; no longer its own."""
+
+READ_MOST = 200  # records in one call of the script, during which Redis does nothing else
+
+CANCELLED = JobError(code="cancelled", message="The job was cancelled.")
+EXPIRED = JobError(
+    code="expired",
+    message="No worker was free within `start_within`.",
+    hint="Allow more time, or add workers.",
+)
+WORKER_LOST = JobError(
+    code="worker_lost",
+    message="Every worker that ran this job died while it held the GPU.",
+    hint="See the worker's log; `ltxq retry` runs it again.",
+)
+TIMED_OUT = JobError(
+    code="timed_out",
+    message="The job hung past its time limit and its worker was replaced.",
+    hint="Allow more with `timeout`, or ask for fewer frames or a smaller size.",
+)
 
 TASK = "ltxq.generate"
 """The name of the Celery task, in every message."""

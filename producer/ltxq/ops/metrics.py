@@ -65,7 +65,7 @@ class FleetCollector(Collector):
         """The metrics now; of a Redis that is away, only that it is."""
         up = GaugeMetricFamily("ltxq_ledger_up", "1 if Redis answers, else 0.")
         try:
-            figures = self._ledger.figures()
+            figures = self._ledger.fleet.figures()
         except LtxqError as exc:
             log.debug("Redis gives no metrics of the fleet: %s", exc)
             up.add_metric((), 0)

@@ -36,15 +36,15 @@ class Operator:
 
     def workers(self) -> tuple[Worker, ...]:
         """The workers heard of within a day, by name."""
-        return self._ledger.workers()[0]
+        return self._ledger.fleet.workers()[0]
 
     def draining(self) -> frozenset[str]:
         """The hosts that were told to drain, and not told otherwise since."""
-        return self._ledger.workers()[1]
+        return self._ledger.fleet.workers()[1]
 
     def queues(self) -> tuple[tuple[QueueStats, ...], int]:
         """The queue of each model; and how many jobs finished within the last hour."""
-        return self._ledger.queues(retention=self._settings.retention)
+        return self._ledger.fleet.queues(retention=self._settings.retention)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
         """Have a host's workers finish what they have and take no more, until `undo`.
@@ -54,14 +54,14 @@ class Operator:
         Raises:
             InvalidRequest: no worker of this host was heard of within a day, nor does it drain.
         """
-        workers, draining = self._ledger.workers()
+        workers, draining = self._ledger.fleet.workers()
         hosts = {worker.host for worker in workers} | draining
         if host not in hosts:
             raise InvalidRequest(
                 f"No worker of the host {host!r} reported within a day.",
                 hint=f"There are: {', '.join(sorted(hosts)) or 'none'}.",
             )
-        self._ledger.drain(host, undo=undo)
+        self._ledger.fleet.drain(host, undo=undo)
 
     def clean(self, *, remove: bool) -> Cleaned:
         """Find objects in the bucket that belong to no job; remove them if `remove`.

@@ -63,7 +63,7 @@ def clean(
             break
         claims = {stored.key: storage.claim_of(stored.key) for stored in page}
         jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
-        known = ledger.known(set(jobs.values()))
+        known = ledger.jobs.existing(set(jobs.values()))
         orphans = [s for s in page if s.key in jobs and jobs[s.key] not in known]
         if remove:
             storage.delete(stored.key for stored in orphans)

@@ -53,7 +53,7 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
                     hint="Leave it to Celery.",
                 )
             request = _read_request(args, kwargs, message.headers).settled(model)
-            ledger.submit(task_id, request, event=queued_event(app, task_id, request))
+            ledger.jobs.submit(task_id, request, event=queued_event(app, task_id, request))
         except QueueUnavailable as exc:
             raise ConnectionError(f"A job sent through Celery is not recorded: {exc}") from exc
         except LtxqError as exc:

@@ -117,7 +117,7 @@ class _Mailbox(Pidbox):
             return {"error": f"Nothing is cancelled: send at most {MOST_CANCELLED} ids of jobs."}
         for job_id in jobs:
             try:
-                if self._ledger.cancel(job_id) == "cancelled":
+                if self._ledger.jobs.cancel(job_id) == "cancelled":
                     report_outcome(self._app, self._ledger, job_id, worker=self.hostname)
             except JobNotFound:
                 with about_job(job_id):

@@ -174,7 +174,7 @@ class Attempt:
     def _keep_lease(self) -> None:
         while not self._ended.wait(self._lease / 5):
             try:
-                self._learn(self._ledger.renew(self.claim))
+                self._learn(self._ledger.claims.renew(self.claim))
             except LtxqError as exc:
                 self._stats.count("lease_failures")
                 log.warning("%s: the lease is not renewed: %s", self.claim.job_id, exc)
@@ -188,7 +188,9 @@ class Attempt:
             if self._ended.is_set():
                 return
             try:
-                self._learn(self._ledger.report(self.claim, self._progress, on_gpu=self.on_gpu))
+                self._learn(
+                    self._ledger.claims.report(self.claim, self._progress, on_gpu=self.on_gpu)
+                )
                 self._events.progressed(self.claim, self._progress)
                 away = False
             except LtxqError as exc:

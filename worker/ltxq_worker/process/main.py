@@ -96,7 +96,7 @@ def consume(app: Celery, runner: Runner) -> None:
             message_guard_step(
                 lambda message: admit(app, ledger, model, message),
                 queue_name(model),
-                ledger.taken_key(worker),
+                ledger.claims.taken_key(worker),
             ),
             control_step(app, ledger),
         )
@@ -116,7 +116,7 @@ def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
     Flower does not know yet.
     """
     try:
-        job = ledger.get(job_id)
+        job = ledger.jobs.get(job_id)
     except LtxqError:
         return  # of no job, or when Redis is away
     if job.finished and job.worker is None:

@@ -97,7 +97,7 @@ class Runner:
     def claim(self) -> Claim | None:
         """The job that is first, if one waits."""
         try:
-            return self.ledger.claim(self.pipeline.model, self.worker)
+            return self.ledger.claims.take(self.pipeline.model, self.worker)
         except LtxqError as exc:
             log.warning("No job is claimed; a supervisor wakes a worker again: %s", exc)
             return None
@@ -153,7 +153,7 @@ class Runner:
         """
         while not until.is_set():
             try:
-                with self.ledger.cancellations(self.worker) as cancellations:
+                with self.ledger.changes.cancellations(self.worker) as cancellations:
                     while not until.is_set():
                         if job_id := cancellations.next(LISTEN_SECONDS):
                             self._cancel(job_id)
@@ -171,7 +171,7 @@ class Runner:
     def give_back(self) -> None:
         """Queue again all jobs of this worker, uncharged: it is going away."""
         self.events.given_back(
-            *[self.ledger.give_back(a.claim, charged=False) for a in list(self._attempts)]
+            *[self.ledger.claims.give_back(a.claim, charged=False) for a in list(self._attempts)]
         )
 
     def _outcome(self, attempt: Attempt) -> VideoResult | JobError:
@@ -275,7 +275,7 @@ class Runner:
         self._rests_until = time.monotonic() + FULL_DISK_SECONDS
         try:
             self.events.given_back(
-                self.ledger.give_back(claim, charged=True, why=exc.as_job_error())
+                self.ledger.claims.give_back(claim, charged=True, why=exc.as_job_error())
             )
         except LtxqError as unavailable:
             log.warning("%s: %s The sweep does it.", claim.job_id, unavailable)
@@ -316,7 +316,7 @@ class Runner:
     ) -> VideoResult | JobError | None:
         claim = attempt.claim
         # A finished clip is worth waiting for Redis as long as for storage.
-        if not self.ledger.finish(claim, outcome, patience=self.settings.upload_patience):
+        if not self.ledger.claims.finish(claim, outcome, patience=self.settings.upload_patience):
             raise ClaimLost(claim.job_id)
         self.events.finished(claim)
         if isinstance(outcome, VideoResult):

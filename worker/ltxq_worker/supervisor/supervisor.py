@@ -137,7 +137,7 @@ class Supervisor:
                     self._give_back(slot)
                 shutil.rmtree(slot.spool, ignore_errors=True)
             with suppress(LtxqError):  # else the names are free after a lease
-                self._ledger.leave(self._instance, list(self._gone))
+                self._ledger.fleet.leave(self._instance, list(self._gone))
             if metrics:
                 metrics.close()
 
@@ -192,7 +192,7 @@ class Supervisor:
         """Queue again what the dead process of this slot had. False while Redis is away."""
         try:
             why = TIMED_OUT if slot.hung else WORKER_LOST
-            returned = self._ledger.give_back_all(
+            returned = self._ledger.claims.give_back_all(
                 slot.identity.name, instance=self._instance, why=why
             )
         except LtxqError as exc:
@@ -232,7 +232,7 @@ class Supervisor:
         says whether this host is to drain.
         """
         states = {slot.identity.name: self._state(slot) for slot in self._slots}
-        drained = self._ledger.heartbeat(
+        drained = self._ledger.fleet.heartbeat(
             self._model, self._host, states, instance=self._instance, gone=self._gone
         )
         if not self._noted:  # for the next supervisor of these slots
@@ -285,7 +285,7 @@ class Supervisor:
         return "ready" if worker.ready else "loading"
 
     def _sweep(self) -> None:
-        swept = self._ledger.sweep(interval=SWEEP_SECONDS)
+        swept = self._ledger.sweeper.sweep(interval=SWEEP_SECONDS)
         for returned in swept.lease_ended:
             with about_job(returned.job_id):
                 log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
@@ -294,13 +294,13 @@ class Supervisor:
             report_outcome(self._app, self._ledger, job_id)
         if swept.corrupt:
             log.error("An index of the jobs in Redis was written over: built anew from the records")
-            self._ledger.rebuild()
+            self._ledger.sweeper.rebuild()
 
     def _keep_clean(self) -> None:
         """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
         while True:
             try:
-                if self._ledger.may_clean(CLEAN_SECONDS):
+                if self._ledger.sweeper.may_clean(CLEAN_SECONDS):
                     found = clean(
                         self._ledger,
                         self._storage,
@@ -321,7 +321,7 @@ class Supervisor:
             worker = slot.worker  # the loop may take it away
             if not worker:
                 continue
-            for job in self._ledger.running_on(slot.identity.name):
+            for job in self._ledger.claims.running_on(slot.identity.name):
                 if job.on_gpu and job.running > job.timeout + HUNG_SECONDS:
                     with about_job(job.job_id):
                         log.error("%s hangs in %s: killed", slot.identity.name, job.job_id)
@@ -341,9 +341,9 @@ class Supervisor:
 
     def _delete_garbage(self) -> bool:
         """Delete some objects that no job needs. Whether there may be more."""
-        claims, more = self._ledger.take_garbage()
+        claims, more = self._ledger.sweeper.take_garbage()
         self._storage.delete_clips(claims)
-        self._ledger.garbage_deleted(claims)
+        self._ledger.sweeper.garbage_deleted(claims)
         return more and not self._ended.is_set()
 
 

@@ -80,7 +80,7 @@ class Webhooks:
         Raises:
             QueueUnavailable, ConfigurationError: from the ledger.
         """
-        delivery = self._ledger.take_webhook(lease=self._lease)
+        delivery = self._ledger.outbox.take(lease=self._lease)
         if delivery is None:
             return False
         with about_job(delivery.job_id):
@@ -89,7 +89,7 @@ class Webhooks:
 
     def _deliver(self, delivery: WebhookAttempt) -> None:
         try:
-            self._send(self._ledger.get(delivery.job_id))
+            self._send(self._ledger.jobs.get(delivery.job_id))
         except (NotSent, LtxqError) as exc:
             self._note_failure(delivery, str(exc))
         except Exception as exc:
@@ -98,7 +98,7 @@ class Webhooks:
             )
             self._note_failure(delivery, f"ltxq failed to send it ({type(exc).__name__}).")
         else:
-            self._ledger.webhook_delivered(delivery)
+            self._ledger.outbox.delivered(delivery)
 
     def _send(self, job: Job) -> None:
         if self._secret is None or job.request.webhook_url is None:
@@ -135,7 +135,7 @@ class Webhooks:
             log.error("The webhook of %s is given up: %s", delivery.job_id, reason)
         else:
             log.warning("The webhook of %s: %s Again in %g s", delivery.job_id, reason, wait)
-        self._ledger.webhook_failed(delivery, reason, again_in=wait)
+        self._ledger.outbox.failed(delivery, reason, again_in=wait)
 
     def _keep_sending(self, ended: threading.Event) -> None:
         while not ended.is_set():
@@ -151,7 +151,7 @@ class Webhooks:
         """Nothing goes out unsigned: what is due waits, and the operator is told once."""
         while not ended.wait(LOOK_SECONDS):
             try:
-                waiting = self._ledger.webhooks_waiting()
+                waiting = self._ledger.outbox.waiting()
             except LtxqError as exc:
                 log.debug("No webhooks: %s", exc)
                 continue
