@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_type_hints
 
 import pytest
 
-from ltxq.cli import main
+from ltxq.cli import machine, main
 from ltxq.client import client as client_module
 from ltxq.errors import JobError, QueueUnavailable
 from ltxq.job import VideoRequest
 from ltxq.testing import MemoryTransport
+from ltxq_worker.cli import commands, models
+from ltxq_worker.embedded.stack import USUAL_PORTS
 
 
 @pytest.fixture
@@ -382,6 +386,44 @@ def test_batch_says_where_to_go_on_when_the_queue_is_full(
     outcome = only_json(capsys)
     assert outcome["stopped_at"] == 1
     assert outcome["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (commands, "demo"),
+        (commands, "up"),
+        (commands, "worker"),
+        (models, "generate"),
+        (models, "model_tiny"),
+        (models, "model_download"),
+        (models, "model_list"),
+    ],
+)
+def test_the_workers_function_takes_what_its_command_declares(
+    module: ModuleType, name: str
+) -> None:
+    declared = get_type_hints(inspect.unwrap(getattr(machine, name)))
+    function = getattr(module, name)
+    taken = get_type_hints(function)
+    inspect.signature(function).bind(**{key: None for key in declared if key != "return"})
+    ports = taken.pop("ports", None)
+    for key, kind in declared.items():
+        if key != "return":
+            assert kind == taken.get(key, ports), key
+
+
+def test_help_of_up_names_the_usual_ports(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["up", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, port in USUAL_PORTS.items():
+        option = shown.partition(f"--{name.replace('_', '-')} ")[2]
+        assert f"[default: {port} if free" in option.partition("--")[0]
+
+
+def test_exit_code_of_the_workers_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "worker", lambda **given: 7)
+    assert main(["worker"]) == 7
 
 
 def test_a_missing_package_is_named_by_its_extra(

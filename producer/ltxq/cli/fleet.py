@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson, WaitTimeoutSeconds
 from ltxq.errors import WaitTimeout
-from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.ledger import QueueStats
@@ -40,8 +39,9 @@ def workers(as_json: AsJson = False) -> None:
         )
         for worker in found
     ]
-    _show_table(("worker", "model", "state", "heard", "jobs"), cells)
-    if not found:
+    if found:
+        screen.table([("worker", "model", "state", "heard", "jobs"), *cells])
+    else:
         screen.note("No worker reported within a day. Start one with: ltxq worker")
     for host in sorted(draining):
         screen.note(f"{host} is draining. Undo with: ltxq drain {host} --undo")
@@ -149,13 +149,3 @@ def _span(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _show_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    if not rows:
-        return
-    table = [[one_line(str(cell)) for cell in row] for row in [head, *rows]]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        screen.say("  ".join(cells).rstrip())

@@ -1,11 +1,14 @@
-"""Commands that do the work on this machine. They live in the worker's package, which this module
-alone loads, by name, and says which extra is missing where it cannot run.
+"""Commands that do the work on this machine: their parameters and help texts are here, their
+bodies in the worker's package.
+
+This module alone loads that package, by name, and says which extra is missing where it cannot run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +22,7 @@ from ltxq.cli.options import AsJson, request_options
 from ltxq.errors import MissingExtra
 from ltxq.settings import Settings
 
+TINY = "tiny"  # the model that `ltxq demo` and `ltxq up` make themselves
 _PROMPT = "a paper boat drifts down a rain gutter, warm evening light, slow camera"
 _ON_THE_QUEUE = (
     "model",
@@ -31,21 +35,44 @@ _ON_THE_QUEUE = (
     "start_within",
 )
 
-Gpus = Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")]
+
+def _port(usual: int) -> Any:
+    text = f"0: any free port [default: {usual} if free; the choice is kept]"
+    return typer.Option(min=0, max=65535, help=text)
 
 
 @contextmanager
-def _commands(what: str, module: str = "cli.commands") -> Iterator[Any]:
-    """The worker's commands; a package they miss, here or as they run, is named by its extra."""
+def _worker_module(module: str, command: str, extra: str = "worker") -> Iterator[Any]:
+    """A module of the worker; a package that it misses, then or later, is named by its extra."""
     try:
         yield import_module(f"ltxq_worker.{module}")
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing in ("ltxq", "ltxq_worker"):
             raise
-        raise MissingExtra(what, "all" if what in ("ltxq demo", "ltxq up") else "worker") from exc
+        raise MissingExtra(command, extra) from exc
 
 
+def _runs(module: str, extra: str = "worker") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a declaration its body: the function of the same name in `module` of the worker.
+
+    The function takes the declared parameters by name, and may return an exit code.
+    """
+
+    def decorate(declared: Callable[..., Any]) -> Callable[..., Any]:
+        name = declared.__name__
+
+        @functools.wraps(declared)
+        def run(**given: Any) -> Any:
+            with _worker_module(module, f"ltxq {name.replace('_', ' ')}", extra) as found:
+                return getattr(found, name)(**given)
+
+        return run
+
+    return decorate
+
+
+@_runs("cli.commands", extra="all")
 def demo(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")] = _PROMPT,
     as_json: AsJson = False,
@@ -55,40 +82,19 @@ def demo(
     The model is tiny and has random weights, so the picture is abstract, whatever the prompt says.
     The clip is saved under ./clips.
     """
-    with _commands("ltxq demo") as commands:
-        commands.demo(prompt, as_json=as_json)
 
 
+@_runs("cli.commands", extra="all")
 def up(
     data: Annotated[Path, typer.Option(help="Folder for jobs and clips.")] = Path("ltxq-data"),
-    model: Annotated[str, typer.Option(help="Model; the tiny one is made on first use.")] = "tiny",
+    model: Annotated[str, typer.Option(help="Model; the tiny one is made on first use.")] = TINY,
     gpus: Annotated[
         str | None, typer.Option(help="all, cpu, or a list like 0,1 [default: all; cpu for tiny]")
     ] = None,
-    redis_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help="0: any free port [default: 6379 if free; the choice is kept]"
-        ),
-    ] = None,
-    s3_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help="0: any free port [default: 9000 if free; the choice is kept]"
-        ),
-    ] = None,
-    http_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help="0: any free port [default: 8080 if free; the choice is kept]"
-        ),
-    ] = None,
-    flower_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help="0: any free port [default: 5555 if free; the choice is kept]"
-        ),
-    ] = None,
+    redis_port: Annotated[int | None, _port(6379)] = None,
+    s3_port: Annotated[int | None, _port(9000)] = None,
+    http_port: Annotated[int | None, _port(8080)] = None,
+    flower_port: Annotated[int | None, _port(5555)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a queue, a worker and the HTTP gateway with its page on this machine until Ctrl-C.
@@ -96,22 +102,14 @@ def up(
     Redis, an S3 server and Flower come with it. Jobs and clips are kept in one folder and are there
     again the next time.
     """
-    given = {
-        "redis_port": redis_port,
-        "s3_port": s3_port,
-        "http_port": http_port,
-        "flower_port": flower_port,
-    }
-    ports = {name: port for name, port in given.items() if port is not None}
-    with _commands("ltxq up") as commands:
-        commands.up(data, model=model, gpus=gpus, ports=ports, as_json=as_json)
 
 
+@_runs("cli.commands")
 def worker(
     model: Annotated[
         str | None, typer.Option(help="A folder of LTXQ_MODEL_DIR [default: LTXQ_DEFAULT_MODEL]")
     ] = None,
-    gpus: Gpus = "all",
+    gpus: Annotated[str, typer.Option(help="all, cpu, or a list like 0,1.")] = "all",
     name: Annotated[
         str | None,
         typer.Option(help="Name of this host, stable over restarts [default: the host name]"),
@@ -122,12 +120,10 @@ def worker(
 
     The first signal finishes running jobs; a second one gives them back to the queue.
     """
-    with _commands("ltxq worker") as commands:
-        code = commands.worker(model=model, gpus=gpus, name=name, as_json=as_json)
-    raise typer.Exit(code)
 
 
 @request_options(without=_ON_THE_QUEUE)
+@_runs("cli.models")
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     *,
@@ -144,15 +140,6 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make one clip in this process, without a queue."""
-    with _commands("ltxq generate", "cli.models") as commands:
-        commands.generate(
-            {"prompt": prompt, **fields},
-            output=output,
-            model=model,
-            device=device,
-            frames_out=frames_out,
-            as_json=as_json,
-        )
 
 
 def doctor(
@@ -183,8 +170,8 @@ def doctor(
     settings = Settings.read()
     checks = base.base_checks(settings)
     if model or size or hashes or find_spec("torch"):
-        with _commands("ltxq doctor", "doctor") as worker:
-            checks += worker.WorkerChecks.of(settings, model, size, hashes).all()
+        with _worker_module("doctor", "ltxq doctor") as found:
+            checks += found.WorkerChecks.of(settings, model, size, hashes).all()
     else:
         checks += (("Worker", base.no_worker),)
     findings = []
@@ -202,6 +189,7 @@ models = typer.Typer(help="The models on this machine.", rich_markup_mode=None)
 
 
 @models.command("tiny")
+@_runs("cli.models")
 def model_tiny(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     kind: Annotated[
@@ -211,25 +199,21 @@ def model_tiny(
     as_json: AsJson = False,
 ) -> None:
     """Write a model of a few megabytes with random weights, for trying things on any computer."""
-    with _commands("ltxq model tiny", "cli.models") as commands:
-        commands.model_tiny(folder, kind=kind, seed=seed, as_json=as_json)
 
 
 @models.command("download")
+@_runs("cli.models")
 def model_download(
     name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
     as_json: AsJson = False,
 ) -> None:
     """Download a model into LTXQ_MODEL_DIR. Continues a broken download."""
-    with _commands("ltxq model download", "cli.models") as commands:
-        commands.model_download(name, as_json=as_json)
 
 
 @models.command("list")
+@_runs("cli.models")
 def model_list(as_json: AsJson = False) -> None:
     """List the models in LTXQ_MODEL_DIR and the models that ltxq can download."""
-    with _commands("ltxq model list", "cli.models") as commands:
-        commands.model_list(as_json=as_json)
 
 
 @models.callback(invoke_without_command=True)

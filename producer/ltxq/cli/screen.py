@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +38,14 @@ def say(*lines: str) -> None:
     """A result, on standard output, line by line."""
     for line in lines:
         print(one_line(line))  # noqa: T201
+
+
+def table(rows: Iterable[Sequence[object]]) -> None:
+    """Rows in columns, on standard output. No cell is cut off: people copy names and ids."""
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        say("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def note(*lines: str) -> None:

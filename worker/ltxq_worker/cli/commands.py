@@ -1,7 +1,7 @@
 """`ltxq demo`, `ltxq up` and `ltxq worker`: a queue, or its worker, on this machine. No torch here.
 
-The CLI loads this by name. What starts and keeps the processes is `embedded/stack.py` and
-`supervisor/`.
+`ltxq.cli.machine` declares the commands and calls these functions by name. What starts and keeps
+the processes is `embedded/stack.py` and `supervisor/`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from ltxq.cli import screen
+from ltxq.cli.machine import TINY
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.logs import set_up_logging
@@ -26,7 +27,6 @@ from ltxq_worker.pipeline.registry import family_of, suits_a_cpu
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
 
-TINY = "tiny"
 TINY_FILES = {"checkpoint.safetensors", "spatial_upsampler.safetensors", "gemma"}
 
 
@@ -101,13 +101,18 @@ def _fetched(url: str, path: Path) -> Path:
     return path.absolute()
 
 
-def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_json: bool) -> None:
-    """Run servers and a worker on `data` until SIGINT or SIGTERM."""
+def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int | None) -> None:
+    """Run servers and a worker on `data` until SIGINT or SIGTERM.
+
+    Args:
+        ports: as `Stack` takes them; None is the same as not given.
+    """
     settings = Settings.read()
     if model == TINY:
         ensure_tiny(settings)
     files = family_of(model).open(settings.model_dir.expanduser() / model)
-    with Stack(data, model=model, ports=ports) as stack:
+    chosen = {name: port for name, port in ports.items() if port is not None}
+    with Stack(data, model=model, ports=chosen) as stack:
         stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
         url = stack.start_gateway()
         flower = stack.start_flower()
@@ -118,6 +123,12 @@ def up(data: Path, *, model: str, gpus: str | None, ports: dict[str, int], as_js
             screen.emit(about | servers | {"url": url, "api": f"{url}/v1", "flower": flower})
         else:
             _welcome(stack, file, model, url, flower)
+            if files is not None and files.tiny:
+                screen.say(
+                    "The tiny model has random weights: its pictures are abstract. For the real "
+                    "ones see `ltxq model list`."
+                )
+            sys.stdout.flush()
         # Held from here on: one that nobody waits for would end Redis before the worker.
         with held_signals():
             _sleep_until_a_signal(stack)
@@ -146,12 +157,6 @@ def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> Non
         f"Clips are files under {stack.folder / 's3' / stack.s3.bucket}. Ctrl-C stops everything; "
         "jobs and clips are kept.",
     )
-    if model == TINY:
-        screen.say(
-            "The tiny model has random weights: its pictures are abstract. For the real ones see "
-            "`ltxq model list`."
-        )
-    sys.stdout.flush()
 
 
 def _sleep_until_a_signal(stack: Stack) -> None:

@@ -1,6 +1,7 @@
 """`ltxq generate` and `ltxq model`: what needs a model and no queue.
 
-The CLI loads this by name. torch is imported inside the commands that run a model.
+`ltxq.cli.machine` declares the commands and calls these functions by name. torch is
+imported inside the commands that run a model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from ltxq_worker.pipeline.registry import family_of, limits_of, suits_a_cpu
 
 
 def generate(
-    fields: dict[str, Any],
+    prompt: str,
     *,
+    fields: dict[str, Any],
     output: Path,
     model: str,
     device: str | None,
@@ -32,7 +34,7 @@ def generate(
     from ltxq_worker.encode.clip import encode
     from ltxq_worker.process.attempt import progress_at
 
-    request = VideoRequest.parse(fields).settled(Path(model).name)
+    request = VideoRequest.parse({"prompt": prompt, **fields}).settled(Path(model).name)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
     began = time.monotonic()
@@ -151,12 +153,17 @@ def model_list(*, as_json: bool) -> None:
     if as_json:
         screen.emit({"model_dir": str(model_dir), "models": models})
         return
-    for model in models:
-        state = "here" if model["usable"] else "broken" if model["here"] else "not here"
-        size = f"{CATALOG[model['name']].size / 1e9:.0f} GB" if model["name"] in CATALOG else ""
-        screen.say(
-            f"{model['name']:24}  {state:8}  {size:>6}  {model['problem'] or model['about']}"
-        )
+    screen.table(
+        [
+            (
+                model["name"],
+                "here" if model["usable"] else "broken" if model["here"] else "not here",
+                f"{CATALOG[model['name']].size / 1e9:.0f} GB" if model["name"] in CATALOG else "",
+                model["problem"] or model["about"],
+            )
+            for model in models
+        ]
+    )
     screen.note(f"In {model_dir}; get one with: ltxq model download NAME")
 
 
