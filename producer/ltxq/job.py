@@ -7,7 +7,6 @@ worker never sees a newer job) and say so in CHANGELOG.md.
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from datetime import datetime
@@ -27,6 +26,17 @@ from pydantic import (
 )
 
 from ltxq.errors import InvalidRequest, JobError, JobFailed
+from ltxq.limits import (
+    FRAME_STEP,
+    MAX_SECONDS,
+    MAX_SIDE,
+    MIN_SIDE,
+    SIDE_STEP,
+    either,
+    most_frames,
+    nearest,
+    nearest_frames,
+)
 from ltxq.printable import one_line
 
 CONTRACT = 3
@@ -39,10 +49,6 @@ FINAL_STATES: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled
 Priority = Literal["high", "normal", "low"]
 Stage = Literal["encode_text", "denoise", "decode", "encode", "upload"]
 
-SIDE_STEP = 32  # pixels: the video VAE's stride in space; twice that for two stages
-MIN_SIDE, MAX_SIDE = 64, 2048  # pixels
-FRAME_STEP = 8  # frames: the video VAE's stride in time; the first frame stands alone
-MAX_SECONDS = 20.0
 MAX_SEED = 2**53 - 1  # the largest integer every JSON reader keeps exact
 MAX_WAIT_SECONDS = 30 * 24 * 3600
 MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
@@ -286,27 +292,6 @@ class VideoRequest(BaseModel):
             raise InvalidRequest(
                 "; ".join(f"{field}: {reason}" for field, reason in problems), problems=problems
             ) from None
-
-
-def nearest(value: int, *, step: int, low: int, high: int, offset: int = 0) -> tuple[int, ...]:
-    """The one or two allowed values (`offset + k·step` in `low..high`) closest to `value`."""
-    below = (value - offset) // step * step + offset
-    return tuple(sorted({min(max(v, low), high) for v in (below, below + step)}))
-
-
-def most_frames(rate: float) -> int:
-    """The frames of the longest clip at a frame rate."""
-    return (math.floor(MAX_SECONDS * rate) - 1) // FRAME_STEP * FRAME_STEP + 1
-
-
-def nearest_frames(frames: int, rate: float) -> tuple[int, ...]:
-    """The one or two allowed numbers of frames closest to `frames`, at a frame rate."""
-    return nearest(frames, step=FRAME_STEP, offset=1, low=1, high=most_frames(rate))
-
-
-def either(values: tuple[int, ...]) -> str:
-    """'64', or '64 or 96'."""
-    return " or ".join(str(value) for value in values)
 
 
 def _problem(error: Any) -> tuple[str, str]:

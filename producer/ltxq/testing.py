@@ -22,6 +22,7 @@ from ltxq.client.transport import LOOK_SECONDS
 from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
 from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
 from ltxq.ledger import BANDS, CANCELLED
+from ltxq.limits import ServedModel
 from ltxq.settings import DEFAULT_MODEL
 
 
@@ -144,8 +145,8 @@ class MemoryTransport:
         more = len(found) > limit
         return JobPage(jobs=tuple(found[:limit]), after=found[limit - 1].id if more else None)
 
-    def models(self) -> dict[str, int]:
-        return {self._default_model: 0}
+    def models(self) -> dict[str, ServedModel]:
+        return {self._default_model: ServedModel(ready_workers=0)}
 
     def check_storage(self) -> None:
         """There is none."""

@@ -93,7 +93,7 @@ def test_busy_measures_in_the_process_and_through_a_real_queue(tmp_path: Path) -
 
 
 def test_a_step_that_fails_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"attention did not go through: .*attention\.log"):
+    with pytest.raises(AssertionError, match=r"attention failed: see .*attention\.log"):
         bare(tmp_path, "attention", LIMIT="0")
 
 

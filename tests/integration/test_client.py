@@ -34,6 +34,7 @@ from ltxq.errors import (
 from ltxq.gateway.access.keys import new_key
 from ltxq.job import Progress, Stage
 from ltxq.ledger import Claim, Ledger
+from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 from ltxq.testing import MemoryTransport
 from ltxq_worker.embedded.servers import RedisServer
@@ -383,7 +384,7 @@ def test_a_list_can_start_with_the_oldest(client: Client) -> None:
 
 
 def test_the_served_models_are_listed(client: Client) -> None:
-    assert client.models() == {"instant": 0}
+    assert client.models() == {"instant": ServedModel(ready_workers=0)}
 
 
 def test_the_async_client_is_the_same_without_blocking(client: Client, worker: Worker) -> None:

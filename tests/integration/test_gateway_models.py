@@ -12,10 +12,11 @@ from test_gateway import ALICE, error
 
 from gateways import Answer, Gateway
 from ltxq import Client
-from ltxq.errors import UnknownModel
+from ltxq.errors import InvalidRequest, UnknownModel
 from ltxq.gateway.models import AGAIN_SECONDS, FRESH_SECONDS, NAMED_MOST, ServedModels
 from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Ledger
+from ltxq.limits import ModelLimits, ServedModel
 from ltxq.settings import Settings
 
 ROUTES = ("/v1/jobs", "/v1/videos")
@@ -94,6 +95,27 @@ def test_openais_routes_name_the_models_there_are(
     assert {m["id"]: m["ready_workers"] for m in listed["data"]} == {"instant": 0, "other": 1}
 
 
+def test_a_clip_its_model_cannot_make_is_refused(gateway: Gateway, ledger: Ledger) -> None:
+    one_stage = ModelLimits(stages=(1,), max_seconds=5, num_inference_steps=8)
+    for model in ("instant", "other"):  # the default model, and one that is named
+        ledger.fleet.heartbeat(model, "host", {f"{model}@host": "ready"}, limits=one_stage)
+    for path, fields in (
+        ("/v1/videos", {}),
+        ("/v1/videos", {"model": "other"}),
+        ("/v1/jobs", {"model": "other"}),
+    ):
+        assert ask(gateway, path, **fields).is_success
+        told = error(ask(gateway, path, stages=2, num_frames=161, **fields), 400, "invalid_request")
+        assert told["message"] == (
+            "stages: must be 1 for this model, not 2; num_frames: 6.7 s are more than this model's 5 s"
+        )
+    with Client(gateway.url, api_key=ALICE.key) as client:
+        with pytest.raises(InvalidRequest, match="stages: must be 1"):
+            client.submit("a fox", stages=2)
+        served = client.models()["other"]
+        assert (served.ready_workers, served.limits) == (1, one_stage)
+
+
 def test_a_retry_and_a_remix_are_refused_too(
     gateway: Gateway, ledger: Ledger, server: redis.Redis
 ) -> None:
@@ -125,7 +147,7 @@ def test_a_submission_costs_no_look_at_the_models(
     ledger._script.redis.echo("end")
     seen = list(steps)
     assert seen.count("submit") == 40
-    assert 1 <= seen.count("served") <= 2 + (time.monotonic() - began) / AGAIN_SECONDS
+    assert 1 <= seen.count("served") <= 3 + (time.monotonic() - began) / AGAIN_SECONDS
 
 
 class Asked:
@@ -137,11 +159,11 @@ class Asked:
         self.times = 0
         self.served = ServedModels(self._ask, default="instant", clock=lambda: self.now)
 
-    def _ask(self) -> tuple[str, ...]:
+    def _ask(self) -> dict[str, ServedModel]:
         self.times += 1
         if not self.names:
             raise ConnectionError
-        return self.names
+        return {name: ServedModel(ready_workers=1) for name in self.names}
 
     def knows(self, model: str | None) -> bool:
         try:
@@ -163,18 +185,18 @@ def test_what_is_served_is_asked_for_now_and_then() -> None:
     for _ in range(100):
         assert asked.knows("other")
         assert not asked.knows("made-up")
-    assert asked.times == 1
+    assert asked.times == 2  # once for what is served, once for a name that is not
     asked.names = ("other", "new")
     assert not asked.knows("new")  # within a second
     asked.now += AGAIN_SECONDS
     assert asked.knows("new")
-    assert asked.times == 2
+    assert asked.times == 3
     asked.names = ("new",)
     asked.now += FRESH_SECONDS - 0.1
     assert asked.knows("other")
     asked.now += 0.1
     assert not asked.knows("other")
-    assert asked.times == 3
+    assert asked.times == 4
 
 
 def test_a_queue_that_is_away_makes_no_model_unknown() -> None:

@@ -201,7 +201,7 @@ def test_sound_is_waited_for_by_the_thread_that_looks_at_it() -> None:
         waited.append(threading.current_thread().name)
         return torch.zeros(2, 8).numpy()
 
-    made: Callable[[], delivery.ComingSound] = lambda: delivery.ComingSound(fetch, 24_000)  # noqa: E731
+    made: Callable[[], delivery.PendingSound] = lambda: delivery.PendingSound(fetch, 24_000)  # noqa: E731
     sound = GpuThread().run(made)
     assert waited == []
     assert sound.samples.shape == (2, 8)

@@ -29,6 +29,7 @@ from ltxq.errors import (
 )
 from ltxq.job import Job, JobState, Progress, VideoRequest, VideoResult, WebhookState, new_job_id
 from ltxq.ledger import CANCELLED, PREFIX, Claim, Ledger, queue_name
+from ltxq.limits import ModelLimits
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import RedisServer
 
@@ -640,6 +641,10 @@ def test_a_pace_that_was_written_over_ends_no_job(ledger: Ledger, server: redis.
         assert ledger.jobs.get(job.id).state == "succeeded"
 
 
+def ready_workers(ledger: Ledger) -> dict[str, int]:
+    return {name: model.ready_workers for name, model in ledger.fleet.served().items()}
+
+
 def test_a_model_is_served_while_its_workers_are_heard_of(
     ledger: Ledger, server: redis.Redis
 ) -> None:
@@ -648,11 +653,23 @@ def test_a_model_is_served_while_its_workers_are_heard_of(
     ledger.fleet.heartbeat("instant", "host", {"w1": "ready"})
     ledger.fleet.heartbeat("instant", "host", {"w2": "ready"})
     ledger.fleet.heartbeat("other", "host", {"w1": "ready"})
-    assert ledger.fleet.served() == {"instant": 2, "other": 1}
+    assert ready_workers(ledger) == {"instant": 2, "other": 1}
     seconds, _ = server.time()
     server.zadd(f"{PREFIX}workers:ltxq.3.instant", {"w1": (seconds - 60) * 1000})
     server.zadd(f"{PREFIX}workers:ltxq.3.other", {"w1": (seconds - 8 * 24 * 3600) * 1000})
-    assert ledger.fleet.served() == {"instant": 1}
+    assert ready_workers(ledger) == {"instant": 1}
+
+
+def test_a_models_limits_are_known_while_it_is_served(ledger: Ledger, server: redis.Redis) -> None:
+    limits = ModelLimits(stages=(1,), num_inference_steps=8)
+    ledger.fleet.heartbeat("instant", "host", {"w1": "ready"}, limits=limits)
+    ledger.fleet.heartbeat("instant", "host", {"w1": "ready"})  # an older worker's does not say
+    assert ledger.fleet.served()["instant"].limits == limits
+    server.hset(f"{PREFIX}limits", "ltxq.3.instant", "nonsense")
+    assert ledger.fleet.served()["instant"].limits is None
+    server.delete(f"{PREFIX}workers:ltxq.3.instant")
+    ledger.sweeper.sweep()
+    assert not server.exists(f"{PREFIX}limits")
 
 
 def test_an_owners_index_follows_the_job(ledger: Ledger, server: redis.Redis) -> None:

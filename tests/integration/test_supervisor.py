@@ -13,10 +13,12 @@ import pytest
 
 from fleet import PATIENCE, eventually
 from ltxq.ledger import RunningJob, Swept
+from ltxq.limits import ModelLimits
 from ltxq_worker.supervisor.child import WorkerProcess, WorkerSlot, lock_slot
 from ltxq_worker.supervisor.supervisor import SupervisedSlot, Supervisor
 from servers import S3
 
+LIMITS = ModelLimits(stages=(1,), num_inference_steps=8)
 SLOT = WorkerSlot(name="cpu0@here", device="cpu", gpu=None)
 
 
@@ -29,7 +31,7 @@ def supervisor(
         monkeypatch.setenv(name, value)
     with lock_slot(SLOT, tmp_path) as lock:
         slot = SupervisedSlot(identity=SLOT, lock=lock, spool=tmp_path / SLOT.file_name)
-        made = Supervisor(s3.settings(url=redis_url), "instant", "here", [slot])
+        made = Supervisor(s3.settings(url=redis_url), "instant", LIMITS, "here", [slot])
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         yield made
         for number, handler in handlers.items():
@@ -107,3 +109,10 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
     sweeping._ended.set()
     thread.join(PATIENCE)
     assert "Traceback" not in caplog.text
+
+
+def test_a_models_limits_are_told_with_its_workers(supervisor: Supervisor) -> None:
+    supervisor._say_who_is_there()
+    fleet, own = supervisor._ledger.fleet, supervisor._instance
+    fleet.heartbeat("instant", "here", {SLOT.name: "ready"}, instance=own)
+    assert fleet.served()["instant"].limits == LIMITS

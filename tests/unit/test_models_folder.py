@@ -138,7 +138,7 @@ def test_a_checkpoint_published_in_fp8_says_what_its_numbers_are_worth(folder: P
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -0.5])
 def test_an_fp8_scale_that_is_no_positive_number_is_refused(folder: Path, scale: float) -> None:
     fp8_checkpoint(folder / "weights.safetensors", scale)
-    with pytest.raises(ModelUnusable, match=f"no positive numbers, of {LAYER}.weight"):
+    with pytest.raises(ModelUnusable, match=f"not positive numbers, of {LAYER}.weight"):
         ModelFolder.open(folder)
 
 
@@ -146,10 +146,10 @@ def test_an_fp8_scale_that_is_no_positive_number_is_refused(folder: Path, scale:
     ("changed", "says"),
     [
         ({"weight_scale": None}, "no scale for the FP8 weights"),
-        ({"weight": None}, "scales for what are no FP8 weights"),
+        ({"weight": None}, "scales without FP8 weights"),
         (
             {"weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [4, 20]}},
-            "scales for what are no FP8 weights",
+            "scales without FP8 weights",
         ),
         (
             {"weight_scale": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
@@ -267,7 +267,7 @@ def test_looking_at_a_folder_needs_no_torch() -> None:
 
 def test_a_model_without_an_upscaler_has_one_stage(folder: Path) -> None:
     family = family_of("my-model")
-    assert limits_of(family.open(folder)) == ModelLimits(stages=(1,))
+    assert limits_of(family.open(folder)) == ModelLimits(stages=(1,), num_inference_steps=8)
     safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
     assert limits_of(family.open(folder)) == ModelLimits(stages=(1, 2), num_inference_steps=8)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ltxq.client.client import Client
 from ltxq.client.transport import Transport
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
+from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 
 
@@ -89,7 +90,7 @@ class AsyncClient:
             self._client.list, state=state, limit=limit, after=after, order=order
         )
 
-    async def models(self) -> dict[str, int]:
+    async def models(self) -> dict[str, ServedModel]:
         """As `Client.models`."""
         return await asyncio.to_thread(self._client.models)
 

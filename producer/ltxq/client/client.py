@@ -15,6 +15,7 @@ from ltxq.client.transport import Changes, RedisTransport, Transport
 from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
 from ltxq.ledger import not_found
+from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 
 STOP_CHECK_SECONDS = 0.25  # how soon a cancelled `AsyncClient.watch` frees its thread
@@ -181,8 +182,8 @@ class Client:
             state=state, limit=limit, after=after, order=order, owner=self._owner
         )
 
-    def models(self) -> dict[str, int]:
-        """Models that had a worker within a week, with the number of workers ready now."""
+    def models(self) -> dict[str, ServedModel]:
+        """Models that have workers or had one within a week, and the default model, by name."""
         return self._transport.models()
 
     def check_storage(self) -> None:

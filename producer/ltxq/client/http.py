@@ -17,6 +17,7 @@ from ltxq.client.http_events import Events
 from ltxq.errors import ConfigurationError, InvalidRequest
 from ltxq.job import Job, JobPage, JobState, ModelName, Order, VideoRequest, is_job_id
 from ltxq.ledger import not_found
+from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 
 MOST_IDS = 100  # in one call
@@ -24,9 +25,8 @@ MOST_IDS = 100  # in one call
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Model(BaseModel):
+class _Model(ServedModel):
     id: ModelName
-    ready_workers: int
 
 
 class _Models(BaseModel):
@@ -99,9 +99,12 @@ class HttpTransport:
     def delete(self, job_id: str) -> None:
         self._gateway.call("DELETE", _path(job_id))
 
-    def models(self) -> dict[str, int]:
+    def models(self) -> dict[str, ServedModel]:
         models = self._ask(_Models, "GET", "/v1/models")
-        return {model.id: model.ready_workers for model in models.data}
+        return {
+            model.id: ServedModel(ready_workers=model.ready_workers, limits=model.limits)
+            for model in models.data
+        }
 
     def check_storage(self) -> None:
         """Does nothing: the storage belongs to the gateway, and `/readyz` checks it."""

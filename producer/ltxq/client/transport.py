@@ -15,6 +15,7 @@ from ltxq.celery.flower import queued_event
 from ltxq.errors import LtxqError, QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import Ledger, Subscription
+from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 
@@ -76,8 +77,8 @@ class Transport(Protocol):
     def delete(self, job_id: str) -> None:
         """Remove a finished job: its record and its files."""
 
-    def models(self) -> dict[str, int]:
-        """The models served, with the number of workers ready now."""
+    def models(self) -> dict[str, ServedModel]:
+        """The models served, by name."""
 
     def check_storage(self) -> None:
         """Raise the storage's error, if the bucket is known here."""
@@ -160,8 +161,9 @@ class RedisTransport:
                 "%s is deleted, but its clip is not; a supervisor deletes it later: %s", job_id, exc
             )
 
-    def models(self) -> dict[str, int]:
-        return {self.settings.default_model: 0, **self._ledger.fleet.served()}
+    def models(self) -> dict[str, ServedModel]:
+        default = {self.settings.default_model: ServedModel(ready_workers=0)}
+        return default | self._ledger.fleet.served()
 
     def check_storage(self) -> None:
         if self._storage:

@@ -1,5 +1,6 @@
-"""Which models a gateway takes jobs for. Each name has a queue of its own, so names that strangers
-make up must not get that far.
+"""Which jobs a gateway takes: those of models that are served, within the model's limits.
+
+Each model has its own queue, so a gateway refuses names that strangers make up.
 """
 
 from __future__ import annotations
@@ -7,17 +8,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltxq.client.transport import RedisTransport
-from ltxq.errors import UnknownModel
+from ltxq.errors import InvalidRequest, UnknownModel
 from ltxq.job import Job, VideoRequest
+from ltxq.limits import ServedModel
 from ltxq.printable import one_line
 from ltxq.settings import Settings
 
-FRESH_SECONDS = 5.0  # the models served are known for so long before they are asked for again
-AGAIN_SECONDS = 1.0  # and for so long where a name is not among them, which may just have come
+FRESH_SECONDS = 5.0  # for which an answer of Redis is used
+AGAIN_SECONDS = 1.0  # between two questions for names that the answer lacks: workers may have come
 NAMED_MOST = 20  # models in a refusal
 
 
@@ -33,8 +35,10 @@ class GatewayTransport(RedisTransport):
 
         Raises:
             UnknownModel
+            InvalidRequest: the model cannot make this clip.
         """
         self.served.check(request.model)
+        self.served.check_limits(request)
         return super().submit(job_id, request, **about)
 
 
@@ -42,21 +46,22 @@ class ServedModels:
     """The default model, and those that have a worker or had one within a week. Thread-safe.
 
     Args:
-        ask: gives the models served; asks Redis.
+        ask: the models served, from Redis.
         clock: seconds.
     """
 
     def __init__(
         self,
-        ask: Callable[[], Iterable[str]],
+        ask: Callable[[], Mapping[str, ServedModel]],
         *,
         default: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask, self._default, self._clock = ask, default, clock
         self._lock = threading.Lock()
-        self._names: frozenset[str] | None = None  # as of the last answer
+        self._models: Mapping[str, ServedModel] | None = None  # as of the last answer
         self._asked_at = -math.inf
+        self._missed_at = -math.inf  # when Redis was last asked for a name that the answer lacked
 
     def check(self, model: str | None) -> None:
         """Refuse a model that is not served. May ask Redis: to be called in a thread.
@@ -67,30 +72,50 @@ class ServedModels:
         """
         if model is None or model == self._default:
             return
-        names = self._names_for(model)
-        if model not in names:
+        served = self._served_for(model)
+        if model not in served:
             raise UnknownModel(
                 f"There is no model '{one_line(model[:80])}' here: no worker has served it within "
                 "a week.",
-                hint=f"Served are: {_listed(sorted({self._default, *names}))}.",
+                hint=f"Served are: {_listed(sorted({self._default, *served}))}.",
             )
 
-    def _names_for(self, model: str) -> frozenset[str]:
+    def check_limits(self, request: VideoRequest) -> None:
+        """Refuse a clip that its model cannot make, as far as its workers have told their limits.
+
+        Raises:
+            InvalidRequest: names each field.
+            QueueUnavailable: Redis had to be asked, and is away.
+        """
+        model = request.model or self._default
+        served = self._served_for(model).get(model)
+        problems = served.limits.problems(request) if served and served.limits else ()
+        if problems:
+            raise InvalidRequest(
+                "; ".join(f"{field}: {reason}" for field, reason in problems),
+                hint=f"GET /v1/models lists what each model can make; this job is for {model}.",
+                problems=problems,
+            )
+
+    def _served_for(self, model: str) -> Mapping[str, ServedModel]:
         now = self._clock()
         with self._lock:
-            if self._names is not None:
-                known_for = FRESH_SECONDS if model in self._names else AGAIN_SECONDS
-                if now - self._asked_at < known_for:
-                    return self._names
-                self._asked_at = now  # until the answer is here, others go by what is known
+            if self._models is not None:
+                known = model in self._models
+                if known and now - self._asked_at < FRESH_SECONDS:
+                    return self._models
+                if not known and now - self._missed_at < AGAIN_SECONDS:
+                    return self._models
+                self._asked_at = now  # until the answer is here, others use the last one
+                self._missed_at = self._missed_at if known else now
         try:
-            names = frozenset(self._ask())
+            models = self._ask()
         except Exception:
-            self._asked_at = -math.inf
+            self._asked_at = self._missed_at = -math.inf
             raise
         with self._lock:
-            self._names, self._asked_at = names, now
-        return names
+            self._models, self._asked_at = models, now
+        return models
 
 
 def _listed(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from ltxq.errors import NameTaken
 from ltxq.job import Priority
 from ltxq.ledger.records import BANDS, QUEUE_PREFIX, queue_name
 from ltxq.ledger.script import Script
+from ltxq.limits import ModelLimits, ServedModel
 
 WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
 """What a supervisor says of a worker: its model is being loaded; it takes jobs; it finishes those
@@ -98,44 +99,54 @@ class FleetStore:
         host: str,
         workers: Mapping[str, WorkerState],
         *,
+        limits: ModelLimits | None = None,
         instance: str = "",
         gone: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
-        """A supervisor tells of its workers. One said to be ready within 10 s is alive. From then
-        on the workers' names are its own, until it has been silent for a lease or `leave`s.
+        """Record a supervisor's workers. A worker counts as alive for 10 s after it was `ready`.
+        The supervisor holds the workers' names until it has been silent for a lease, or `leave`s.
 
         Args:
-            instance: random, of the supervisor's own: other hosts may have the same name.
-            gone: by worker, the instance that had its name and is known to have ended.
+            limits: which clips the model can make.
+            instance: a random name of this supervisor: two hosts may have the same host name.
+            gone: by worker, the instance that held its name before and is known to have ended.
 
         Returns:
-            Whether its host is to drain: to finish what runs and take no more.
+            Whether the host is to drain: to finish its running jobs and take no more.
 
         Raises:
-            NameTaken: another instance holds one of the names; nothing was noted.
+            NameTaken: another instance holds one of the names; nothing was recorded.
         """
         rows = [w for name, state in workers.items() for w in (name, state, gone.get(name, ""))]
-        said, *answer = self._script.run(
-            "heartbeat", queue_name(model), host, instance, self._lease, *rows
+        outcome, *answer = self._script.run(
+            "heartbeat",
+            queue_name(model),
+            host,
+            instance,
+            self._lease,
+            limits.model_dump_json() if limits else "",
+            *rows,
         )
-        if said == "taken":
+        if outcome == "taken":
             name, silent = answer
             raise NameTaken(name, silent / 1000)
         return bool(answer[0])
 
     def leave(self, instance: str, workers: Collection[str]) -> None:
-        """A supervisor has ended: the names of its workers are free."""
+        """Free the names of a supervisor's workers, as it ends."""
         self._script.run("leave", instance, *workers)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
         """Have a host's workers finish what they have and stop; `undo`: start again."""
         self._script.run("drain", host, int(undo))
 
-    def served(self) -> dict[str, int]:
-        """The models that had a worker within the last week, and how many have one now."""
+    def served(self) -> dict[str, ServedModel]:
+        """The models that had a worker within the last week."""
         return {
-            queue.removeprefix(QUEUE_PREFIX): int(workers)
-            for queue, workers in self._script.run("served")
+            queue.removeprefix(QUEUE_PREFIX): ServedModel(
+                ready_workers=ready, limits=_read_limits(limits)
+            )
+            for queue, ready, limits in self._script.run("served")
         }
 
     def workers(self) -> tuple[tuple[Worker, ...], frozenset[str]]:
@@ -188,6 +199,13 @@ def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker |
         seen=silent / 1000,
         jobs=tuple(jobs),
     )
+
+
+def _read_limits(text: str) -> ModelLimits | None:
+    try:
+        return ModelLimits.model_validate_json(text)
+    except ValueError:  # not told yet, or written over
+        return None
 
 
 def _read_queue(

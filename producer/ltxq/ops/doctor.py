@@ -94,7 +94,7 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
 
     with Client(settings=settings) as client:
         models = client.models()
-    ready = sum(models.values())
+    ready = sum(model.ready_workers for model in models.values())
     yield Finding("Gateway", "ok", f"The gateway answers; models: {', '.join(models)}.")
     if not ready:
         yield Finding("Gateway", "warning", "No worker is ready: jobs wait.")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from scope.core.pipelines.base_schema import BasePipelineConfig, ModeDefaults, ui_field_config
 
-from ltxq.job import MAX_SIDE, MIN_SIDE
+from ltxq.limits import MAX_SIDE, MIN_SIDE
 from ltxq.scope_plugin.playback_request import DEFAULTS, MAX_PREFETCH
 
 

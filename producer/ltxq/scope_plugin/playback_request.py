@@ -14,15 +14,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from ltxq.job import (
-    MAX_SEED,
-    MAX_SIDE,
-    MIN_SIDE,
-    SIDE_STEP,
-    VideoRequest,
-    most_frames,
-    nearest_frames,
-)
+from ltxq.job import MAX_SEED, VideoRequest
+from ltxq.limits import MAX_SIDE, MIN_SIDE, most_frames, nearest_frames, side_to_make
 
 log = logging.getLogger("ltxq.scope")
 
@@ -153,8 +146,7 @@ class ParameterReader:
         even = given - given % 2
         if even != given:
             self._warn(name, given, str(even), "a video's sides must be even")
-        step = SIDE_STEP * stages
-        made = -(-even // step) * step
+        made = side_to_make(even, stages)
         return made, even if even != made else None
 
     def _warn_of_images(self, sent: Mapping[str, Any]) -> None:

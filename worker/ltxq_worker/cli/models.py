@@ -176,4 +176,4 @@ def _condition(folder: Path | None) -> dict[str, Any]:
     except ModelUnusable as exc:
         return {"usable": False, "problem": exc.message, "limits": None}
     about = {"about": "random weights, abstract pictures"} if suits_a_cpu(files) else {}
-    return {"usable": True, "problem": "", "limits": asdict(limits_of(files)), **about}
+    return {"usable": True, "problem": "", "limits": limits_of(files).model_dump(mode="json"), **about}

@@ -1,7 +1,7 @@
-"""How much memory a clip needs beside the model, and the largest clip that fits.
+"""Estimates the memory a clip needs beside the model, and the largest clip that fits.
 
-An estimate from sizes alone, by constants that were computed on the real modules. Asking the
-device what it has is left to `ltx.py`, but for a CPU's memory.
+The estimate depends on sizes alone; its constants were computed on the real modules. `device.py`
+measures a GPU's memory, this module a CPU's.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ltxq.job import FRAME_STEP, MIN_SIDE, SIDE_STEP
+from ltxq.limits import FRAME_STEP, MIN_SIDE, SIDE_STEP
 
 # Activations of a denoising step: 0.5, 2 and 5 GB at 1,920, 6,144 and 24,576 tokens in bf16.
 BYTES_PER_TOKEN = 330_000
 # Decoding in one piece: 1.1, 3.8 and 15.3 GB at 13, 48 and 190 million pixels.
 BYTES_PER_PIXEL = 85
-# Of these, not the network's but the frames': three channels in bf16, a few times; and as many
-# again where tiles are blended (measured with the tiny model: 27 and 42 bytes).
+# The part of them for the frames themselves, three bf16 channels a few times; and the same where
+# tiles are blended (measured with the tiny model: 27 and 42 bytes).
 BYTES_PER_FRAME_PIXEL, BYTES_PER_BLENDED_PIXEL = 24, 45
-# Encoding a prompt: Gemma's 49 hidden states of 1,024 tokens (0.4 GB), stacked and normalised.
+# Encoding a prompt: Gemma's 49 hidden states of 1,024 tokens (0.4 GB), stacked and normalized.
 BYTES_FOR_TEXT = 2_500_000_000
 
-# Above this many pixels (121 frames of 512×768, about 4 GB) a clip is decoded in tiles, unless the
-# optimization `decode` finds memory for more.
+# A clip of more pixels (121 frames of 512×768, about 4 GB) is decoded in tiles, unless the
+# optimization `decode` is on and memory suffices for one piece.
 PIXELS_UNTILED = 48_000_000
 TILE_FRAMES, TILE_FRAMES_OVERLAP = 64, 24  # as ltx-core's default
 TILE_SIDE, TILE_SIDE_OVERLAP = 1024, 64  # pixels; ltx-core's default of 512 costs more arithmetic
 
-FEW_FRAMES = 17  # below this a smaller picture is the better advice
+FEW_FRAMES = 17  # from here on suggest a smaller picture, not fewer frames
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """In all frames."""
+        """The number of pixels in all frames."""
         return self.height * self.width * self.num_frames
 
     @property
     def tokens(self) -> int:
-        """Of the picture, in the transformer."""
+        """The number of picture tokens in the transformer."""
         frames = (self.num_frames - 1) // FRAME_STEP + 1
         return frames * (self.height // SIDE_STEP) * (self.width // SIDE_STEP)
 
@@ -57,12 +57,12 @@ class Shape:
 
 
 def tiles_in_time(shape: Shape) -> bool:
-    """Whether frames are decoded in overlapping runs of 64."""
+    """Whether a clip is decoded in overlapping runs of 64 frames."""
     return shape.pixels > PIXELS_UNTILED and shape.num_frames > TILE_FRAMES
 
 
 def tiles_in_space(shape: Shape) -> bool:
-    """Whether pictures too are decoded in overlapping pieces."""
+    """Whether pictures are decoded in overlapping tiles too."""
     frames = min(shape.num_frames, TILE_FRAMES)
     return shape.height * shape.width * frames > 2 * PIXELS_UNTILED
 
@@ -70,7 +70,7 @@ def tiles_in_space(shape: Shape) -> bool:
 def bytes_needed(config: dict[str, Any], shape: Shape, *, in_one_piece: bool = False) -> int:
     """Peak memory in bytes beside the weights, for a checkpoint's configuration.
 
-    `in_one_piece`: the clip is decoded so, however large it is.
+    `in_one_piece`: the clip is decoded without tiles, however large it is.
     """
     in_time = tiles_in_time(shape) and not in_one_piece
     in_space = tiles_in_space(shape) and not in_one_piece
@@ -88,12 +88,12 @@ def bytes_needed(config: dict[str, Any], shape: Shape, *, in_one_piece: bool = F
 
 
 def largest_that_fits(config: dict[str, Any], shape: Shape, budget: int) -> Shape | None:
-    """The first of ever smaller clips that needs at most `budget` bytes; None: none does."""
+    """The first clip of `_smaller` that needs at most `budget` bytes; None: no clip does."""
     return next((s for s in _smaller(shape) if bytes_needed(config, s) <= budget), None)
 
 
 def _smaller(shape: Shape) -> Iterator[Shape]:
-    """Fewer frames first, then smaller pictures of about the same proportions."""
+    """Ever smaller clips: fewer frames first, then smaller pictures of about the same aspect."""
     frames = shape.num_frames
     while frames > FEW_FRAMES:
         frames -= FRAME_STEP
@@ -108,13 +108,13 @@ def _smaller(shape: Shape) -> Iterator[Shape]:
 
 
 def available_ram() -> int:
-    """Bytes this process may still take on a CPU: what Linux and its container leave."""
+    """Bytes of RAM this process may still allocate, by Linux and by its container's limit."""
     meminfo = dict(
         line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
     )
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
     cgroup = Path("/sys/fs/cgroup")
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()) != "max":
-        free = min(free, int(bound) - int(used.read_text()))
+    if limit.is_file() and used.is_file() and (maximum := limit.read_text().strip()) != "max":
+        free = min(free, int(maximum) - int(used.read_text()))
     return free

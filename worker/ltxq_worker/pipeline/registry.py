@@ -1,18 +1,17 @@
-"""Families of models: how a model is checked and loaded, and what it can make. Imports torch only
-to load one.
+"""Model families: how a model is checked and loaded, and which clips it can make. Imports torch
+only to load a model.
 
-What depends on the kind of a model is here; other modules ask `family_of`.
+Everything that depends on the kind of model is here; other modules call `family_of`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ltxq.job import FRAME_STEP, MAX_SECONDS, MAX_SIDE, MIN_SIDE, SIDE_STEP
+from ltxq.limits import ModelLimits
 from ltxq.settings import WorkerSettings
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT, Pipeline, schedule
@@ -20,30 +19,14 @@ from ltxq_worker.pipeline.fast.options import parse_shapes
 
 log = logging.getLogger("ltxq.worker")
 
-Progress = Callable[[str, float], None]  # the part that is being loaded, and the share done
+Progress = Callable[[str, float], None]  # the part being loaded, and the share done, 0..1
 
-# Sizes that are compiled before a worker is ready, unless LTXQ_SHAPES names others.
+# Sizes of the warm-up clips before a worker is ready, unless LTXQ_SHAPES names others.
 WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelLimits:
-    """What a model can make."""
-
-    side_step: int = SIDE_STEP  # pixels, for each stage: the video VAE's stride in space
-    min_side: int = MIN_SIDE  # pixels
-    max_side: int = MAX_SIDE
-    frame_step: int = FRAME_STEP  # frames: the video VAE's stride in time; 8k+1 are allowed
-    max_seconds: float = MAX_SECONDS
-    stages: tuple[int, ...] = (1, 2)
-    num_inference_steps: int = schedule.steps(1)  # of the first stage; fixed for distilled models
-    guidance: bool = False
-
-
 class Family(Protocol):
-    """Models that are checked and loaded in the same way. `folder` is a model's folder,
-    whose name is the model's.
-    """
+    """Models that are checked and loaded in the same way. A model's folder has its name."""
 
     def open(self, folder: Path) -> ModelFolder | None:
         """The model's files, checked by their headers. None: the family needs no files.
@@ -66,8 +49,8 @@ class Family(Protocol):
 
         Args:
             device: 'cuda' or 'cpu'; None: cuda if there is one.
-            warm_up: make clips of the sizes in LTXQ_SHAPES first; needs a device.
-            rgb: frames stay RGB.
+            warm_up: make clips of the sizes in LTXQ_SHAPES first; `device` must be given.
+            rgb: frames leave the device as RGB.
 
         Raises:
             ModelUnusable, OutOfMemory, DeviceBroken
@@ -79,20 +62,20 @@ class Instant:
     """The test pipeline: real MP4s in milliseconds, without a model."""
 
     def open(self, folder: Path) -> None:
-        """It needs no files."""
+        """None: the pipeline needs no files."""
 
     def load(self, folder: Path, settings: WorkerSettings, *_: object, **__: object) -> Pipeline:  # noqa: ARG002
-        """The pipeline; it denoises for LTXQ_INSTANT_SECONDS."""
+        """The pipeline; its denoising takes LTXQ_INSTANT_SECONDS."""
         from ltxq_worker.pipeline.instant import InstantPipeline
 
         return InstantPipeline(denoise_seconds=settings.instant_seconds)
 
 
 class DistilledLtx:
-    """LTX-2 and LTX-2.3, distilled, and tiny models of their shape."""
+    """LTX-2 and LTX-2.3, distilled, and tiny models of the same architecture."""
 
     def open(self, folder: Path) -> ModelFolder:
-        """The folder, by the headers of its files."""
+        """The folder, checked by the headers of its files."""
         return ModelFolder.open(folder)
 
     def load(
@@ -105,9 +88,9 @@ class DistilledLtx:
         warm_up: bool = True,
         rgb: bool = False,
     ) -> Pipeline:
-        """All parts onto the device, where they stay."""
+        """Load all parts onto the device, where they stay."""
         shapes = parse_shapes(settings.shapes or WARM_UP[device or "cpu"]) if warm_up else []
-        from ltxq_worker.pipeline.ltx import LtxPipeline  # torch, once the settings are right
+        from ltxq_worker.pipeline.ltx import LtxPipeline  # imports torch, once settings are valid
 
         pipeline = LtxPipeline.load(
             folder,
@@ -126,12 +109,13 @@ class DistilledLtx:
 
 
 def limits_of(files: ModelFolder | None) -> ModelLimits:
-    """What a model can make, by its files from `Family.open`. Two stages need an upscaler."""
-    return ModelLimits(stages=(1, 2) if files is None or files.upscaler else (1,))
+    """The clips a model can make, by its files from `Family.open`. Two stages need an upscaler."""
+    stages = (1, 2) if files is None or files.upscaler else (1,)
+    return ModelLimits(stages=stages, num_inference_steps=schedule.steps(1))
 
 
 def suits_a_cpu(files: ModelFolder | None) -> bool:
-    """Whether a CPU is quick enough for a model: a tiny one, or one that needs no files."""
+    """Whether a CPU is fast enough for a model: a tiny model, or one that needs no files."""
     return files is None or files.tiny
 
 

@@ -24,12 +24,13 @@ from celery import Celery
 from ltxq.celery import follow_up, make_app, report_outcome
 from ltxq.errors import LtxqError, NameTaken
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, WorkerState
+from ltxq.limits import ModelLimits
 from ltxq.logs import about_job
 from ltxq.ops.metrics import MetricsServer
 from ltxq.ops.orphans import CLEAN_SECONDS, clean
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.pipeline.registry import family_of
+from ltxq_worker.pipeline.registry import family_of, limits_of
 from ltxq_worker.supervisor.child import (
     WorkerProcess,
     WorkerSlot,
@@ -74,9 +75,15 @@ class Supervisor:
     """Keeps the slots manned until it is told to stop."""
 
     def __init__(
-        self, settings: Settings, model: str, host: str, slots: list[SupervisedSlot]
+        self,
+        settings: Settings,
+        model: str,
+        limits: ModelLimits,
+        host: str,
+        slots: list[SupervisedSlot],
     ) -> None:
         self._model = model
+        self._limits = limits
         self._host = host
         self._slots = slots
         self._settings = settings
@@ -233,7 +240,12 @@ class Supervisor:
         """
         states = {slot.identity.name: self._state(slot) for slot in self._slots}
         drained = self._ledger.fleet.heartbeat(
-            self._model, self._host, states, instance=self._instance, gone=self._gone
+            self._model,
+            self._host,
+            states,
+            limits=self._limits,
+            instance=self._instance,
+            gone=self._gone,
         )
         if not self._noted:  # for the next supervisor of these slots
             for slot in self._slots:
@@ -361,7 +373,8 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
         ConfigurationError: no such GPU, no bucket, or another supervisor is at work here.
         ModelUnusable: the model's folder is missing or broken.
     """
-    family_of(model).open(settings.model_dir.expanduser() / model)  # before any GPU is set up
+    # The files are checked before any GPU is set up.
+    limits = limits_of(family_of(model).open(settings.model_dir.expanduser() / model))
     host = name or socket.gethostname()
     identities = find_slots(gpus, host)
     root = spool_root(settings)
@@ -369,4 +382,4 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
         SupervisedSlot(identity=slot, lock=lock_slot(slot, root), spool=root / slot.file_name)
         for slot in identities
     ]
-    return Supervisor(settings, model, host, slots).run()
+    return Supervisor(settings, model, limits, host, slots).run()

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import UnsupportedParameter
-from ltxq.job import MAX_SECONDS, SIDE_STEP, Priority, VideoRequest, nearest_frames
+from ltxq.job import Priority, VideoRequest
+from ltxq.limits import MAX_SECONDS, nearest_frames, side_to_make
 from ltxq.printable import one_line
 
 # Names in this API → names in VideoRequest.
@@ -189,14 +190,16 @@ def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict
             raise invalid(("size", "must be WIDTHxHEIGHT in pixels, as 1280x720"))
         chosen["width"], chosen["height"] = int(match[1]), int(match[2])
         sent_as.update(dict.fromkeys(("width", "height", "crop_width", "crop_height"), "size"))
-    step = SIDE_STEP * (2 if _number(given.get("stages")) == 2 else 1)
+    stages = 2 if _number(given.get("stages")) == 2 else 1
     for side in ("width", "height"):
         sent_as.setdefault(f"crop_{side}", side)
         pixels = _number(chosen.get(side))
         # An MP4 has no odd sides: VideoRequest.parse reports one.
-        if pixels is not None and 0 < pixels < 2**16 and pixels % 2 == 0 and pixels % step:
-            chosen[f"crop_{side}"] = int(pixels)
-            chosen[side] = math.ceil(pixels / step) * step
+        if pixels is None or not 0 < pixels < 2**16 or pixels % 2:
+            continue
+        made = side_to_make(int(pixels), stages)
+        if made != pixels:
+            chosen[f"crop_{side}"], chosen[side] = int(pixels), made
 
 
 def _number(value: Any) -> float | None:

@@ -15,6 +15,7 @@ from ltxq.gateway.routes.events import EventStream, stream
 from ltxq.gateway.routes.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
 from ltxq.gateway.state import AsCaller
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
+from ltxq.limits import ServedModel
 
 router = APIRouter(tags=["jobs"])
 
@@ -28,14 +29,13 @@ Resent = Annotated[
 ]
 
 
-class Model(BaseModel):
-    """A model, in OpenAI's form."""
+class Model(ServedModel):
+    """A model, in OpenAI's form, and what ltxq says of it."""
 
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "ltxq"
-    ready_workers: int
 
 
 class ModelList(BaseModel):
@@ -134,7 +134,7 @@ async def follow_job(job_id: str, caller: AsCaller) -> Response:
 
 @router.get("/models", response_model=ModelList, responses=READ)
 async def models(caller: AsCaller) -> Response:
-    """The models served, and how many workers of each are ready."""
+    """The models served: how many workers of each are ready, and which clips it can make."""
     served = await caller.queue.call(caller.client.models)
-    listed = tuple(Model(id=name, ready_workers=ready) for name, ready in sorted(served.items()))
+    listed = tuple(Model(id=name, **dict(model)) for name, model in sorted(served.items()))
     return as_json(ModelList(data=listed))

@@ -1,14 +1,14 @@
--- What those who want clips ask for.
+-- The operations of clients.
 
--- `resent`: '1' where the client has lost the answer to the same submission, which may have arrived:
--- then the last job of this request is that one. '0' where it may do so later; '' where it will not.
+-- `resent`: '1' if the client lost the answer to the same submission: the last job of this request is the one
+-- that it submitted, if that arrived. '0' if the client may ask so later; '' if it will not.
 function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
                           not_before, start_within, channel, event)
-  local known = redis.call('HGET', key('job', id), 'submitted')
-  if known then return {'accepted', known, queue_position(id)} end
+  local submitted = redis.call('HGET', key('job', id), 'submitted')
+  if submitted then return {'accepted', submitted, queue_position(id)} end
   if idempotency ~= '' then
     local other = redis.call('HGET', key('idempotency'), owner .. ':' .. idempotency)
-    -- A client that was given no key sends the job's id, which needs no index.
+    -- A client without a key of its caller's sends the job's id, which needs no index.
     if not other and redis.pcall('HGET', key('job', idempotency), 'owner') == (owner ~= '' and owner) then
       other = idempotency
     end
@@ -62,7 +62,7 @@ function operation.submit(id, contract, request, digest, queue, band, cost, owne
   return {'accepted', now, queue_position(id)}
 end
 
--- The record of each job, and its place. Empty where there is none, 'damaged' where it is no hash.
+-- The record of each job, and its place in the queue. Empty where there is none, 'damaged' where it is no hash.
 function operation.read(...)
   local rows = {}
   for _, id in ipairs({...}) do

@@ -1,9 +1,9 @@
--- What somebody wrote over, a record or an index, must stop no other job.
+-- A record or an index that was written over by hand must not stop other jobs.
 
--- A record somebody wrote over: out of every index, so that nobody meets it again, and failed.
 local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is damaged.",' ..
   '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
 
+-- Takes a job out of every index.
 local function forget(id)
   local owner, seq
   if is_record(id) then owner, seq = unpack(get(id, 'owner', 'seq')) end
@@ -15,7 +15,7 @@ local function forget(id)
     end
   end
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
-    if tonumber(seq) then  -- else a claim that comes to it passes over it
+    if tonumber(seq) then  -- without one, the claim that reaches it removes it
       for band = 0, 2 do redis.call('ZREM', key('waiting', queue, band), as_waiting(id, seq)) end
     end
     redis.call('ZREM', key('later', queue), id)
@@ -23,6 +23,7 @@ local function forget(id)
   for _, index in ipairs({'running', 'deadlines', 'expiry', 'unreported'}) do redis.call('ZREM', key(index), id) end
 end
 
+-- Fails a job whose record is damaged, so that no operation meets it again.
 local function quarantine(id, retention)
   forget(id)
   if is_record(id) then
@@ -40,9 +41,8 @@ local function quarantine(id, retention)
   end
 end
 
--- An index of another type than it should be was written over: away with it. A supervisor then builds
--- it anew from the records. Answers whether there was one. `owners`, `queues`: which to look at; nil: all
--- queues.
+-- Deletes each index that has the wrong Redis type; a supervisor then builds it anew from the records. Answers
+-- whether there was one. `owners`, `queues`: whose indexes to check; queues nil: all.
 local function repair_indexes(owners, queues)
   local found = false
   local function expect(kind, name)
@@ -54,7 +54,7 @@ local function repair_indexes(owners, queues)
   end
   for _, name in ipairs({'running', 'deadlines', 'expiry', 'garbage', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
   for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
-  for _, name in ipairs({'idempotency', 'fleet', 'holders', 'claimed'}) do expect('hash', key(name)) end
+  for _, name in ipairs({'idempotency', 'fleet', 'holders', 'limits', 'claimed'}) do expect('hash', key(name)) end
   for _, state in ipairs(STATES) do
     expect('zset', key('state', state))
     for _, owner in ipairs(owners) do expect('zset', key('owned', owner, state)) end
@@ -78,7 +78,7 @@ local function repair_indexes(owners, queues)
   return found
 end
 
--- Put a job into the indexes its record says it is in.
+-- Puts a job into the indexes that its record names.
 local function index(id, lease, retention)
   local state, seq, owner, queue, band, tag = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'band', 'tag'))
   local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
@@ -107,8 +107,8 @@ local function index(id, lease, retention)
   end
 end
 
--- `step(id, …)`, so that one damaged record stops no other job: that one is quarantined. What Redis
--- itself has against a write (it is full, a replica) is still an error.
+-- Runs `step(id, …)`; if the job's record is damaged, quarantines the job and answers nil. A write that Redis
+-- refuses (it is full, or a replica) is still an error.
 local function guarded(retention, step, id, ...)
   local went_well, answer = pcall(step, id, ...)
   if went_well then return answer end

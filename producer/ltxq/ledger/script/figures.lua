@@ -1,21 +1,19 @@
--- What is counted for metrics and estimates. Nothing here may be the reason that a step fails.
+-- Numbers for metrics and estimates. Nothing here may make a step fail.
 
--- One more of what metrics are made of: submitted, claimed, succeeded, cancelled, failed:<code>, lost,
--- lease_ended, given_back, sent_again, webhook_delivered, webhook_failed, webhook_given_up. Never
--- the reason that a step fails.
+-- Counts one event: submitted, claimed, succeeded, cancelled, failed:<code>, lost, lease_ended, given_back,
+-- sent_again, webhook_delivered, webhook_failed, webhook_given_up.
 local function count(id, what)
   local queue = redis.pcall('HGET', key('job', id), 'queue')
   if type(queue) == 'string' then
     local so_far = redis.pcall('HINCRBY', key('totals', queue), what, 1)
-    if so_far == 1 and redis.call('SISMEMBER', key('queues'), queue) == 0 then  -- it was forgotten
+    if so_far == 1 and redis.call('SISMEMBER', key('queues'), queue) == 0 then  -- a forgotten queue
       redis.call('DEL', key('totals', queue))
       redis.pcall('HINCRBY', key('totals', OTHER), what, 1)
     end
   end
 end
 
--- What a job took goes into the moving average of its queue. An estimate: it must never be the
--- reason that a job cannot end.
+-- Adds the time since the job's claim to the moving average of its queue.
 local function note_pace(id, field)
   local queue, started = unpack(get(id, 'queue', 'started'))
   local took, name = now - (tonumber(started) or now), key('pace', queue or '')
@@ -24,8 +22,7 @@ local function note_pace(id, field)
   redis.pcall('HSET', name, field, math.floor(before + (took - before) * NEWEST))
 end
 
--- Of a queued job: how many are taken before it, '' where its time has not come. Of any: how many workers there are for it, and
--- the pace of its queue.
+-- {jobs that are claimed before a queued job ('' while it may not start yet), ready workers, pace: gpu, whole}.
 local function find_queue_position(id)
   local state, queue, band, seq = unpack(get(id, 'state', 'queue', 'band', 'seq'))
   if state ~= 'queued' and state ~= 'running' then return {} end
@@ -45,7 +42,7 @@ local function queue_position(id)
   return readable and found or {}
 end
 
--- What metrics are made of beside `queues` and `fleet`.
+-- The figures that metrics need beside `queues` and `fleet`.
 function operation.totals()
   local rows, queues = {}, redis.call('SMEMBERS', key('queues'))
   queues[#queues + 1] = OTHER

@@ -1,27 +1,28 @@
--- Who works, and what waits.
+-- Workers and queues.
 
--- A supervisor, an `instance` of its own, tells of its workers: name, state, and the instance that had
--- the name and is known to be gone, for each. Answers whether it is to drain; or, where another
--- instance holds a name, which and for how many ms that has been silent, and then nothing is noted.
-function operation.heartbeat(queue, host, instance, lease, ...)
-  local told = {...}
-  for i = 1, #told, 3 do
-    local silence = silence_of_holder(told[i], instance, tonumber(lease))
-    local holder = string.match(redis.call('HGET', key('holders'), told[i]) or '', '^%S+')
-    if silence and holder ~= told[i + 2] then return {'taken', told[i], silence} end
+-- Records the workers of the supervisor `instance`: for each its name, its state, and the instance that held
+-- the name before and is known to have ended. Answers {'noted', whether the host is to drain}; or
+-- {'taken', name, ms of silence} if another instance holds a name, and then records nothing.
+function operation.heartbeat(queue, host, instance, lease, limits, ...)
+  local rows = {...}
+  for i = 1, #rows, 3 do
+    local silence = silence_of_holder(rows[i], instance, tonumber(lease))
+    local holder = string.match(redis.call('HGET', key('holders'), rows[i]) or '', '^%S+')
+    if silence and holder ~= rows[i + 2] then return {'taken', rows[i], silence} end
   end
   redis.call('SADD', key('queues'), queue)
   redis.call('ZREMRANGEBYSCORE', key('workers', queue), '-inf', now - REMEMBERED)
-  for i = 1, #told, 3 do
-    redis.call('HSET', key('holders'), told[i], instance .. ' ' .. now)
-    redis.call('HSET', key('fleet'), told[i], cjson.encode({queue, host, told[i + 1]}))
-    redis.call('ZADD', key('seen'), now, told[i])
-    if told[i + 1] == 'ready' then redis.call('ZADD', key('workers', queue), now, told[i]) end
+  if limits ~= '' then redis.call('HSET', key('limits'), queue, limits) end
+  for i = 1, #rows, 3 do
+    redis.call('HSET', key('holders'), rows[i], instance .. ' ' .. now)
+    redis.call('HSET', key('fleet'), rows[i], cjson.encode({queue, host, rows[i + 1]}))
+    redis.call('ZADD', key('seen'), now, rows[i])
+    if rows[i + 1] == 'ready' then redis.call('ZADD', key('workers', queue), now, rows[i]) end
   end
   return {'noted', redis.call('SISMEMBER', key('draining'), host)}
 end
 
--- A supervisor ends: its workers' names are free.
+-- Frees the names of a supervisor that ends.
 function operation.leave(instance, ...)
   for _, worker in ipairs({...}) do
     local holder = string.match(redis.call('HGET', key('holders'), worker) or '', '^%S+')
@@ -30,7 +31,7 @@ function operation.leave(instance, ...)
   return 'left'
 end
 
--- Every worker lately told of: name, JSON of queue, host and state, ms since then, its jobs.
+-- {{name, JSON of [queue, host, state], ms since its heartbeat, ids of its jobs} of each worker, draining hosts}.
 function operation.fleet()
   local jobs, rows = {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
@@ -42,8 +43,8 @@ function operation.fleet()
   end
   local seen = redis.call('ZRANGE', key('seen'), 0, -1, 'WITHSCORES')
   for i = 1, #seen, 2 do
-    local told = redis.call('HGET', key('fleet'), seen[i])
-    if told then rows[#rows + 1] = {seen[i], told, now - seen[i + 1], jobs[seen[i]] or {}} end
+    local entry = redis.call('HGET', key('fleet'), seen[i])
+    if entry then rows[#rows + 1] = {seen[i], entry, now - seen[i + 1], jobs[seen[i]] or {}} end
   end
   return {rows, redis.call('SMEMBERS', key('draining'))}
 end
@@ -52,8 +53,8 @@ function operation.drain(host, undo)
   return redis.call(undo == '1' and 'SREM' or 'SADD', key('draining'), host)
 end
 
--- Of every queue: how many of each priority wait and since when the first of them has, how many run,
--- how many workers are ready, and the pace. `hour` is the expiry of what finished an hour ago.
+-- {{queue, {{waiting jobs, ms since the first was submitted} of each priority}, running jobs, ready workers,
+-- pace: gpu, whole} of each queue, jobs that finished within the last hour}.
 function operation.queues(retention)
   local running, rows = {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
@@ -77,17 +78,18 @@ function operation.queues(retention)
   return {rows, hour}
 end
 
--- Whether the caller is the one to look for objects without a job, which nobody does again for `every` ms.
+-- Whether the caller may look for objects without a job. Nobody else may within `every` ms.
 function operation.may_clean(every)
   return redis.call('SET', key('cleaned'), now, 'NX', 'PX', every) and 1 or 0
 end
 
--- Queues that had a worker lately, and how many each has now.
+-- {queue, ready workers, JSON of its model's limits or ''} of each queue that had a worker within a week.
 function operation.served()
   local rows = {}
   for _, queue in ipairs(redis.call('SMEMBERS', key('queues'))) do
     if redis.call('ZCOUNT', key('workers', queue), now - REMEMBERED, '+inf') > 0 then
-      rows[#rows + 1] = {queue, redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')}
+      local ready = redis.call('ZCOUNT', key('workers', queue), now - ALIVE, '+inf')
+      rows[#rows + 1] = {queue, ready, redis.call('HGET', key('limits'), queue) or ''}
     end
   end
   return rows

@@ -1,4 +1,5 @@
--- Every step may be repeated, so one that met a corrupt index is, without it.
+-- Runs the operation. If it met a corrupt index, the index is deleted and the operation runs again: each may
+-- be repeated.
 local function run() return operation[ARGV[1]](unpack(ARGV, 2)) end
 local went_well, answer = pcall(run)
 if went_well then return answer end

@@ -1,6 +1,6 @@
--- From one state to the next, with every index that tells of it.
+-- The changes of state, each with every index that depends on it.
 
--- The objects of a job's claims are nobody's any more, but for those of the claim `kept`, its result's.
+-- The objects of a job's claims become garbage, except those of the claim `kept`, which made its result.
 local function discard_claims(id, kept)
   for nonce in string.gmatch(redis.call('HGET', key('job', id), 'claims') or '', '%S+') do
     if nonce ~= kept then
@@ -11,7 +11,7 @@ local function discard_claims(id, kept)
   set(id, 'claims', kept)
 end
 
--- A job is no worker's any more.
+-- No worker holds the job any more.
 local function let_go(id)
   redis.call('ZREM', key('running'), id)
   local worker = redis.call('HGET', key('job', id), 'worker')
@@ -47,8 +47,8 @@ local function virtual_time(queue)
   return time and time > 0 and time < 2 ^ 53 and time or 0  -- 'nan' is a number to Lua
 end
 
--- A message of Celery's (its protocol 2, in kombu's envelope): it wakes a worker, which claims the job that
--- is first then. Celery and Flower know it by the id of the job that it was sent for.
+-- Sends a Celery message (protocol 2, in kombu's envelope). It wakes a worker, which claims the job that is
+-- first by then. Its task id, which Celery and Flower show, is the id of the job that it was sent for.
 local function send_wakeup(id, queue)
   redis.call('LPUSH', queue, cjson.encode({
     body = cjson.encode({{id}, {}, {}}),
@@ -62,22 +62,22 @@ local function send_wakeup(id, queue)
   }))
 end
 
--- How many more jobs wait than there are messages. One of a plain producer counts as a message too.
+-- How many more jobs wait than messages. A plain Celery producer's message counts too.
 local function missing_wakeups(queue)
   local waiting = 0
   for band = 0, 2 do waiting = waiting + redis.call('ZCARD', key('waiting', queue, band)) end
   return waiting - redis.call('LLEN', queue)
 end
 
--- A job has joined those that wait. Where jobs were cancelled there may be messages enough: they do not pile
--- up. Where a plain producer's message stood for another job's, and is gone now, there are two to send.
+-- Called when a job has begun to wait. It sends no message where enough are left of cancelled jobs, and two
+-- where a plain producer's message was counted for another job and has been taken since.
 local function wake(id, queue)
   for _ = 1, math.min(missing_wakeups(queue), 2) do send_wakeup(id, queue) end
 end
 
--- A job joins those that wait, fair between owners by start-time fair queueing: its tag is the end of its
--- owner's last job in virtual time, or the queue's virtual time, if that is later. So an owner who was
--- away is next, and one with a thousand jobs delays nobody's first. `cost` is work by weight.
+-- A job begins to wait. Owners share by start-time fair queueing: the job's tag is the end of its owner's
+-- last job in virtual time, or the queue's virtual time if that is later. So an owner who had no jobs is
+-- next, and an owner with a thousand jobs delays nobody's first. `cost` is the work divided by the weight.
 local function join_queue(id, seq, queue, band, cost, owner)
   local tags = key('tags', queue)
   local tag = math.max(virtual_time(queue), tonumber(redis.call('ZSCORE', tags, owner) or 0))
@@ -87,9 +87,9 @@ local function join_queue(id, seq, queue, band, cost, owner)
   wake(id, queue)
 end
 
--- Take a job from a worker that no longer works on it. `charged`: it held the GPU when the worker
--- was lost, so the loss counts against it. `failure` is the error it gets when that is once too
--- often, `cancelled` the one if its cancelling was asked for.
+-- Takes a job from a worker that no longer works on it. `charged`: the job held the GPU when the worker was
+-- lost, so the loss counts against it. The job gets the error `failure` if it was lost too often, and
+-- `cancelled` if a client had asked to cancel it.
 local function give_back(id, charged, max_lost, retention, failure, cancelled, reason)
   local lost, cancel = unpack(get(id, 'lost', 'cancel'))
   let_go(id)
@@ -108,16 +108,16 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled, r
   count(id, reason or charged and 'lost' or 'given_back')
   move(id, 'running', 'queued')
   redis.call('HDEL', key('job', id), 'progress', 'gpu')
-  -- Its tag is an old one: it is the first of its priority.
+  -- Its old tag makes it the first of its priority.
   local queue, band, tag, seq = unpack(get(id, 'queue', 'band', 'tag', 'seq'))
   redis.call('ZADD', key('waiting', queue, checked_band(band)), tag, as_waiting(id, seq))
-  redis.call('SADD', key('queues'), queue)  -- a queue without jobs may have been forgotten
+  redis.call('SADD', key('queues'), queue)  -- it may have been forgotten while no job waited
   wake(id, queue)
   changed(id)
   return {id, 'queued'}
 end
 
--- An owner without jobs is forgotten.
+-- Forgets an owner without jobs.
 local function forget_owner(owner)
   for _, state in ipairs(STATES) do
     if redis.call('EXISTS', key('owned', owner, state)) == 1 then return end
@@ -125,7 +125,7 @@ local function forget_owner(owner)
   redis.call('SREM', key('owners'), owner)
 end
 
--- The record is gone, and its objects are garbage.
+-- Removes a record; its objects become garbage.
 local function remove(id)
   if is_record(id) then
     discard_claims(id, '')

@@ -1,7 +1,7 @@
--- What nobody else will notice, found by whichever supervisor looks next.
+-- Repairs that no other operation makes, done by the supervisor that sweeps next.
 
--- Nobody swept for a while: Redis was away, and so every lease is late. The workers have another one to
--- be heard from, rather than lose all their jobs; and supervisors, rather than lose their names.
+-- Called when nobody swept for a while: Redis was away, and no lease could be renewed. Every lease gets its
+-- whole length again, so that workers keep their jobs; `outage` does the same for supervisors' names.
 local function extend_leases(lease)
   redis.call('SET', key('outage'), now)
   for _, id in ipairs(redis.call('ZRANGE', key('running'), 0, -1)) do
@@ -9,8 +9,8 @@ local function extend_leases(lease)
   end
 end
 
--- As many wake-ups as waiting jobs have none: the list has fewer messages than jobs wait, and had when it
--- was last looked at, so that they are not on their way. Which job a wake-up names is all one.
+-- Sends the missing wake-ups: those that were missing at the last sweep too, since a message may be on its
+-- way. It does not matter which waiting job a wake-up names.
 local function wake_again(queue, most)
   local sent, missing = 0, missing_wakeups(queue)
   local before = tonumber(redis.call('GETSET', key('missing', queue), missing) or 0) or 0
@@ -28,8 +28,8 @@ local function wake_again(queue, most)
   end
 end
 
--- Celery's producers put a message with a priority of Celery's into one of three lists beside the queue's;
--- workers take from this one. What a job's priority is, it says itself.
+-- A plain Celery producer's message with a Celery priority is in one of three lists beside the queue's own;
+-- this moves it to the queue, the only list that workers read. A job's priority is in its request.
 local function gather(queue, most)
   for _, step in ipairs({'3', '6', '9'}) do
     for _ = 1, most do
@@ -39,7 +39,7 @@ local function gather(queue, most)
   end
 end
 
--- Workers that have become silent for a lease since the last look: what they had in hand.
+-- Puts back the messages of workers that have been silent for a lease, each once.
 local function put_back_of_silent(lease, most)
   local before = redis.pcall('GET', key('silent'))
   before = type(before) == 'string' and tonumber(before) or 0
@@ -59,7 +59,7 @@ local function forget_workers(most)
   end
 end
 
--- Jobs whose time has come join those that wait.
+-- A job whose `not_before` has passed begins to wait.
 local function release(id, queue)
   redis.call('ZREM', key('later', queue), id)
   local state, band, cost, owner, seq = unpack(get(id, 'state', 'band', 'cost', 'owner', 'seq'))
@@ -69,8 +69,8 @@ local function release(id, queue)
   changed(id)
 end
 
--- A queue without jobs or workers is forgotten, for a stranger may ask for any name; what was counted
--- of it goes to the queue `other`.
+-- Forgets a queue without jobs or workers, since strangers may submit to any name. Its totals are added to
+-- those of the queue `other`.
 local function forget_queue(queue)
   if redis.call('ZCARD', key('later', queue)) > 0 then return end
   if redis.call('ZCOUNT', key('workers', queue), now - REMEMBERED, '+inf') > 0 then return end
@@ -82,10 +82,11 @@ local function forget_queue(queue)
     redis.pcall('HINCRBY', key('totals', OTHER), totals[i], totals[i + 1])
   end
   redis.call('SREM', key('queues'), queue)
+  redis.call('HDEL', key('limits'), queue)
   for _, name in ipairs({'totals', 'pace', 'workers', 'tags', 'vtime', 'missing'}) do redis.call('DEL', key(name, queue)) end
 end
 
--- The next queues to look at; all have their turn.
+-- The queues of this sweep; each has its turn.
 local function next_queues()
   local cursor = redis.pcall('GET', key('cursor'))
   cursor = type(cursor) == 'string' and #cursor < 16 and string.match(cursor, '^%d+$') or '0'
@@ -94,15 +95,15 @@ local function next_queues()
   return page[2]
 end
 
--- Every list is bounded by `most`, or goes on where the last sweep ended.
+-- Each list that it walks is bounded by `most`, or continued by the next sweep.
 function operation.sweep(interval, lease, grace, most, max_lost, retention, failure, cancelled, late)
   interval, lease, grace, most = tonumber(interval), tonumber(lease), tonumber(grace), tonumber(most)
   local last = tonumber(redis.call('GET', key('swept')) or 0) or 0
-  if last > now + interval then last = now - interval end  -- written over, or an older clock's
+  if last > now + interval then last = now - interval end  -- written over, or from a faster clock
   if now - last < interval / 2 then return {'done by another'} end
   redis.call('SET', key('swept'), now)
 
-  local owners = redis.pcall('SRANDMEMBER', key('owners'), 100)  -- there may be many: all in time
+  local owners = redis.pcall('SRANDMEMBER', key('owners'), 100)  -- at random: each is checked in time
   local queues = next_queues()
   repair_indexes(owners.err and {} or owners, queues)
 
@@ -143,7 +144,7 @@ function operation.sweep(interval, lease, grace, most, max_lost, retention, fail
   return {'swept', given, unreported, corrupt}
 end
 
--- A record past its retention is removed.
+-- Removes a record past its retention.
 local function expire(id)
   local state = is_record(id) and redis.call('HGET', key('job', id), 'state')
   if state == 'queued' or state == 'running' then  -- damaged by hand, or submitted again
@@ -154,8 +155,8 @@ local function expire(id)
   remove(id)
 end
 
--- Claims whose objects are to be deleted, for the caller alone until the lease ends. Those of jobs past
--- their retention become so here.
+-- Removes records past their retention and hands out claims whose objects are to be deleted; nobody else is
+-- given the same claims until the lease ends.
 function operation.take_garbage(lease, most)
   local expired = redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now, 'LIMIT', 0, most)
   for _, id in ipairs(expired) do

@@ -1,7 +1,6 @@
--- The outbox of webhooks: `webhooks` orders receivers, `webhooks:<receiver>` its jobs.
+-- The outbox of webhooks: `webhooks` orders receivers, `webhooks:<receiver>` the jobs of one.
 
--- The host of the request's webhook_url; nil where there is none. A record damaged by hand is no
--- reason that its job cannot end.
+-- The host of the request's webhook_url; nil if there is none or the record is damaged: the job ends anyway.
 local function receiver_of(id)
   local ok, request = pcall(cjson.decode, redis.call('HGET', key('job', id), 'request') or '')
   local url = ok and type(request) == 'table' and request.webhook_url
@@ -10,8 +9,8 @@ local function receiver_of(id)
   return string.lower(host or '')
 end
 
--- When a receiver may next be sent one: when its first is due, and fewer than AT_ONCE are on their
--- way to it.
+-- Notes when the next attempt to a receiver may begin: when its first webhook is due and fewer than AT_ONCE
+-- attempts are under way.
 local function schedule(receiver)
   local sending = key('sending', receiver)
   redis.call('ZREMRANGEBYSCORE', sending, '-inf', now)
@@ -27,7 +26,7 @@ local function schedule(receiver)
   redis.call('ZADD', key('webhooks'), at, receiver)
 end
 
--- Its webhook is due at that time; nil: never again.
+-- The attempt under way has ended; the next one is due at `due`, or never if that is nil.
 local function settle_webhook(id, receiver, due)
   redis.call('ZREM', key('sending', receiver), id)
   if due then
@@ -38,11 +37,11 @@ local function settle_webhook(id, receiver, due)
   schedule(receiver)
 end
 
--- The webhook that has been due longest, of a receiver to which not too many are on their way; for
--- the caller alone until the lease ends. Its attempt's number is what `webhook_failed` must show: an
--- older one no longer has a say.
+-- Hands out the webhook that has been due longest, among receivers with fewer than AT_ONCE attempts under way.
+-- Nobody else is given it until the lease ends. `webhook_failed` must name the attempt's number: an older
+-- attempt changes nothing.
 function operation.take_webhook(lease)
-  for _ = 1, 100 do  -- those damaged by hand, and then the next sender goes on
+  for _ = 1, 100 do  -- passes over damaged records; the next call goes on
     local receiver = redis.call('ZRANGEBYSCORE', key('webhooks'), '-inf', now, 'LIMIT', 0, 1)[1]
     if not receiver then return {} end
     local id = redis.call('ZRANGEBYSCORE', key('webhooks', receiver), '-inf', now, 'LIMIT', 0, 1)[1]
@@ -74,7 +73,7 @@ function operation.webhook_delivered(id)
   return 'delivered'
 end
 
--- `wait`: milliseconds to the next attempt; '' if there is to be none.
+-- `wait`: milliseconds to the next attempt; '' for none.
 function operation.webhook_failed(id, attempt, reason, wait)
   local state, current, receiver = unpack(get(id, 'webhook', 'webhook_attempts', 'receiver'))
   if state ~= 'pending' or current ~= attempt then return 'settled' end
@@ -86,7 +85,7 @@ function operation.webhook_failed(id, attempt, reason, wait)
   return 'noted'
 end
 
--- How many wait, of the first receivers: a stranger may name any number of them.
+-- How many webhooks wait, of the first receivers only: strangers may name any number of them.
 function operation.webhooks_waiting()
   local waiting = 0
   for _, receiver in ipairs(redis.call('ZRANGE', key('webhooks'), 0, OWNERS)) do

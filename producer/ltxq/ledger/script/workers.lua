@@ -1,8 +1,8 @@
--- What those who make them do. Each claim has a random nonce, which every write of the worker carries: one
--- with another claim's nonce is refused. (A count would begin again with a record that begins again: one
--- that was deleted and sent again, or fell behind in a failover.)
+-- The operations of workers, and of supervisors for workers that died. Each claim has a random nonce, and
+-- every write of the worker carries it; a write with another claim's nonce is refused. (A counter in the
+-- record would repeat itself after the record was deleted and sent again, or after a failover.)
 
--- Claims a job that waits; nil where it is not to be had.
+-- Claims one job; nil if it cannot be claimed.
 local function claim(id, queue, nonce, worker, lease, retention, late)
   local state, own, tag, claims, start_by, attempts = unpack(
     get(id, 'state', 'queue', 'tag', 'claims', 'start_by', 'attempts'))
@@ -34,8 +34,8 @@ local function claimed(id)
   return {'claimed', id, tonumber(attempt), request, started - (tonumber(submitted) or started)}
 end
 
--- The first job of the most urgent priority. A worker makes one claim after the other, so one whose
--- answer was lost is its last one.
+-- Claims the first job of the most urgent priority. A worker makes one claim after the other, so the claim
+-- whose answer it lost is its last.
 function operation.claim(queue, nonce, worker, lease, retention, late)
   local last_nonce, last = string.match(redis.call('HGET', key('claimed'), worker) or '', '^(%S+) (%S+)$')
   if last_nonce == nonce then
@@ -44,7 +44,7 @@ function operation.claim(queue, nonce, worker, lease, retention, late)
     return state == 'running' and holder == nonce and claimed(last) or {'none'}
   end
   for band = 0, 2 do
-    for _ = 1, PAGE do  -- those that are damaged, cancelled or late, and then the next call goes on
+    for _ = 1, PAGE do  -- passes over damaged and late jobs; the next call goes on
       local first = redis.call('ZRANGE', key('waiting', queue, band), 0, 0)[1]
       if not first then break end
       local id = id_of(first)
@@ -59,16 +59,16 @@ function operation.claim(queue, nonce, worker, lease, retention, late)
   return {'none'}
 end
 
--- Whether a claim still stands: 'held', 'cancel' (held, and asked to stop) or 'lost'.
+-- Whether a claim still stands: 'held', 'cancel' (held, and a client asks to stop) or 'lost'.
 local function standing(id, nonce)
   local state, current, cancel = unpack(get(id, 'state', 'nonce', 'cancel'))
   if state ~= 'running' or current ~= nonce then return 'lost' end
   return cancel and 'cancel' or 'held'
 end
 
--- ms since another supervisor said that the worker's name is its own; nil where none did within a lease,
--- or the one that did is `instance`. Nor is a name free while nobody sweeps and for a lease after that:
--- Redis was away, and nobody could be heard.
+-- The ms since the last heartbeat of another supervisor instance that holds the worker's name; nil if the name
+-- is free or held by `instance`. A name is free when its holder has been silent for a lease; but not while
+-- no supervisor sweeps, nor for a lease after that: Redis was away, and no heartbeat could arrive.
 local function silence_of_holder(worker, instance, lease)
   local holder, at = string.match(redis.call('HGET', key('holders'), worker) or '', '^(%S+) (%d+)$')
   if not holder or holder == instance then return nil end
@@ -117,11 +117,11 @@ function operation.give_back(id, nonce, charged, max_lost, retention, failure, c
   return give_back(id, charged == '1', tonumber(max_lost), retention, failure, cancelled)
 end
 
--- The message that a worker had in hand when it ended is in its queue again. It may be the job of a plain
--- Celery producer, which nobody else knows of.
+-- Puts the message that a worker had taken when it ended back into the queue. It may be the job of a plain
+-- Celery producer, of which the ledger has no record yet.
 local function put_back(worker)
-  local known, told = pcall(cjson.decode, redis.call('HGET', key('fleet'), worker) or '')
-  local queue = known and type(told) == 'table' and told[1]
+  local readable, entry = pcall(cjson.decode, redis.call('HGET', key('fleet'), worker) or '')
+  local queue = readable and type(entry) == 'table' and entry[1]
   if type(queue) ~= 'string' then return end
   for _ = 1, PAGE do
     local message = redis.pcall('LMOVE', key('taken', worker), queue, 'LEFT', 'RIGHT')
@@ -129,7 +129,7 @@ local function put_back(worker)
   end
 end
 
--- `instance`: of the supervisor that asks. It has a say only while the name is its own.
+-- `instance`: the calling supervisor's. Nothing happens if another one holds the worker's name.
 function operation.give_back_all(worker, instance, lease, max_lost, retention, failure, cancelled)
   local function give_back_own(id)
     local state, holder, gpu = unpack(get(id, 'state', 'worker', 'gpu'))
@@ -149,7 +149,7 @@ end
 function operation.running_on(worker)
   local held = {}
   for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
-    -- A damaged record is passed over: its lease ends, and the sweep deals with it.
+    -- A damaged record is left out: its lease ends, and the sweep deals with it.
     local readable, row = pcall(function()
       local state, holder, attempts, gpu, started, request = unpack(
         get(id, 'state', 'worker', 'attempts', 'gpu', 'started', 'request'))
