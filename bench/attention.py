@@ -1,8 +1,8 @@
-"""How fast attention is by each kernel, at the sizes of the clips: `python bench/attention.py`.
+"""Measures each attention kernel at the sizes of the clips: `python bench/attention.py`.
 
-Of the picture's attention to itself, which grows with the square of the clip, and to the text: by
-torch's own choice, by cuDNN, by flash attention 2, and by flash attention 3 in bf16 and in FP8
-where the package fa3-fwd is there. Beside each time its error against float32. Needs a GPU and
+Measures the picture's self-attention, which grows with the square of the clip, and its attention to
+the text: by torch's default kernel, cuDNN, flash attention 2, and flash attention 3 in bf16 and FP8
+if the package fa3-fwd is installed. Reports the time and the error against float32. Needs a GPU and
 torch, and nothing else.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+    del sys.path[0]  # this folder, whose modules could hide installed ones
 
 import argparse
 import json
@@ -27,11 +27,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 RESULTS = Path(__file__).parent / "results"
-HEADS, WIDTH = 32, 128  # of the picture's stream, in every published checkpoint
+HEADS, WIDTH = 32, 128  # attention heads of the picture, in every published checkpoint
 TEXT = 1024  # tokens
 TOKENS = {"a": 1920, "b": 6144, "c, second stage": 24_576}  # of the picture
 TINY = {"a": 64}
-CHECKED_ROWS = 512  # queries whose outcome is compared with float32
+CHECKED_ROWS = 512  # queries whose output is compared with float32
 RUNS = 20
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -74,7 +74,7 @@ def compare(tokens: int, keys: int, device: torch.device) -> dict[str, dict[str,
         try:
             seconds = _time(lambda attend=attend: attend(q, k, v), device)
             ours = attend(q, k, v)[:, :, :CHECKED_ROWS].float()
-        except Exception as exc:  # noqa: BLE001 - a kernel that cannot be had is no reason to end
+        except Exception as exc:  # noqa: BLE001 - go on without a kernel that does not work here
             seen[kernel] = {"refused": f"{type(exc).__name__}: {' '.join(str(exc).split())[:160]}"}
             continue
         error = float((ours - exact).norm() / exact.norm())
@@ -128,7 +128,7 @@ def _first(outcome: Any) -> torch.Tensor:
 
 
 def _time(attend: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the median of some, after a few that plan and warm up."""
+    """Seconds of one call: the median of `RUNS`, after three warm-up calls."""
     for _ in range(3):
         attend()
     with torch.inference_mode() if device.type == "cuda" else nullcontext():

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Measures ltxq on a machine with a GPU and no network. It needs Python 3.12 with torch, torchaudio,
-# transformers, accelerate, scipy, einops, pillow and pytest, a checkout, and in it the wheels that
-# bench/wheels.py brought.
+# Measures ltxq on a machine with a GPU and no network. Needs Python 3.12 with torch, torchaudio,
+# transformers, accelerate, scipy, einops, pillow and pytest, and a checkout with the wheels that
+# bench/wheels.py downloaded.
 #
-#   bench/bare.sh check [MODEL]    is it right? tests/gpu, and the smallest clip beside the library's
-#   bench/bare.sh table MODEL      how long clips take, beside the library's
-#   bench/bare.sh busy [MODEL]     how busy a backlog keeps the GPU, through a real queue too
-#   bench/bare.sh each [MODEL]     what a clip takes without each optimization
-#   bench/bare.sh profile [MODEL]  which kernels take the time
-#   bench/bare.sh attention        which attention kernel is fast; flash attention 3 if it was brought
+#   bench/bare.sh check [MODEL]    correctness: tests/gpu, and the smallest clip against the library
+#   bench/bare.sh table MODEL      time of clips, compared with the library
+#   bench/bare.sh busy [MODEL]     how busy a backlog keeps the GPU, also through a real queue
+#   bench/bare.sh each [MODEL]     time of clips without each optimization
+#   bench/bare.sh profile [MODEL]  time by kernel
+#   bench/bare.sh attention        time by attention kernel; flash attention 3 if downloaded
 #
-# MODEL: ltx-2-19b (unless named) or ltx-2.3-22b. Each step ends within LIMIT seconds (540), prints its
-# figures as a short table last, and leaves all of them in RESULTS (bench/results) beside its log.
-# Where there is no GPU it runs the tiny model: a rehearsal. PYTHON: another python3. SCALE=small: few
-# clips, for a rehearsal in a hurry.
+# MODEL: ltx-2-19b (default) or ltx-2.3-22b. Each step ends within LIMIT seconds (540), prints a
+# short table of its figures at the end, and writes all figures and a log to RESULTS (bench/results).
+# Without a GPU it runs the tiny model, as a rehearsal. PYTHON: another python3. SCALE=small: few
+# clips, for a quick rehearsal.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 step=${1:-} model=${2:-ltx-2-19b}
@@ -26,7 +26,7 @@ case $step in check | table | busy | each | profile | attention) ;; *) usage ;; 
 
 export PYTHONPATH="$PWD:$PWD/producer:$PWD/worker${PYTHONPATH:+:$PYTHONPATH}"
 if compgen -G '.whl/*.whl' > /dev/null &&
-  "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'; then  # whose wheels they are
+  "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'; then  # the wheels are for 3.12
   if [ "$(cat .site/.wheels 2> /dev/null)" != "$(ls .whl)" ]; then
     rm -rf .site
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target .site .whl/*.whl || exit
@@ -38,7 +38,7 @@ export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$P
 mkdir -p "$results"
 
 left() { echo $((limit - SECONDS)); }
-# run SHARE COMMAND…: for at most that many seconds, and no longer than the step may.
+# run SECONDS COMMAND…: for at most that many seconds, within the step's limit.
 run() {
   local most=$1; shift
   [ "$most" -le "$(left)" ] || most=$(left)
@@ -46,7 +46,7 @@ run() {
   echo "[$SECONDS s] ${*//$'\n'*/ …}"
   timeout --kill-after 10 "$most" "$python" "$@"
 }
-# clip SHARE OPTIONS…: the bench stops by itself before it is stopped.
+# clip SECONDS OPTIONS…: gives the bench a shorter limit, so that it stops itself before the timeout.
 clip() {
   local most=$1; shift
   [ "$most" -le "$(left)" ] || most=$(left)
@@ -71,7 +71,7 @@ each() {
 }
 busy() {
   local options=(bench/busy.py --model "$model" --results "$results" --workloads a b --jobs $jobs)
-  local failed=0  # each in a process of its own: a card holds one model
+  local failed=0  # in separate processes, since a card holds only one model
   run 240 "${options[@]}" --parts process || failed=$?
   run "$limit" "${options[@]}" --parts queue || failed=$?
   return $failed
@@ -95,5 +95,5 @@ case $step in
   *) kinds=("$step") ;;
 esac
 "$python" bench/show.py "$results" "${kinds[@]}" || failed=1
-[ "$failed" = 0 ] || echo "$step did not go through: $results/$step.log says where it failed"
+[ "$failed" = 0 ] || echo "$step failed: see $results/$step.log"
 exit "$failed"

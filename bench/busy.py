@@ -1,12 +1,13 @@
-"""How busy a backlog keeps the GPU: `python bench/busy.py`.
+"""Measures how busy a backlog keeps the GPU: `python bench/busy.py`.
 
-Two ways, `--parts process queue`. In this process clips are made as a worker makes them: one
-thread drives the GPU, and a clip is encoded to its end while the next one begins. Between two jobs
-it waits as long as `bench/queue_overhead.py` measured between two jobs.
-Through the queue, a real worker process takes real jobs from a real Redis and uploads to a stand-in
-for S3; it is started twice, to see how soon a second start is ready. The GPU is idle where nothing
-was queued on it, by events on its own timeline. The full-size model has random weights. Without a
-GPU the tiny model runs, and "GPU" is the CPU that the encoder uses too: that shows that it works.
+`--parts process` makes clips in this process as a worker does: one thread drives the GPU, and a
+clip is still being encoded while the next one begins. Between two jobs it waits as long as
+`bench/queue_overhead.py` measured.
+`--parts queue` starts a real worker process, which takes jobs from a real Redis and uploads to a
+stub of S3. The worker is started twice, to measure how soon a second start is ready.
+The GPU counts as idle while nothing is queued on it, by CUDA events. The full-size model has random
+weights. Without a GPU the tiny model runs on the CPU, which the encoder uses too; this only checks
+that the bench works.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     ROOT = Path(__file__).resolve().parents[1]
-    # A checkout is enough. Not this folder: its `queue` would stand in for the standard library's.
+    # Import from the checkout, and replace this folder, whose modules could hide installed ones.
     sys.path[:1] = [str(ROOT), str(ROOT / "producer"), str(ROOT / "worker")]
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -40,7 +41,7 @@ from ltxq_worker.encode.clip import Encoding
 from ltxq_worker.pipeline import Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 
-ENCODERS = 8  # clips being encoded at once, as LTXQ_SPOOL_JOBS has it
+ENCODERS = 8  # clips being encoded at once, the default of LTXQ_SPOOL_JOBS
 NAMES = {"process": "in the process", "queue": "through the queue"}
 
 
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def in_process(options: argparse.Namespace, device: torch.device, tiny: bool) -> dict[str, Any]:
-    """A backlog of each size on the pipeline alone."""
+    """Measure a backlog of each size on the pipeline alone."""
     gpu = GpuThread()
     pipeline = gpu.run(lambda: build(options.model, options.arm, options.optimize, device, tiny))
     backlog = Backlog(pipeline, device, gpu, options.pause)
@@ -82,8 +83,8 @@ def in_process(options: argparse.Namespace, device: torch.device, tiny: bool) ->
 
 
 def through_queue(options: argparse.Namespace, device: torch.device, tiny: bool) -> dict[str, Any]:
-    """A backlog of each size, taken from a queue by a worker of its own process."""
-    from bench.harness.queued import measure  # Celery, Redis and boto3, for this part alone
+    """Measure a backlog of each size through the queue, with a separate worker process."""
+    from bench.harness.queued import measure  # imports Celery, Redis and boto3
 
     return measure(
         model=options.model,
@@ -100,7 +101,7 @@ PARTS = {"process": in_process, "queue": through_queue}
 
 
 def build(base: Base, arm: str, optimize: str, device: torch.device, tiny: bool) -> Pipeline:
-    """ltxq's pipeline around a model with random weights."""
+    """Build ltxq's pipeline around a model with random weights."""
     sizes = Sizes.of(base, tiny_one=tiny)
     (spec,) = plan.specs([arm], [], optimize, device.type)
     assert spec.optimizations is not None
@@ -110,18 +111,18 @@ def build(base: Base, arm: str, optimize: str, device: torch.device, tiny: bool)
 
 
 class Backlog:
-    """Clips one after the other on the GPU, their encoding beside it."""
+    """Makes clips one after another on the GPU, and encodes them in other threads."""
 
     def __init__(
         self, pipeline: Pipeline, device: torch.device, gpu: GpuThread, pause: float
     ) -> None:
-        """`gpu`: the thread that `pipeline` was made on. `pause`: seconds between two jobs."""
+        """`gpu`: the thread that built `pipeline`. `pause`: seconds between two jobs."""
         self._pipeline = TimedPipeline(pipeline, device)
         self._gpu, self._pause = gpu, pause
-        self._free = threading.Lock()  # a turn of a worker holds it
+        self._free = threading.Lock()  # held while a clip uses the GPU
 
     def run(self, requests: list[VideoRequest]) -> dict[str, float]:
-        """What share of the time there was work for the GPU; the requests are of one size."""
+        """Make clips of one size; returns the share of time with work for the GPU, and more."""
         self._gpu.run(self._pipeline.start)
         with ThreadPoolExecutor(1 + ENCODERS) as threads:
             jobs = []
@@ -166,9 +167,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arm", choices=["ltxq", "ltxq-fp8"], default="ltxq-fp8")
     parser.add_argument("--workloads", nargs="+", choices=list("abc"), default=["a", "b"])
     parser.add_argument("--jobs", type=int, default=20, help="clips of each size")
-    parser.add_argument("--optimize", default="auto", help="what is on, as LTXQ_OPTIMIZE says it")
+    parser.add_argument("--optimize", default="auto", help="a value of LTXQ_OPTIMIZE")
     parser.add_argument("--pause", type=float, default=_between_jobs(), help="seconds between jobs")
-    parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
+    parser.add_argument("--tiny", action="store_true", help="use the tiny model on a GPU too")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
     return parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""How long a clip takes, beside the library's own code: `python bench/clip.py`.
+"""Measures how long a clip takes, compared with the library's code: `python bench/clip.py`.
 
-Builds LTX-2 and Gemma in full size with random weights on the GPU, without a file, and makes clips
-of three sizes in turns: the library's eager code (`library`, `library-fp8`) and ltxq (`ltxq`,
-`ltxq-fp8`). Prints a table for each size. Writes everything as JSON to bench/results/ after every
-clip, in place of older figures of the same arms and sizes; an arm that fails does not end the
-others, and `--limit` ends them all in time. Where there is no GPU it does the same with the tiny
-model, in seconds: that shows that it works, not how fast.
+Builds LTX-2 and Gemma in full size with random weights on the GPU, without files. Makes clips of
+three sizes, in turns by the library's eager code (`library`, `library-fp8`) and by ltxq (`ltxq`,
+`ltxq-fp8`); each of these is called an arm. Prints a table for each size. Writes all figures as
+JSON to bench/results/ after every clip, replacing older figures of the same arms and sizes. If an
+arm fails, the others go on; `--limit` ends all in time. Without a GPU the tiny model runs, in
+seconds, which only checks that the bench works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     ROOT = Path(__file__).resolve().parents[1]
-    # A checkout is enough. Not this folder: its `queue` would stand in for the standard library's.
+    # Import from the checkout, and replace this folder, whose modules could hide installed ones.
     sys.path[:1] = [str(ROOT), str(ROOT / "producer"), str(ROOT / "worker")]
 os.environ.setdefault("TQDM_DISABLE", "1")  # the library's progress bars
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -38,7 +38,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tiny = options.tiny or device.type == "cpu"
     if device.type == "cpu":
-        torch.set_num_threads(1)  # the tiny model gains nothing by more
+        torch.set_num_threads(1)  # the tiny model gains nothing from more
     phases = Phases(options.limit)
     lost = False
     for base in options.model:
@@ -49,7 +49,7 @@ def main() -> None:
             contest.run()
         except DeviceBroken as exc:
             lost = True
-            print(f"The device is lost, what was measured until then stands: {exc}")
+            print(f"The GPU no longer works; figures measured before this are kept: {exc}")
         contest.show()
         if lost:
             break
@@ -64,19 +64,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=list(plan.ARMS), default=list(plan.ARMS))
     parser.add_argument("--workloads", nargs="+", choices=list("abc"), default=list("abc"))
     parser.add_argument("--runs", type=int, default=10, help="timed clips of each arm and size")
-    parser.add_argument("--warmups", type=int, default=3, help="clips before them")
-    parser.add_argument(
-        "--limit", type=float, help="seconds, after which it stops and keeps what it has"
-    )
-    parser.add_argument("--optimize", default="auto", help="what is on, as LTXQ_OPTIMIZE says it")
+    parser.add_argument("--warmups", type=int, default=3, help="untimed clips before them")
+    parser.add_argument("--limit", type=float, help="seconds, after which no other clip begins")
+    parser.add_argument("--optimize", default="auto", help="a value of LTXQ_OPTIMIZE")
     parser.add_argument(
         "--without",
         nargs="+",
         default=[],
         metavar="NAME",
-        help=("more arms, each without one optimization; 'each': all of them, one at a time"),
+        help=("add arms, each without one of these optimizations; 'each': one for every one"),
     )
-    parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
+    parser.add_argument("--tiny", action="store_true", help="use the tiny model on a GPU too")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
     return parser.parse_args()
 

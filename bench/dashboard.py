@@ -1,9 +1,10 @@
-"""What the dashboard shows of a queue at work, drawn without Grafana: `python bench/dashboard.py`.
+"""Draws the Grafana dashboard of a queue under load, without Grafana: `python bench/dashboard.py`.
 
 A gateway, two workers with the instant test pipeline and a Prometheus with docker/'s configuration
-run for some minutes; meanwhile jobs come in bursts, a worker is killed, storage goes away, one job
-is late. Then every panel of docker/grafana/dashboards/ltxq.json is asked its own queries and drawn
-where it stands there. Writes docs/dashboard.webp. Needs Debian's chromium and prometheus.
+run for some minutes. Meanwhile jobs arrive in bursts, a worker is killed, storage stops answering,
+and one job times out in each burst. Then the queries of every panel in
+docker/grafana/dashboards/ltxq.json are run, and the panels are drawn in its layout. Writes
+docs/dashboard.webp. Needs Debian's chromium and prometheus.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
 if __name__ == "__main__":
-    # In place of this folder, whose `queue` would stand in for the standard library's.
+    # Replaces this folder, whose modules could hide installed ones.
     sys.path[:1] = [str(TESTS)]
 
 import argparse
@@ -34,11 +35,11 @@ from PIL import Image
 
 DASHBOARD = Path(__file__).parents[1] / "docker" / "grafana" / "dashboards" / "ltxq.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "dashboard.webp"
-RATE_INTERVAL = "15s"  # Grafana's $__rate_interval here: Prometheus asks each second, not each 15
+RATE_INTERVAL = "15s"  # for $__rate_interval: Prometheus scrapes here every second, not every 15
 COLOURS = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#b877d9", "#f2495c", "#8ab8ff", "#96d98d")
 SMALL = {"prompt": "a fox", "model": "instant", "width": 64, "height": 64, "num_frames": 9}
 BURST_SECONDS, BURST_JOBS = 20, 24
-COLUMNS, CELL, ROW = 24, 64, 30  # of Grafana's grid; a cell's width and height in pixels
+COLUMNS, CELL, ROW = 24, 64, 30  # columns of Grafana's grid; a cell's width and height in pixels
 STYLE = """
 body { margin: 0; width: 1536px; background: #111217; color: #ccccdc; font: 12px sans-serif }
 main { position: relative } section { position: absolute; box-sizing: border-box; padding: 3px }
@@ -50,8 +51,8 @@ p { margin: 2px 0; white-space: nowrap; font-size: 11px } i { font-style: normal
 text { fill: #8e8e99 }
 """
 
-Series = tuple[str, list[tuple[float, float]]]  # a name, and values by time
-Ask = Callable[[str, str], list[Series]]  # what an expression and a legend's form give
+Series = tuple[str, list[tuple[float, float]]]  # a name, and pairs of time and value
+Ask = Callable[[str, str], list[Series]]  # runs a query; arguments: expression, legend format
 
 
 def page(dashboard: dict[str, Any], ask: Ask) -> str:
@@ -78,14 +79,14 @@ def _panel(panel: dict[str, Any], ask: Ask) -> str:
         one for target in panel["targets"] for one in ask(target["expr"], target["legendFormat"])
     ]
     if panel["type"] == "stat":
-        shown = f"<b>{_said(series[0][1][-1][1], unit, '.0f') if series else '–'}</b>"
+        shown = f"<b>{_formatted(series[0][1][-1][1], unit, '.0f') if series else '–'}</b>"
     else:
         shown = _curves(series, unit, at["w"] * CELL - 24, at["h"] * ROW - 96)
     return f'<section style="{place}"><div><h3>{title}</h3>{shown}</div></section>'
 
 
 def _curves(series: list[Series], unit: str, width: int, height: int) -> str:
-    """Lines over one axis, and below them what the first of them are and were last."""
+    """The series as lines over one axis, with a legend of their names and last values below."""
     points = [point for _, curve in series for point in curve if math.isfinite(point[1])]
     if not points:
         return '<p style="line-height: 120px; text-align: center">No data</p>'
@@ -101,19 +102,19 @@ def _curves(series: list[Series], unit: str, width: int, height: int) -> str:
             if math.isfinite(value)
         )
         lines += f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-        last = f"{html.escape(name)}: {_said(curve[-1][1], unit)}"
+        last = f"{html.escape(name)}: {_formatted(curve[-1][1], unit)}"
         names += f'<i style="color: {colour}">▬</i> {last} &nbsp; '
         if number % 3 == 2:
             names += "<br>"
     axis = "".join(
-        f'<text x="0" y="{height - share * height + 10:.0f}">{_said(share * top, unit)}</text>'
+        f'<text x="0" y="{height - share * height + 10:.0f}">{_formatted(share * top, unit)}</text>'
         f'<path d="M60 {height - share * height:.0f}H{width}" stroke="#2c3035"/>'
         for share in (0, 0.5, 1)
     )
     return f'<svg width="{width}" height="{height + 14}">{axis}{lines}</svg><p>{names}</p>'
 
 
-def _said(value: float, unit: str, form: str = ".3g") -> str:
+def _formatted(value: float, unit: str, form: str = ".3g") -> str:
     if not math.isfinite(value):
         return "–"
     if unit == "bool_yes_no":
@@ -131,7 +132,7 @@ def _said(value: float, unit: str, form: str = ".3g") -> str:
 
 
 def asking(url: str, start: float, end: float) -> Ask:
-    """`Ask` for the Prometheus at `url` and that time."""
+    """An `Ask` for the Prometheus at `url` and the time from `start` to `end`."""
 
     def ask(expr: str, legend: str) -> list[Series]:
         query = expr.replace("$__rate_interval", RATE_INTERVAL).replace("$model", ".*")
@@ -151,7 +152,7 @@ def _named(legend: str, labels: dict[str, str]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seconds", type=int, default=240, help="of work before the picture")
+    options.add_argument("--seconds", type=int, default=240, help="of load before the picture")
     options.add_argument("--picture", type=Path, default=PICTURE, help="the WebP to write")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +162,7 @@ def main() -> None:
 
 
 def watched(folder: Path, seconds: int) -> str:
-    """The page after `seconds` of work and trouble."""
+    """The page after `seconds` of load and faults."""
     from fleet import Fleet, worker_environment
     from gateways import Gateway
     from ltxq_worker.embedded.servers import RedisServer, S3Server, free_port
@@ -169,7 +170,7 @@ def watched(folder: Path, seconds: int) -> str:
     from receiver import LOOPBACK, SECRET, Receiver
 
     ports = {"gateway": free_port(), "worker": free_port()}
-    told = {name: {"LTXQ_METRICS_ADDRESS": f"127.0.0.1:{at}"} for name, at in ports.items()}
+    metrics = {name: {"LTXQ_METRICS_ADDRESS": f"127.0.0.1:{at}"} for name, at in ports.items()}
     with ExitStack() as parts:
         redis = parts.enter_context(RedisServer.start(folder / "redis"))
         s3 = parts.enter_context(S3Server.start(folder / "s3"))
@@ -181,8 +182,8 @@ def watched(folder: Path, seconds: int) -> str:
         }
         receiver = Receiver()
         parts.callback(receiver.stop)
-        fleet = parts.enter_context(Fleet(settings | told["worker"], gpus="cpu,cpu"))
-        gateway = parts.enter_context(Gateway(settings | told["gateway"]))
+        fleet = parts.enter_context(Fleet(settings | metrics["worker"], gpus="cpu,cpu"))
+        gateway = parts.enter_context(Gateway(settings | metrics["gateway"]))
         url = parts.enter_context(prometheus(folder, ports))
         fleet.wait_until_ready(times=2)
         storage = psutil.Process(s3.process.pid)
@@ -199,8 +200,8 @@ def watched(folder: Path, seconds: int) -> str:
 def _work(
     api: str, webhook_url: str, seconds: int, troubles: list[tuple[float, Callable[[], object]]]
 ) -> None:
-    """A burst of jobs of all priorities every twenty seconds, one of them late, each asked for once
-    a second; and troubles, each after its share of the time.
+    """Submit a burst of jobs of all priorities every twenty seconds, one of them with a timeout of
+    1 s, and poll its jobs every second. Call each of `troubles` after its share of the time.
     """
     began, burst = time.monotonic(), 0
     ids: list[str] = []
@@ -223,7 +224,7 @@ def _work(
 
 
 def photographed(drawn: str) -> bytes:
-    """The page as WebP."""
+    """A screenshot of the page as WebP."""
     from browser import chromium
 
     with chromium() as browser:

@@ -1,10 +1,10 @@
-"""Whether the encoder keeps up beside a GPU, measured on one machine: `python bench/encode.py`.
+"""Measures whether the encoder keeps up with a GPU: `python bench/encode.py`.
 
-Clips of moving waves under grain, in memory, through the worker's own encoder: MP4 with sound,
+Encodes clips of moving waves with grain from memory with the worker's encoder: MP4 with sound,
 poster and spritesheet. Once from RGB frames, as a CPU makes them, and once from YUV, as they leave
-a GPU; and with x264's neighbouring presets. Prints a table, and writes the same as JSON to
-bench/results/encode.json. Seconds of CPU are of all threads: they tell of a machine that is busy
-with other things, where the clock does not.
+a GPU; and with x264's neighbouring presets. Prints a table, and writes it as JSON to
+bench/results/encode.json. Seconds of CPU are summed over all threads; unlike elapsed time they stay
+comparable on a machine that is busy with other work.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
 def made(
     request: VideoRequest, pixels: Any, rgb: NDArray[np.uint8], yuv: NDArray[np.uint8]
 ) -> Figures:
-    """One clip encoded."""
+    """Encode one clip."""
     chunks = np.array_split(yuv if pixels == "yuv420p" else rgb, request.num_frames // 8)
     with tempfile.TemporaryDirectory() as folder:
         clock, cpu = time.perf_counter(), time.process_time()
@@ -97,7 +97,7 @@ def median_of(runs: int, run: Callable[[], Figures]) -> Figures:
 
 
 def scene(width: int, height: int, count: int) -> NDArray[np.uint8]:
-    """uint8 [count, H, W, 3]: waves that drift under grain that changes with every frame."""
+    """uint8 [count, H, W, 3]: drifting waves, with grain that changes with every frame."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     waves = [np.sin(x / period) * np.cos(y / 31 + period) for period in (40, 49, 58)]
@@ -144,7 +144,7 @@ def _processor() -> str:
 
 
 def ignore(stage: object, step: int, steps: int) -> None:
-    """A report nobody reads."""
+    """A Report that does nothing."""
 
 
 def _options() -> argparse.Namespace:

@@ -1,15 +1,15 @@
-"""How far one Redis goes: many workers as claimers on the ledger, over a deep queue.
+"""Measures how many workers one Redis supports, with a deep queue.
 
     python bench/fleet.py                     # 1,000 workers, 200,000 queued jobs; about 5 minutes
     python bench/fleet.py --workers 50 --jobs 5000 --seconds 5     # a quick look
 
-A real redis-server with its append-only file on. Jobs are loaded in bulk through pipelines, with a
-message each, as submissions leave them. Workers are threads that do with the ledger what a worker
-does in a job's life: claim, renew the lease, report each step, finish. A process does what their
-supervisors do, one for every eight, every two seconds. There are no Celery processes, and nobody
-takes the messages. Load generator and Redis share this machine's cores, so Redis's own CPU time is
-measured too: it says where a Redis with a core to itself stops. Prints a table, and writes the same
-as JSON to bench/results/fleet.json.
+Runs a real redis-server with its append-only file on. Jobs are loaded in bulk through pipelines,
+each with its message, as submissions leave them. Workers are threads that make a worker's ledger
+calls for each job: claim, renew the lease, report each step, finish. One process makes the calls of
+their supervisors, one supervisor for eight workers, every two seconds. No Celery process runs, and
+the messages are not consumed. Load generator and Redis share this machine's cores, so Redis's CPU
+time is measured too, to calculate the limit of a Redis with a core of its own. Prints a table, and
+writes it as JSON to bench/results/fleet.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+    del sys.path[0]  # this folder, whose modules could hide installed ones
 
 import argparse
 import json
@@ -48,13 +48,13 @@ PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold ai
 MODEL = "ltx-2-19b-distilled"
 REQUEST = VideoRequest(prompt=PROMPT, model=MODEL)
 HOST = 8  # workers of one supervisor
-SWEEP_SECONDS = 2.0  # between what it does
-STEPS = 20  # reports in a job: eight denoising steps, and the stages around them
+SWEEP_SECONDS = 2.0  # between two rounds of a supervisor's calls
+STEPS = 20  # reports in a job: eight denoising steps, and the other stages
 BATCH = 500  # jobs in one pipeline
 BAND = BANDS["normal"]
 MILLION = 1_000_000
 RESULTS = Path(__file__).parent / "results" / "fleet.json"
-DONE = JobError(code="internal", message="simulated")  # ends a job as a result would, in less bytes
+DONE = JobError(code="internal", message="simulated")  # ends a job, in fewer bytes than a result
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
 
 def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
     """Fill the queue by the ledger's own script, which also sends the messages."""
-    ledger.jobs.list(limit=1)  # Redis knows the script from here on
+    ledger.jobs.list(limit=1)  # loads the script into Redis
     queue = queue_name(MODEL)
     empty = used(direct)
     began = time.perf_counter()
@@ -114,7 +114,7 @@ def load(ledger: Ledger, direct: redis.Redis, jobs: int) -> dict[str, float]:
 
 
 def ask(ledger: Ledger) -> dict[str, float]:
-    """What the depth of the queue costs those who ask."""
+    """Measure reads, sweeps and submissions with the deep queue."""
     last = ledger.jobs.list(limit=1).jobs[0].id
     return {
         "one sweep, nothing wrong (ms)": 1000 * time_of_sweeps(ledger),
@@ -130,7 +130,7 @@ def ask(ledger: Ledger) -> dict[str, float]:
 def run(
     url: str, direct: redis.Redis, options: argparse.Namespace, workers: int, job_seconds: float
 ) -> dict[str, float]:
-    """Claimers in processes of their own, for a while; and submissions beside them."""
+    """Run claimers and supervisors in separate processes for a while."""
     processes = min(2, workers)
     busy, calls = cpu(direct), commands(direct)
     began = time.perf_counter()
@@ -177,7 +177,7 @@ def run(
 
 
 def simulate(options: argparse.Namespace) -> None:
-    """A process of claimers: prints what its calls took, as JSON."""
+    """The process of claimers: prints the durations of its calls as JSON."""
     settings = Settings(url=options.claim_from, lease=30)
     ledger = Ledger.from_settings(settings)
     end = time.monotonic() + options.seconds
@@ -193,7 +193,7 @@ def simulate(options: argparse.Namespace) -> None:
 
     def work(number: int) -> None:
         pause = options.job_seconds / STEPS
-        # Fleets do not start at one instant.
+        # Workers of a fleet do not start at the same moment.
         threading.Event().wait(options.job_seconds * (number % 97) / 97)
         while time.monotonic() < end:
             claim = timed("claim", lambda: ledger.claims.take(MODEL, f"gpu{number}@{options.name}"))
@@ -216,7 +216,7 @@ def simulate(options: argparse.Namespace) -> None:
 
 
 def supervise(options: argparse.Namespace) -> None:
-    """What the supervisors of these workers do, in one thread."""
+    """Make the calls of these workers' supervisors, in one thread."""
     ledger = Ledger.from_settings(Settings(url=options.supervise, lease=30))
     end = time.monotonic() + options.seconds
     hosts = range(0, options.workers, HOST)
@@ -232,7 +232,7 @@ def supervise(options: argparse.Namespace) -> None:
 
 
 def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[str, float]:
-    """A whole fleet dies at once: one sweep gives back all it had."""
+    """Let all leases of a fleet end at once, and measure the sweep that requeues the jobs."""
     for number in range(workers):
         assert ledger.claims.take(MODEL, f"gpu{number}@lost")
     make_sweep_due(ledger)
@@ -249,7 +249,7 @@ def lose_everything(ledger: Ledger, direct: redis.Redis, workers: int) -> dict[s
 
 
 def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
-    """What a stranger's made-up models cost the sweeps."""
+    """Submit jobs for many made-up models, and measure their effect on a sweep."""
     taken = 0
     for number in range(names):
         with suppress(QueueFull):
@@ -265,13 +265,13 @@ def make_up_models(ledger: Ledger, names: int) -> dict[str, float]:
 
 
 def make_sweep_due(ledger: Ledger) -> None:
-    """Set the time of the last sweep back, so that the next one does its work."""
+    """Set the time of the last sweep back, so that the next one is not skipped."""
     now = ledger._script.redis.time()
     ledger._script.redis.set(f"{PREFIX}swept", int(now[0] * 1000 + now[1] / 1000 - 2000))
 
 
 def time_of_sweeps(ledger: Ledger) -> float:
-    """The median, in seconds."""
+    """The median of 20 sweeps, in seconds."""
     took = []
     for _ in range(20):
         make_sweep_due(ledger)
@@ -299,7 +299,7 @@ def used(direct: redis.Redis) -> int:
 
 
 def cpu(direct: redis.Redis) -> float:
-    """Seconds Redis's own process has computed."""
+    """Seconds of CPU time that Redis has used."""
     info = direct.info("cpu")
     return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
@@ -329,9 +329,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=200_000, help="queued before the fleet starts")
     parser.add_argument("--workers", type=int, default=1000)
-    parser.add_argument("--job-seconds", type=float, default=20.0, help="what a job takes")
-    parser.add_argument("--names", type=int, default=30_000, help="of models, made up")
-    parser.add_argument("--seconds", type=float, default=60.0, help="each part of the simulation")
+    parser.add_argument("--job-seconds", type=float, default=20.0, help="duration of a job")
+    parser.add_argument("--names", type=int, default=30_000, help="number of made-up models")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each simulated fleet")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--claim-from", help=argparse.SUPPRESS)
     parser.add_argument("--supervise", help=argparse.SUPPRESS)

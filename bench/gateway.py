@@ -1,12 +1,12 @@
 """Load test of the gateway on one machine: `python bench/gateway.py`.
 
-For one minute, a thousand clients, each on its own connection, poll a clip once a second, and a
-newer one when that is finished. Twenty clips are submitted per second. Redis (append-only file on),
-S3 server, gateway, a worker with the instant test pipeline and this load generator share two cores.
-Prints a table, and writes it as JSON to bench/results/gateway.json.
+For one minute, a thousand clients poll a clip once a second, each on its own connection, and change
+to a newer clip when it is finished. Twenty clips are submitted per second. Redis (append-only file
+on), S3 server, gateway, a worker with the instant test pipeline and this load generator share two
+cores. Prints a table, and writes it as JSON to bench/results/gateway.json.
 
-A request's latency starts when it was due, not when it was sent: a stall counts for every request
-that it delays.
+Latency counts from when a request was due, not from when it was sent, so a stall counts for every
+request that it delays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would shadow the standard library's
+    del sys.path[0]  # this folder, whose modules could hide installed ones
 
 import argparse
 import asyncio
@@ -180,7 +180,7 @@ class Load:
                 await asyncio.sleep(0.2)
 
     async def _poll(self, number: int, start: float, end: float) -> None:
-        """One client: polls a clip once a second; when it is final, a newer one."""
+        """One client: polls a clip once a second, and changes to a newer one when it is final."""
         owner = number % len(self._keys)
         connection = Connection(self._port, self._keys[owner])
         job_id = self._first[owner][number // len(self._keys) % FIRST]

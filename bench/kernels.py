@@ -1,9 +1,8 @@
-"""Where the device's time goes: `python bench/kernels.py`.
+"""Profiles the device's kernels while it makes a clip: `python bench/kernels.py`.
 
-The kernels of a prompt, of two denoising steps and of the decoding, by the time they take, for
-ltxq's pipeline as a worker runs it, with a full-size model of random weights. Prints the longest
-ones and writes more of them as JSON to bench/results/. Without a GPU it shows the CPU's operations
-on the tiny model.
+Lists the kernels of encoding a prompt, of two denoising steps and of decoding by their total time,
+for ltxq's pipeline with a full-size model of random weights. Prints the longest and writes more of
+them as JSON to bench/results/. Without a GPU it profiles the CPU's operations on the tiny model.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     ROOT = Path(__file__).resolve().parents[1]
-    # A checkout is enough. Not this folder: its `queue` would stand in for the standard library's.
+    # Import from the checkout, and replace this folder, whose modules could hide installed ones.
     sys.path[:1] = [str(ROOT), str(ROOT / "producer"), str(ROOT / "worker")]
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -34,8 +33,8 @@ from bench.harness.weights import Base
 from ltxq.job import Stage, VideoRequest
 from ltxq_worker.pipeline import Pipeline
 
-LOOKED_AT = {1: range(3, 5), 2: range(9, 11)}  # steps, by the clip's stages: those of full size
-KEPT, PRINTED = 60, 12  # kernels of each part
+PROFILED_STEPS = {1: range(3, 5), 2: range(9, 11)}  # full-size steps, by the number of stages
+KEPT, PRINTED = 60, 12  # kernels of each part that are written and printed
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
     measured["workloads"] = {}
     for workload in options.workloads:
         if not phases.allows():
-            print(f"{workload}: not measured, the time was over")
+            print(f"{workload}: not measured, the time limit was reached")
             continue
         with phases.phase(f"{workload}: warmed up and profiled"):
             for take in (0, 1):
@@ -65,18 +64,18 @@ def main() -> None:
 
 
 class Profiled:
-    """One clip, with the profiler on for a part of it at a time."""
+    """Profiles one clip, one part at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._parts: dict[str, dict[str, Any]] = {}
-        self._steps = LOOKED_AT[1]
+        self._steps = PROFILED_STEPS[1]
         self._profile: Any = None
         self._began = 0.0
 
     def clip(self, pipeline: Pipeline, request: VideoRequest) -> dict[str, dict[str, Any]]:
-        """Make it; what its parts took."""
-        self._steps = LOOKED_AT[request.stages]
+        """Make the clip; returns the figures of its parts."""
+        self._steps = PROFILED_STEPS[request.stages]
         self._start()
         _clip(pipeline, request, self._report)
         self._end("decode")
@@ -151,9 +150,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", choices=get_args(Base), default="ltx-2-19b")
     parser.add_argument("--arm", choices=["ltxq", "ltxq-fp8"], default="ltxq-fp8")
     parser.add_argument("--workloads", nargs="+", choices=list("abc"), default=["a", "b"])
-    parser.add_argument("--optimize", default="auto", help="what is on, as LTXQ_OPTIMIZE says it")
+    parser.add_argument("--optimize", default="auto", help="a value of LTXQ_OPTIMIZE")
     parser.add_argument("--limit", type=float, help="seconds, after which no other clip begins")
-    parser.add_argument("--tiny", action="store_true", help="the tiny model, also on a GPU")
+    parser.add_argument("--tiny", action="store_true", help="use the tiny model on a GPU too")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write to")
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""How fast a model is loaded, beside how fast its files can be read: `python bench/load.py`.
+"""Measures how fast a model loads, and how fast its files can be read: `python bench/load.py`.
 
 Writes a model's folder with random weights, of full size (`--divide 1`) or narrower, into a folder
-of your choice (`--folder /dev/shm` is a RAM disk), and loads it in processes of their own: bf16 as
-it is, bf16 made FP8, FP8 as published; each from the disk and from the page cache. Prints a table
-and writes the same as JSON to bench/results/load.json.
+of your choice (`--folder /dev/shm` is a RAM disk). Loads it, each time in a new process: bf16,
+bf16 converted to FP8, and published FP8; each from the disk and from the page cache. Prints a table
+and writes it as JSON to bench/results/load.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     ROOT = Path(__file__).resolve().parents[1]
-    # A checkout is enough. Not this folder: its `queue` would stand in for the standard library's.
+    # Import from the checkout, and replace this folder, whose modules could hide installed ones.
     sys.path[:1] = [str(ROOT), str(ROOT / "producer"), str(ROOT / "worker")]
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
 BLOCK = 16_000_000  # bytes of a sequential read
-# Form of the files, and what they are loaded as.
+# The format of the files, and the quantization they are loaded with.
 ARMS = {
     "bf16": ("bf16", "bf16"),
     "bf16 made FP8": ("bf16", "fp8"),
@@ -65,7 +65,7 @@ def main() -> None:
                                 for _ in range(options.runs)
                             ]
                         )
-            for file in path.rglob("*.safetensors"):  # room for the next
+            for file in path.rglob("*.safetensors"):  # frees space for the next model
                 file.unlink()
     _print(rows)
     about = report.machine(device)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def one(folder: Path, quantization: str, device: str, state: str) -> Figures:
-    """The files read in one go, and the model loaded; both from the disk or both from memory."""
+    """Read the files sequentially, then load the model; both from `state`: disk or page cache."""
     paths = [*folder.rglob("*.safetensors")]
     size = sum(path.stat().st_size for path in paths)
     if state == "disk":
@@ -101,14 +101,14 @@ def one(folder: Path, quantization: str, device: str, state: str) -> Figures:
 
 
 def measure(folder: str, quantization: str, device: str) -> Figures:
-    """Load, in this process: seconds, bytes of weights, and the most that was held on the way."""
+    """Load the model in this process: seconds, bytes of weights, and peak memory."""
     import torch
 
     from ltxq_worker.models.files.folder import ModelFolder
     from ltxq_worker.models.weights import resident
 
     if device == "cuda":
-        torch.zeros((), device=device)  # CUDA's own start
+        torch.zeros((), device=device)  # starts CUDA, which is not measured
     before = own_memory()
     with watched() as most:
         began = time.perf_counter()
@@ -118,7 +118,7 @@ def measure(folder: str, quantization: str, device: str) -> Figures:
         weights = list(_weights(model))
         if device == "cuda":
             torch.cuda.synchronize()
-        else:  # mapped, and read when it is used: a byte of each page is
+        else:  # weights are memory-mapped: use a byte of each page, so that all are read
             for weight in weights:
                 weight.detach().flatten().view(torch.uint8)[::4096].max()
         seconds = time.perf_counter() - began
@@ -137,7 +137,7 @@ def _weights(model: Any) -> Iterator[Any]:
 
 
 def read(path: Path) -> None:
-    """From its start to its end, in large pieces."""
+    """Read a file from start to end, in blocks of `BLOCK` bytes."""
     piece = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
         while file.readinto(piece):
@@ -145,7 +145,7 @@ def read(path: Path) -> None:
 
 
 def forget(paths: list[Path]) -> None:
-    """Out of the page cache. A RAM disk keeps them: there both states are the same."""
+    """Drop the files from the page cache. No effect on a RAM disk, where both states are equal."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -153,7 +153,7 @@ def forget(paths: list[Path]) -> None:
 
 
 def own_memory() -> int:
-    """Bytes of this process that are no file's: copies would show here, mapped files do not."""
+    """Bytes of this process's anonymous memory: counts copies, but not memory-mapped files."""
     status = Path("/proc/self/status").read_text()
     return next(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")
@@ -162,7 +162,7 @@ def own_memory() -> int:
 
 @contextmanager
 def watched() -> Iterator[list[int]]:
-    """What `own_memory` was, every few milliseconds."""
+    """Samples `own_memory` every 5 ms into the returned list."""
     seen, done = [own_memory()], threading.Event()
 
     def watch() -> None:
@@ -191,9 +191,9 @@ def _print(rows: dict[str, Figures]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the files go")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="folder for the files")
     parser.add_argument("--model", choices=["ltx-2-19b", "ltx-2.3-22b"], default="ltx-2-19b")
-    parser.add_argument("--divide", type=int, choices=[1, 2, 4, 8, 16], default=8, help="widths")
+    parser.add_argument("--divide", type=int, choices=[1, 2, 4, 8, 16], default=8, help="of widths")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)

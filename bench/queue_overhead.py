@@ -1,9 +1,9 @@
-"""What the queue costs, measured on one machine: `python bench/queue_overhead.py`.
+"""Measures the overhead of the queue on one machine: `python bench/queue_overhead.py`.
 
-An embedded Redis (append-only file on) and S3 server, one worker with the instant test pipeline,
-and two of them beside each other; for the GPU's idle time one with the tiny model. Prints a table,
-and writes the same as JSON to bench/results/queue.json. Redis, worker and this client share the
-machine's cores. `--parts clips workers` measures those alone and leaves the other figures there.
+Runs an embedded Redis (append-only file on), an S3 server and one worker with the instant test
+pipeline; then two such workers; and a worker with the tiny model for the GPU's idle time. Prints a
+table, and writes it as JSON to bench/results/queue.json. Redis, worker and this client share the
+machine's cores. `--parts clips workers` measures those parts only and keeps the other figures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+    del sys.path[0]  # this folder, whose modules could hide installed ones
 
 import argparse
 import itertools
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def submissions(folder: Path, count: int) -> dict[str, float]:
-    """To a queue that nobody reads."""
+    """Submissions to a queue without a worker."""
     with _stack(folder) as (client, server, _):
         return measure_submissions(client, server, count) | measure_beside_celery(count)
 
 
 def jobs(folder: Path, count: int) -> dict[str, float]:
-    """One by one, on the instant pipeline."""
+    """Small jobs, one by one, on the instant pipeline."""
     with _stack(folder) as (client, server, stack):
         stack.start_worker(model="instant", gpus="cpu", log=folder / "worker.log")
         client.wait(client.submit("warm up", **SMALL).id, 120)
@@ -69,7 +69,7 @@ def jobs(folder: Path, count: int) -> dict[str, float]:
 
 
 def clips(folder: Path, count: int) -> dict[str, float]:
-    """Of the default size, one by one, on the instant pipeline."""
+    """Clips of the default size, one by one, on the instant pipeline."""
     with _stack(folder) as (client, _, stack):
         stack.start_worker(model="instant", gpus="cpu", log=folder / "worker.log")
         client.wait(client.submit("warm up", **SMALL).id, 120)
@@ -77,8 +77,8 @@ def clips(folder: Path, count: int) -> dict[str, float]:
 
 
 def backlog(folder: Path, count: int) -> dict[str, float]:
-    """On the tiny model."""
-    from ltxq_worker.models.tiny.model import make_tiny  # torch, for this part alone
+    """A backlog on the tiny model."""
+    from ltxq_worker.models.tiny.model import make_tiny  # imports torch
 
     make_tiny(folder / "models" / "tiny")
     os.environ["LTXQ_MODEL_DIR"] = str(folder / "models")
@@ -88,7 +88,7 @@ def backlog(folder: Path, count: int) -> dict[str, float]:
 
 
 def measure_submissions(client: Client, server: redis.Redis, count: int) -> dict[str, float]:
-    """One client, one thread, submitting as fast as it can; memory per job that waits."""
+    """Submit as fast as possible from one client and thread; also Redis's memory per queued job."""
     client.submit(PROMPT)
     before = server.info("memory")["used_memory"]
     times = []
@@ -109,19 +109,19 @@ def measure_submissions(client: Client, server: redis.Redis, count: int) -> dict
 
 
 def measure_beside_celery(count: int) -> dict[str, float]:
-    """How fast beside plain Celery's `send_task` on the same Redis, in turns: with the event that
-    Flower shows, which `send_task` does not send, and without.
+    """Compare submissions with plain Celery's `send_task` on the same Redis, in turns: with the
+    event for Flower, which `send_task` does not send, and without.
     """
     settings = Settings.read()
     plain = Celery(broker=settings.url.get_secret_value(), set_as_current=False)
     request = {"request": {"prompt": PROMPT}}
     with (
-        Client(settings=settings.model_copy(update={"events": True})) as telling,
-        Client(settings=settings.model_copy(update={"events": False})) as quiet,
+        Client(settings=settings.model_copy(update={"events": True})) as with_events,
+        Client(settings=settings.model_copy(update={"events": False})) as without_events,
     ):
         ways: dict[str, Callable[[], object]] = {
-            "submit": lambda: telling.submit(PROMPT),
-            "quiet": lambda: quiet.submit(PROMPT),
+            "submit": lambda: with_events.submit(PROMPT),
+            "quiet": lambda: without_events.submit(PROMPT),
             "celery": lambda: plain.send_task(TASK, kwargs=request, queue="plain"),
         }
         took: dict[str, list[float]] = {way: [] for way in ways}
@@ -141,7 +141,7 @@ def measure_beside_celery(count: int) -> dict[str, float]:
 
 
 def measure_jobs(client: Client, server: redis.Redis, count: int) -> dict[str, float]:
-    """Submit a job to a worker that has nothing to do, wait for its result, and again."""
+    """Submit jobs one by one to an idle worker, and wait for each result."""
     jobs, waits = [], []
     calls, received, sent = traffic(server)
     began = time.perf_counter()
@@ -153,7 +153,7 @@ def measure_jobs(client: Client, server: redis.Redis, count: int) -> dict[str, f
         jobs.append(job)
     seconds = time.perf_counter() - began
     used = [now - then for now, then in zip(traffic(server), (calls, received, sent), strict=True)]
-    time.sleep(seconds)  # as long again without jobs, to take off what idling costs
+    time.sleep(seconds)  # the same time without jobs, to subtract the traffic of an idle worker
     quiet = [
         n - t - u for n, t, u in zip(traffic(server), (calls, received, sent), used, strict=True)
     ]
@@ -173,8 +173,8 @@ def measure_jobs(client: Client, server: redis.Redis, count: int) -> dict[str, f
 
 
 def measure_overhead(client: Client, count: int) -> dict[str, float]:
-    """What a job takes from its claim to its URL beside making the clip: claim, spool, the upload
-    of its four files, the ledger.
+    """Measure the time from a job's claim to its URL without making the clip: claim, spool, the
+    upload of its four files, the ledger.
     """
     uploads, besides = [], []
     for _ in range(count):
@@ -192,7 +192,7 @@ def measure_overhead(client: Client, count: int) -> dict[str, float]:
 
 
 def workers(folder: Path, count: int) -> dict[str, float]:
-    """How long `count` jobs take one worker and two, each of which holds its "GPU" for a second."""
+    """Time `count` jobs with one worker and with two; each job holds its "GPU" for a second."""
     os.environ["LTXQ_INSTANT_SECONDS"] = "1"
     took = {}
     for places in ("cpu", "cpu,cpu"):
@@ -219,14 +219,14 @@ def _places(places: str) -> set[str]:
 
 
 def measure_gpu_idle(client: Client, count: int) -> dict[str, float]:
-    """From a job letting go of the GPU to the next one's claim, with a backlog waiting."""
+    """With a backlog, measure the time from a job's release of the GPU to the next job's claim."""
     client.wait(client.submit("warm up", **SMALL).id, 300)
     submitted = [client.submit(f"fox {i}", **SMALL) for i in range(count)]
     jobs = sorted((client.wait(job.id, 600) for job in submitted), key=_started)
     idle = []
     for job, after in itertools.pairwise(jobs):
-        let_go = _started(job) + job.result_or_raise().timings["gpu"]
-        idle.append(1000 * (_started(after) - let_go))
+        released = _started(job) + job.result_or_raise().timings["gpu"]
+        idle.append(1000 * (_started(after) - released))
     on_gpu = sum(job.result_or_raise().timings["gpu"] for job in jobs)
     return {
         "jobs": count,
@@ -251,7 +251,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def report(figures: dict[str, dict[str, Any]]) -> None:
-    """Print them, and put them into the results in place of those of the same parts."""
+    """Print the figures, and replace those of the same parts in the results file."""
     for title, rows in figures.items():
         print(title)
         for name, value in rows.items():

@@ -162,7 +162,7 @@ def evaluate(seen: Played, jobs: list[Job], last: int) -> tuple[dict[str, float]
 
 
 def beginnings(seen: Played) -> Iterator[tuple[float, list[Heard]]]:
-    """For clips that began after a silence: when they began, and the sound around that time."""
+    """For each clip that began after a pause: the time, and the sound around that time."""
     for number in range(15, len(seen.shown)):
         *before, now = seen.shown[number - 15 : number + 1]
         if len({p.mark for p in before}) == 1 and now.mark != before[0].mark:
@@ -172,7 +172,7 @@ def beginnings(seen: Played) -> Iterator[tuple[float, list[Heard]]]:
 
 
 def plays_since(viewer: Viewer, at: float) -> bool:
-    """Whether a clip has begun after that time and plays."""
+    """Whether a clip that began after `at` is playing."""
     mark, last = viewer.shown[-1].mark, viewer.shown[-1]
     return bool(last.at > at and mark and 3 < mark.index < 6)
 

@@ -1,8 +1,8 @@
-"""The figures of a results folder as a short table: `python bench/show.py [FOLDER [KIND …]]`.
+"""Prints the figures of a results folder as short tables: `python bench/show.py [FOLDER [KIND …]]`.
 
-Of what `bench/bare.sh` measured, all kinds or those that are named: tests on a GPU, clips, what
-each optimization gains, how busy a backlog keeps the GPU, the longest kernels, attention. Knows no
-torch.
+Prints the figures that `bench/bare.sh` measured, of all kinds or of the named ones: tests on a GPU,
+clips, the gain of each optimization, how busy a backlog keeps the GPU, the longest kernels,
+attention. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def main() -> None:
 
 
 def tests(folder: Path) -> Iterator[str]:
-    """What tests/gpu came to."""
+    """The outcome of tests/gpu."""
     for path in sorted(folder.glob("tests-gpu*.xml")):
-        suite = ElementTree.parse(path).getroot()[0]  # noqa: S314 - pytest's own words
+        suite = ElementTree.parse(path).getroot()[0]  # noqa: S314 - written by pytest
         count = {
             name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
         }
@@ -41,7 +41,7 @@ def tests(folder: Path) -> Iterator[str]:
 
 
 def clips(folder: Path, kind: str) -> Iterator[str]:
-    """Of every arm on every size; `each`: also without one optimization each."""
+    """Clips of every arm and size; kind `each`: also of arms without one optimization."""
     for path in sorted(folder.glob(f"{kind}-*.json")):
         measured = json.loads(path.read_text())
         yield f"{path.stem}, {measured['machine']['device']}"
@@ -73,7 +73,7 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def backlogs(folder: Path) -> Iterator[str]:
-    """How busy the GPU is, and how soon a worker is ready."""
+    """The GPU's busy share, and the time until a worker is ready."""
     for path in sorted(folder.glob("busy-*.json")):
         measured = json.loads(path.read_text())
         yield f"{path.stem}, {measured['machine']['device']}"
@@ -109,7 +109,7 @@ def profiles(folder: Path) -> Iterator[str]:
 
 
 def attention(folder: Path) -> Iterator[str]:
-    """Milliseconds by kernel."""
+    """Milliseconds by attention kernel."""
     for path in sorted(folder.glob("attention-*.json")):
         measured = json.loads(path.read_text())
         yield f"{path.stem}, torch {measured['torch']}, cuDNN {measured['cudnn']}"

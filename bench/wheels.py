@@ -1,9 +1,11 @@
-"""Wheels for `bench/bare.sh`, whose machine has no network: `python bench/wheels.py [queue | fa3]`.
+"""Downloads wheels for `bench/bare.sh`, which runs without network.
 
-For Linux on x86_64 with Python 3.12, and torch, torchaudio, transformers, accelerate, scipy,
-einops, pillow and pytest of its own. Without a word: what the pipeline and its tests need beside
-those. `queue`: what a worker on a queue needs as well. `fa3`: flash attention 3, for
-`bench/attention.py` alone. They lie in .whl, of the versions and with the hashes of
+    python bench/wheels.py [queue | fa3]
+
+The target is Linux on x86_64 with Python 3.12 that already has torch, torchaudio, transformers,
+accelerate, scipy, einops, pillow and pytest. Without an argument: the other packages that the
+pipeline and its tests need. `queue`: also those of a worker on a queue. `fa3`: only flash attention
+3, for `bench/attention.py`. The wheels go to .whl, with the versions and hashes of
 requirements/dev.txt.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its `queue` would stand in for the standard library's
+    del sys.path[0]  # this folder, whose modules could hide installed ones
 
 import subprocess
 import tempfile
@@ -32,7 +34,7 @@ FA3 = """fa3-fwd==0.0.3 \\
     --hash=sha256:44d26c6cfc69dde5a0f9c6bebbccbb96ed20e97bc8b9ddda638b0bf62e91b93d
 """
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 35, 34, 31, 28, 27, 24, 17)]
-PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]  # pip takes each literally
+PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]  # pip matches each literally
 
 
 def main() -> None:
@@ -57,8 +59,8 @@ def main() -> None:
 
 
 def locked(names: list[str]) -> str:
-    """The lines of the lock file for these packages, without markers: of several versions of one
-    the newest, which is for the newest Python.
+    """The lock file's lines for these packages, without markers. Of several versions of a package,
+    takes the last, which is the newest and for the newest Python.
     """
     found: dict[str, list[str]] = {}
     current: list[str] = []
@@ -73,7 +75,7 @@ def locked(names: list[str]) -> str:
 
 
 def download(requirements: str) -> None:
-    """What the file of that name asks for, into the folder."""
+    """Download the wheels of a requirements file into `FOLDER`."""
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     subprocess.run(
         [
@@ -86,7 +88,7 @@ def download(requirements: str) -> None:
 
 
 def keep_s3_alone(wheel: Path) -> None:
-    """Leave botocore's descriptions of Amazon's other services out: 14 MB less to carry."""
+    """Remove the descriptions of services other than S3 from botocore's wheel: saves 14 MB."""
     small = wheel.with_suffix(".small")
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():

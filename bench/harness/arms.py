@@ -1,8 +1,8 @@
-"""Who makes the clips: the library as its own pipelines do, and ltxq's pipeline as a worker does.
+"""The arms, the implementations that are compared: the library's pipelines, and ltxq's.
 
-All arms have the same weights and read a prompt through ltxq's Gemma (ltx-core 1.0.0's own does not
-work with transformers 5). What the library's pipelines do for small cards is left out: it keeps its
-models, and does not empty caches between stages.
+All arms have the same weights and encode a prompt through ltxq's Gemma (ltx-core 1.0.0's own does
+not work with transformers 5). The library's arm leaves out measures for small cards: it keeps its
+models loaded, and does not empty caches between stages.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from ltxq_worker.pipeline.ltx import LtxPipeline
 
 @dataclass(frozen=True)
 class Made:
-    """What making one clip took."""
+    """The measurements of making one clip."""
 
     spans: dict[str, float]  # seconds by stage, on the device's own timeline
     seconds: float  # prompt to MP4 on disk, by the clock
     encode: float  # seconds from the last frame in the host's memory to the MP4, by the clock
     mp4_bytes: int
-    pieces: int  # in which the frames were decoded
+    pieces: int  # number of decoded chunks
 
 
 class Arm(Protocol):
@@ -59,17 +59,17 @@ class Arm(Protocol):
 
     @property
     def optimizations(self) -> str:
-        """What is on, as LTXQ_OPTIMIZE says it; '': there is nothing to be on."""
+        """The optimizations that are on, as in LTXQ_OPTIMIZE; '' for the library's arms."""
 
     def make(self, request: VideoRequest, folder: Path) -> Made:
-        """Make a clip, timed, its MP4 into `folder`."""
+        """Make and time a clip; writes its MP4 to `folder`."""
 
     def latents(self, request: VideoRequest) -> Latents:
         """The clip before decoding, untimed."""
 
 
 class LibraryArm:
-    """ltx-core's modules and ltx-pipelines' loop, default tiling and encoder, run eagerly."""
+    """ltx-core's modules with ltx-pipelines' loop, default tiling and encoder; not compiled."""
 
     optimizations = ""
 
@@ -181,7 +181,7 @@ class LtxqArm:
         self._device = next(shared.video_decoder.parameters()).device
         self._timeline = Timeline(self._device)
         self._optimizations = optimizations
-        # A decoder of its own: what makes it faster may change how its weights lie in memory.
+        # A copy of the decoder: the optimization `decode` changes the memory order of its weights.
         self._decoder = copy.deepcopy(shared.video_decoder)
         self.pipeline = self._around(model, optimizations)
 
@@ -213,7 +213,7 @@ class LtxqArm:
         decoded: list[float] = []
 
         def report(stage: Stage, step: int, _steps: int) -> None:
-            if stage == "encode":  # from now on the GPU is free
+            if stage == "encode":  # first reported when the GPU is free
                 decoded.append(time.perf_counter())
             elif stage == "denoise" and step:
                 line.mark(f"step {step}")
@@ -223,7 +223,7 @@ class LtxqArm:
                 line.mark("connectors")
 
         line.start()
-        # The decoder as it runs, which may be another view of the one that was given.
+        # The decoder that runs, which may be a channels-last copy of the one given.
         with watched(self._shared, self.pipeline._decoding._decoder, line):
             encoded = encode(self.pipeline.generate(request, report), request, folder, report)
         ended = time.perf_counter()
@@ -246,20 +246,20 @@ class LtxqArm:
         )
 
     def over(self, model: X0Model) -> Transformer:
-        """What runs `model` in this arm, uncompiled: a size of its own would take a minute."""
+        """This arm's transformer over `model`, uncompiled: compiling a new size takes a minute."""
         plain = replace(self._optimizations, compile=False, graphs=False)
         return self._around(model, plain)._fast.transformer
 
 
 @contextmanager
 def watched(shared: Shared, decoder: torch.nn.Module | None, line: Timeline) -> Iterator[None]:
-    """Has `line` marked where Gemma, upsampler and vocoder end, and each run of `decoder`."""
+    """Marks on `line` when Gemma, upsampler and vocoder end, and after each run of `decoder`."""
     parts = {"text": shared.gemma, "upsample": shared.upsampler, "audio": shared.vocoder}
     with ExitStack() as hooks:
         for name, part in parts.items():
             hook = part.register_forward_hook(lambda *_, name=name: line.mark(name))
             hooks.callback(hook.remove)
-        if decoder is not None:  # no hook: where there are tiles its `forward` is called as such
+        if decoder is not None:  # hooks do not run, since tiled decoding calls `forward` directly
             decode = decoder.forward
 
             def timed(*args: Any, **kwargs: Any) -> Any:
@@ -276,7 +276,7 @@ def watched(shared: Shared, decoder: torch.nn.Module | None, line: Timeline) -> 
 def _copied(
     chunks: Iterator[torch.Tensor], line: Timeline, decoded: list[float]
 ) -> Iterator[torch.Tensor]:
-    """The chunks in the host's memory; `decoded` becomes when each of them came."""
+    """The chunks in the host's memory; appends the time of each to `decoded`."""
     for chunk in chunks:
         line.mark("decode")
         frames = chunk.cpu()
@@ -286,4 +286,4 @@ def _copied(
 
 
 def _ignore(step: int) -> None:
-    """A StepDone nobody needs."""
+    """A StepDone that does nothing."""

@@ -1,5 +1,5 @@
-"""The arms' first blocks against the library's in float32: rounding as it arises, before eight
-steps through all blocks have mixed it.
+"""Compares the arms' first blocks with the library's in float32. This shows the rounding error of
+a few blocks, before eight steps through all blocks amplify it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from bench.harness.weights import Sizes
 from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer, Transformer
 
-BLOCKS = 4  # the first, which stays in bf16, and three that FP8 is for
+BLOCKS = 4  # the first, which stays in bf16, and three that may be in FP8
 SIGMA = 0.725  # a noise level from the middle of the schedule
 SHAPE = VideoPixelShape(batch=1, frames=9, height=256, width=256, fps=24.0)
 
 
 def first_blocks(model: X0Model) -> X0Model:
-    """`model` with its first blocks alone, which it shares."""
+    """A copy of `model` with only its first blocks, whose weights it shares."""
     few = copy.copy(model)
     few._modules = dict(model._modules)
     velocity = copy.copy(model.velocity_model)
@@ -35,14 +35,14 @@ def first_blocks(model: X0Model) -> X0Model:
 
 @torch.inference_mode()
 def in_float32(model: X0Model, sizes: Sizes) -> Latents:
-    """What the first blocks of a bf16 `model` predict, by the library, unrounded."""
+    """The prediction of the first blocks of a bf16 `model`, by the library in float32."""
     unrounded = copy.deepcopy(first_blocks(model)).float()
     return _predicted(LibraryTransformer(unrounded), sizes, model, torch.float32)
 
 
 @torch.inference_mode()
 def in_arm(transformer: Transformer, sizes: Sizes, model: X0Model) -> Latents:
-    """What `transformer`, an arm's over the first blocks of `model`, predicts."""
+    """The prediction of `transformer`, an arm's transformer over the first blocks of `model`."""
     return _predicted(transformer, sizes, model, torch.bfloat16)
 
 

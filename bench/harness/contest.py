@@ -1,5 +1,5 @@
-"""One model's arms on all workloads: which arms take turns, their results, and the results file,
-which is written after every clip.
+"""Compares one model's arms on all workloads: groups the arms that take turns, collects their
+results, and writes the results file after every clip.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from bench.harness.weights import Kind, Shared, Sizes, build_shared, build_trans
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents, LibraryTransformer
 from ltxq_worker.pipeline.device import is_broken
-from ltxq_worker.pipeline.fast.options import said_by
+from ltxq_worker.pipeline.fast.options import describe_error
 
 NOTES = (
-    "Random weights: times and memory are the real ones' (but for the encoder's, which depends on "
-    "the picture); errors show rounding, not quality.",
-    "All arms read the prompt through ltxq's Gemma; the library's arms on 1,024 padded tokens.",
-    "The library's arms keep their models and empty no caches between stages.",
-    "Stages: by events on the GPU's timeline; denoise has noise and set-up in it, copy what comes "
-    "after the decoder: colours, blending, the way to the host. Encode: from the last frame to the "
-    "MP4, by the clock.",
+    "Weights are random: times and memory equal those of real weights (except the encoder's, which "
+    "depend on the picture); errors show rounding, not quality.",
+    "All arms encode the prompt with ltxq's Gemma; the library's arms with 1,024 padded tokens.",
+    "The library's arms keep their models loaded and do not empty caches between stages.",
+    "Stages are timed by events on the GPU; denoise includes noise and set-up, copy includes all "
+    "after the decoder: colours, blending, transfer to the host. Encode: from the last frame to "
+    "the MP4, by the clock.",
 )
 
 
@@ -51,14 +51,14 @@ class Contest:
         self._phases = phases
         self._rates: dict[str, float] = {}
         self._errors_of_blocks: dict[str, dict[str, float]] = {}
-        self._groups: dict[str, list[list[str]]] = {}  # by workload: whose turns were beside whose
+        self._groups: dict[str, list[list[str]]] = {}  # by workload: arms that took turns
         self._tallies = {name: {spec.name: Tally() for spec in specs} for name in options.workloads}
         self._arithmetic = {
             name: flops.denoising(sizes, workloads.request(name, 0, tiny=sizes.tiny))
             for name in options.workloads
         }
         self._machine = report.machine(device)
-        # With and without an optimization are figures of their own: not the documents' table.
+        # Figures without single optimizations go to another file and another table.
         what = "each" if options.without else "clip"
         self._path = report.path_of(
             what, sizes.base, self._machine, options.results, tiny=sizes.tiny
@@ -72,9 +72,9 @@ class Contest:
             DeviceBroken: nothing can be measured any more in this process.
         """
         unrounded = None
-        with self._phases.phase("rates of the device"), _going_on():
+        with self._phases.phase("rates of the device"), _errors_printed():
             self._rates = flops.rates(self._device)
-        with self._phases.phase("first blocks in float32"), _going_on():  # while there is room
+        with self._phases.phase("first blocks in float32"), _errors_printed():  # memory is free now
             unrounded = self._blocks_in_float32()
         with self._phases.phase("text encoder and decoders built"):
             shared = build_shared(self._sizes, self._device)
@@ -132,7 +132,7 @@ class Contest:
                 self._fail(spec, names, exc)
                 continue
             if unrounded is not None:
-                with _going_on():
+                with _errors_printed():
                     self._check_blocks(arm, models[spec.weights], unrounded)
         kept = {kind: plan.transformer_bytes(self._sizes, kind) for kind in models}
         decoders = plan.decoder_bytes(self._sizes) * (len(arms) - 1)
@@ -158,16 +158,16 @@ class Contest:
         return LtxqArm(spec.name, spec.weights, self._sizes, shared, model, spec.optimizations)
 
     def _fail(self, spec: Spec, names: list[str], exc: Exception) -> None:
-        """An arm that could not be built."""
+        """Record that an arm could not be built."""
         traceback.print_exc()
         for name in names:
-            self._tallies[name][spec.name].failed = said_by(exc)
+            self._tallies[name][spec.name].failed = describe_error(exc)
         self._write()
         if is_broken(exc):
-            raise DeviceBroken(said_by(exc)) from exc
+            raise DeviceBroken(describe_error(exc)) from exc
 
     def _check_blocks(self, arm: Arm, model: X0Model, unrounded: Latents) -> None:
-        """Errors of the first blocks, against float32. Uncompiled."""
+        """Record the errors of the arm's first blocks, uncompiled, against float32."""
         few = blocks.first_blocks(model)
         runner = LibraryTransformer(few) if isinstance(arm, LibraryArm) else arm.over(few)
         seen = blocks.in_arm(runner, self._sizes, model)
@@ -189,7 +189,7 @@ class Contest:
         report.write(self._path, report.merged(self._before, measured))
 
     def _figures(self, workload: str) -> dict[str, Any]:
-        """Of one workload, for JSON."""
+        """The figures of one workload, for JSON."""
         request = workloads.request(workload, 0, tiny=self._sizes.tiny)
         tallies, arithmetic = self._tallies[workload], self._arithmetic[workload]
         arms = {spec.name: report.figures(tallies[spec.name]) for spec in self._specs}
@@ -222,7 +222,7 @@ class Contest:
         tally: Tally,
         exact: Tally | None,
     ) -> None:
-        """An arm with the library's eager bf16 in the same run."""
+        """Add the comparison with the library's bf16 arm in the same run to `seen`."""
         if "prompt to MP4" in library and "prompt to MP4" in seen:
             whole = library["prompt to MP4"]["median"]
             seen["times the library's speed"] = whole / seen["prompt to MP4"]["median"]
@@ -232,23 +232,23 @@ class Contest:
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
-    """Prints an error and goes on, unless the device is broken."""
+def _errors_printed() -> Iterator[None]:
+    """Prints errors instead of raising them, unless the device is broken."""
     try:
         yield
     except Exception as exc:
         traceback.print_exc()
         if is_broken(exc):
-            raise DeviceBroken(said_by(exc)) from exc
+            raise DeviceBroken(describe_error(exc)) from exc
 
 
 def _differences(tally: Tally, exact: Tally) -> dict[str, float]:
-    """Of the last latents, relative in L2; none before both are there."""
+    """The relative L2 errors of the last latents; empty until both are known."""
     ours, theirs = tally.latents, exact.latents
     if ours is None or theirs is None:
         return {}
     own = {}
-    if tally.again is not None:  # from one run to the next
+    if tally.again is not None:  # the library's arm ran twice
         own["the library's own difference"] = difference(tally.again.video, ours.video)
     return own | {
         "error of the picture's latent": difference(ours.video, theirs.video),

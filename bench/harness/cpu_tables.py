@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md that need no GPU, from the files in bench/results/.
+"""Makes the tables of docs/benchmarks.md that need no GPU, from the files in bench/results/.
 
 `docs/generate.py` writes them into the document.
 """
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def queue_table() -> str:
-    """What the queue costs, by bench/queue_overhead.py."""
+    """The queue's overhead, by bench/queue_overhead.py."""
     parts = _read("queue")
     figures = {name: value for part in parts.values() for name, value in part.items()}
     whole = (
@@ -37,7 +37,7 @@ def queue_table() -> str:
 
 
 def storms_table() -> str:
-    """What the storms of `make chaos` did, summed over all of bench/results/chaos.jsonl."""
+    """The outcomes of `make chaos`, summed over all storms in bench/results/chaos.jsonl."""
     storms = [json.loads(line) for line in (RESULTS / "chaos.jsonl").read_text().splitlines()]
     outcomes, faults = Counter[str](), Counter[str]()
     for storm in storms:
@@ -67,7 +67,7 @@ def storms_table() -> str:
 
 
 def fleet_table() -> str:
-    """How far one Redis goes, by bench/fleet.py."""
+    """The capacity of one Redis, by bench/fleet.py."""
     parts = _read("fleet")
     paced = next(rows for title, rows in parts.items() if title.startswith("1,000 workers"))
     fast, deep, asked = (parts[t] for t in ("as fast as it goes", "a deep queue", "asked of it"))
@@ -123,7 +123,7 @@ def scope_table() -> str:
 
 
 def encode_table() -> str:
-    """What the encoder costs, by bench/encode.py."""
+    """The encoder's CPU time, by bench/encode.py."""
     figures = _read("encode")["figures"]
     rows = [
         (
@@ -139,7 +139,7 @@ def encode_table() -> str:
 
 
 def load_table() -> str:
-    """What loading takes, by bench/load.py."""
+    """The speed of loading models, by bench/load.py."""
     parts = _read("load")
     rows = []
     for kind in ("bf16", "bf16 made FP8", "published FP8"):

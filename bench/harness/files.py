@@ -1,5 +1,5 @@
-"""A model's folder of full size, or a fraction of it, with random weights: written as fast as the
-disk takes it, for measuring how fast it is read. Nobody would like its pictures.
+"""Writes a model's folder of full or reduced size with random weights, to measure how fast it is
+loaded. Its pictures are meaningless.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from ltxq_worker.models.tiny import model as tiny
 from ltxq_worker.models.tiny import text as tiny_text
 from ltxq_worker.models.weights import fp8
 
-CHUNK = 16_000_000  # numbers that are drawn; a file repeats them
+CHUNK = 16_000_000  # random numbers that are drawn; files repeat them, to be written faster
 
 
 def divided(sizes: Sizes, by: int) -> Sizes:
-    """The same layers, each `by` times narrower: about `by`² times fewer bytes, in as many tensors.
-
-    `by` is a power of two up to 16.
+    """Sizes of the same layers, each `by` times narrower: as many tensors with about `by`² times
+    fewer bytes. `by` is a power of two up to 16.
     """
     config = json.loads(json.dumps(sizes.config))
     widths = ("caption_channels", "cross_attention_dim", "audio_cross_attention_dim")
@@ -45,7 +44,7 @@ def divided(sizes: Sizes, by: int) -> Sizes:
 
 
 def write_model(folder: Path, sizes: Sizes, *, published_fp8: bool) -> None:
-    """Checkpoint, upsampler and Gemma into a new `folder`."""
+    """Write checkpoint, upsampler and Gemma into a new `folder`."""
     folder.mkdir(parents=True)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in _checkpoint(sizes)}
     if published_fp8:
@@ -72,14 +71,15 @@ def _checkpoint(sizes: Sizes) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _write_gemma(folder: Path, sizes: Sizes) -> None:
-    eyes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = Gemma3Config(text_config=sizes.gemma, vision_config=eyes | {"num_attention_heads": 1})
+    vision = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 1}
+    config = Gemma3Config(text_config=sizes.gemma, vision_config=vision)
     with torch.device("meta"):
         model = Gemma3ForConditionalGeneration(config)
     weights = {
         name: weight.to(torch.bfloat16)
         for name, weight in sorted(model.state_dict().items())
-        if name != "lm_head.weight"  # the embeddings, used again
+        if name != "lm_head.weight"  # tied to the embeddings
     }
     folder.mkdir()
     config.save_pretrained(folder)
@@ -93,7 +93,7 @@ def _write(
     config: dict[str, Any] | None = None,
     version: str = "",
 ) -> None:
-    """A .safetensors file of tensors that are on the meta device."""
+    """Write a .safetensors file with random values for tensors on the meta device."""
     metadata = {"config": json.dumps(config)} if config else {}
     if version:
         metadata["model_version"] = version

@@ -1,5 +1,5 @@
-"""How much arithmetic a clip is, counted on the library's modules without running them, and how
-fast the device does arithmetic: together the least time that is possible.
+"""Counts the FLOPs of a clip on the library's modules without running them, and measures the
+device's FLOP/s: together a lower bound of the time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Arithmetic:
     """FLOPs of all denoising steps of a clip."""
 
     total: float
-    in_8_bits: float  # of them, those of the layers that FP8 is for
+    in_8_bits: float  # the part of the layers that are in FP8 if quantized
 
 
 def denoising(sizes: Sizes, request: VideoRequest) -> Arithmetic:
-    """The denoising steps' FLOPs: products of matrices, attention among them."""
+    """The FLOPs of the matrix products in all denoising steps, attention included."""
     first, second = len(schedule.FIRST_STAGE) - 1, len(schedule.SECOND_STAGE) - 1
     size = pixel_shape(request)
     if request.stages == 1:
@@ -51,12 +51,12 @@ def denoising(sizes: Sizes, request: VideoRequest) -> Arithmetic:
 
 
 def pixel_shape(request: VideoRequest) -> VideoPixelShape:
-    """A request's size as ltx-core has it."""
+    """A request's size as ltx-core's type."""
     return VideoPixelShape(1, request.num_frames, request.height, request.width, request.frame_rate)
 
 
 def _step(sizes: Sizes, shape: VideoPixelShape) -> Arithmetic:
-    """One step, from a transformer with one block for FP8: the others are like it."""
+    """The FLOPs of one step, from a transformer with one FP8 block; all FP8 blocks are alike."""
     blocks = sizes.blocks
     model = build_transformer(sizes.with_blocks(WIDE_BLOCKS + 1), META, "bf16")
     latents = VideoLatentTools(
@@ -93,7 +93,7 @@ def _modality(tools: LatentTools, text_width: int) -> Modality:
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """FLOP a second of large products of matrices on the device, by kind; FP8 where it has it."""
+    """FLOP/s of large matrix products on the device, by format; FP8 if the device supports it."""
     side = 8192 if device.type == "cuda" else 256
     bf16 = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     measured = {"bf16": _rate(device, side, lambda: bf16 @ bf16)}
@@ -110,7 +110,7 @@ def rates(device: torch.device) -> dict[str, float]:
 
 
 def _rate(device: torch.device, side: int, product: Callable[[], object]) -> float:
-    """The best of some: clocks fall when a card gets warm, and rise again."""
+    """The best FLOP/s of 20 runs, since a card lowers its clock when it gets warm."""
     line, seconds = Timeline(device), []
     for _ in range(20):
         line.start()
@@ -121,6 +121,6 @@ def _rate(device: torch.device, side: int, product: Callable[[], object]) -> flo
 
 
 def floor(arithmetic: Arithmetic, rates: dict[str, float], *, fp8: bool) -> float:
-    """Seconds that the arithmetic alone takes at these rates."""
+    """The seconds that the arithmetic alone takes at these rates, a lower bound."""
     fast = arithmetic.in_8_bits if fp8 and "fp8" in rates else 0
     return (arithmetic.total - fast) / rates["bf16"] + (fast / rates["fp8"] if fast else 0)

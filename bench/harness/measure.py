@@ -1,7 +1,7 @@
-"""One workload on the arms of a group: warmed up, then taking turns; errors of the latents apart.
+"""Measures one workload on the arms of a group: warms up, takes turns, then compares latents.
 
-An arm that fails is left out from there on and says why; the others go on. When the time is over
-all stop, and what was measured until then stands.
+An arm that fails is skipped from then on, and its error recorded; the others go on. When the time
+limit is reached all stop, and the figures measured before are kept.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from ltxq.errors import OutOfMemory
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.denoise import Latents
 from ltxq_worker.pipeline.device import is_broken, is_out_of_memory
-from ltxq_worker.pipeline.fast.options import said_by
+from ltxq_worker.pipeline.fast.options import describe_error
 
-CHECKED = 0  # the take whose latents are compared; runs have others
+CHECKED = 0  # the take whose latents are compared; timed runs use other takes
 
 
 @dataclass
 class Tally:
-    """What was seen of one arm on one workload."""
+    """The results of one arm on one workload."""
 
     runs: list[Made] = field(default_factory=list)
     first: float = 0.0  # seconds of the first clip, which compiles and plans
-    allocated: int = 0  # bytes at most, without what other arms keep on the card
-    reserved: int = 0  # likewise, with what the allocator holds beside it; of an arm alone
+    allocated: int = 0  # peak bytes allocated, without the other arms' memory
+    reserved: int = 0  # peak bytes reserved by the allocator; only for an arm alone in its group
     latents: Latents | None = None  # of the checked take, on the CPU
-    again: Latents | None = None  # the same take once more: the library's, for its own difference
+    again: Latents | None = None  # of a second run of it; only the library's, for its own variation
     differences: dict[str, float] = field(default_factory=dict)  # of its latents, once known
-    optimizations: str = ""  # on at the last run, as LTXQ_OPTIMIZE says it
-    failed: str = ""  # why there are no more runs
-    longest: float = 0.0  # seconds of the longest clip so far, once warm
+    optimizations: str = ""  # on at the last run, as in LTXQ_OPTIMIZE
+    failed: str = ""  # the error that ended its runs
+    longest: float = 0.0  # seconds of the longest timed clip so far
 
 
 @dataclass
 class Turns:
-    """The arms of a group on one workload."""
+    """Measures the arms of a group on one workload."""
 
     arms: Sequence[Arm]
     workload: str
-    tallies: dict[str, Tally]  # by arm; filled here
+    tallies: dict[str, Tally]  # by arm; filled by `take`
     tiny: bool
     device: torch.device
     warmups: int
     runs: int
-    others: Callable[[Arm], int]  # bytes on the card that are not this arm's
+    others: Callable[[Arm], int]  # bytes on the card that belong to the other arms
     phases: Phases
-    written: Callable[[], None]  # called when there is something new in the tallies
+    written: Callable[[], None]  # called after every change to the tallies
 
     def take(self) -> None:
-        """Measure.
+        """Measure all arms.
 
         Raises:
-            DeviceBroken: no arm can go on in this process.
+            DeviceBroken: the device refuses further work from this process.
         """
         for arm in self.arms:
             warmups = min(1, self.warmups) if isinstance(arm, LibraryArm) else self.warmups
@@ -85,10 +85,10 @@ class Turns:
         broken = False
         try:
             work(arm, tally, take)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this arm's
+        except Exception as exc:  # noqa: BLE001 - any error ends this arm only
             broken = isinstance(exc, DeviceBroken) or is_broken(exc)
             memory = isinstance(exc, OutOfMemory) or is_out_of_memory(exc)
-            tally.failed = "out of memory" if memory else said_by(exc)
+            tally.failed = "out of memory" if memory else describe_error(exc)
             print(f"{self.workload}, {arm.name} failed: {tally.failed}", flush=True)
             if not memory:
                 traceback.print_exc()
@@ -134,12 +134,12 @@ def _on_cpu(latents: Latents) -> Latents:
 
 
 def free(device: torch.device) -> None:
-    """Give back what nobody uses."""
+    """Return unreferenced memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative, in L2."""
+    """The relative difference in the L2 norm."""
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())

@@ -1,4 +1,4 @@
-"""What a run spends its time on, and when the time it was given is over. Knows no torch."""
+"""Times the phases of a run, and checks its time limit. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """The parts of a run, one after the other, each with its seconds."""
+    """The consecutive phases of a run, with their durations."""
 
     def __init__(self, limit: float | None = None) -> None:
-        """`limit`: seconds from now on; None: as long as it takes."""
+        """`limit`: seconds from now on; None: no limit."""
         self._began = time.perf_counter()
         self._limit = limit
-        self.seconds: dict[str, float] = {}  # by phase, in the order they came
+        self.seconds: dict[str, float] = {}  # by phase, in order
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is done inside, and say how long it took. Phases of one name add up."""
+        """Time the body and print its duration. Phases of the same name are summed."""
         began = time.perf_counter()
         try:
             yield
@@ -33,5 +33,5 @@ class Phases:
         return time.perf_counter() - self._began
 
     def allows(self, seconds: float = 0.0) -> bool:
-        """Whether what takes so many seconds would still end within the limit."""
+        """Whether work that takes `seconds` would end within the limit."""
         return self._limit is None or self.elapsed + seconds <= self._limit

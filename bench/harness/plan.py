@@ -1,4 +1,4 @@
-"""Which arms there are, and which of them a card can hold beside each other."""
+"""Lists the arms, and groups those that fit on a card together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ltxq_worker.pipeline.fast.graphs import TOKENS_GRAPHED
 from ltxq_worker.pipeline.fast.options import Optimizations
 
 META = torch.device("meta")
-KEPT_FREE = 3_000_000_000  # bytes for CUDA itself and the allocator's gaps
-GRAPHED_TEXT = 1_200_000_000  # bytes of keys and values that recorded steps keep of the text
+KEPT_FREE = 3_000_000_000  # bytes reserved for CUDA and the allocator's fragmentation
+GRAPHED_TEXT = 1_200_000_000  # bytes of the text's keys and values that recorded steps keep
 ARMS: dict[str, Kind] = {
     "library": "bf16",
     "library-fp8": "fp8_cast",
@@ -27,7 +27,7 @@ ARMS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """An arm before its weights are there."""
+    """An arm before its weights are built."""
 
     name: str
     weights: Kind
@@ -37,7 +37,7 @@ class Spec:
 def specs(names: Iterable[str], without: Iterable[str], optimize: str, device: str) -> list[Spec]:
     """The arms `names`; and for each of `without`, each of ltxq's arms without that optimization.
 
-    `optimize`: what is on in ltxq's arms, as LTXQ_OPTIMIZE says it.
+    `optimize`: the value of LTXQ_OPTIMIZE for ltxq's arms.
 
     Raises:
         ValueError: there is no such arm or optimization.
@@ -57,7 +57,7 @@ def specs(names: Iterable[str], without: Iterable[str], optimize: str, device: s
 
 
 def _without(on: Optimizations, name: str) -> Optimizations:
-    """`on` without `name`, and without those that stand on it."""
+    """`on` without `name` and the optimizations that depend on it."""
     off = {name}
     if name == "hoist":
         off |= {"attention", "compile", "graphs"}
@@ -67,9 +67,10 @@ def _without(on: Optimizations, name: str) -> Optimizations:
 def groups(
     arms: Sequence[Spec], sizes: Sizes, request: VideoRequest, room: int
 ) -> list[list[Spec]]:
-    """The arms in as few groups as `room` bytes of memory allow, so that those of a group can take
-    turns. Each has at least one arm, also where that alone is too large. What a clip needs is what
-    it needs where an arm is alone, so that no arm decodes in tiles for the others' sake.
+    """The arms in as few groups as `room` bytes of memory allow; the arms of a group take turns.
+
+    A group has at least one arm, even if that arm alone is too large. A clip's memory is counted as
+    if its arm were alone, so that no arm decodes in tiles because of the others.
     """
     order: list[Kind] = ["bf16", "fp8_cast", "fp8"]
     packed: list[list[Spec]] = []
@@ -91,13 +92,13 @@ def groups(
 
 
 def activation_bytes(sizes: Sizes, request: VideoRequest, alone: int) -> int:
-    """What a clip takes beside the weights, where an arm has `alone` bytes for it to itself."""
+    """The bytes a clip needs beside the weights, if its arm alone has `alone` bytes for it."""
     whole = memory.bytes_needed(sizes.config, _shape(request), in_one_piece=True)
     return whole if whole <= alone else memory.bytes_needed(sizes.config, _shape(request))
 
 
 def own_bytes(arm: Spec, sizes: Sizes, request: VideoRequest) -> int:
-    """What an arm keeps beside its transformer: a decoder, and its recorded steps."""
+    """The bytes an arm keeps beside its transformer: a decoder, and its recorded steps."""
     if arm.optimizations is None:
         return 0
     graphs = 0
@@ -112,17 +113,17 @@ def _shape(request: VideoRequest) -> memory.Shape:
 
 
 def transformer_bytes(sizes: Sizes, kind: Kind) -> int:
-    """Of a transformer's weights."""
+    """The bytes of a transformer's weights."""
     return _transformer_bytes(sizes.base, sizes.tiny, kind)
 
 
 def shared_bytes(sizes: Sizes) -> int:
-    """Of what all arms use."""
+    """The bytes of the modules that all arms share."""
     return sum(map(_bytes, _shared(sizes.base, sizes.tiny).modules()))
 
 
 def decoder_bytes(sizes: Sizes) -> int:
-    """Of a video decoder."""
+    """The bytes of a video decoder."""
     return _bytes(_shared(sizes.base, sizes.tiny).video_decoder)
 
 

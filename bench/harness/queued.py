@@ -1,4 +1,4 @@
-"""A backlog through a real queue: Redis, Celery, a worker process, a stand-in for S3."""
+"""Measures a backlog through a real queue: Redis, Celery, a worker process, a stub of S3."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUCKET = "clips"
 def measure(
     *, model: str, arm: str, optimize: str, device: str, tiny: bool, names: list[str], jobs: int
 ) -> dict[str, Any]:
-    """How busy a worker keeps its device, and how long its first and its second start take."""
+    """Measure how busy a worker keeps its device, and how long its first and second start take."""
     with tempfile.TemporaryDirectory(prefix="ltxq-busy-") as folder, ExitStack() as stack:
         root = Path(folder)
         environment = stack.enter_context(_servers(root))
@@ -58,7 +58,7 @@ def measure(
 
 @contextmanager
 def _servers(root: Path) -> Iterator[dict[str, str]]:
-    """Redis and the stand-in for S3, and what a worker needs to know of them."""
+    """Runs Redis and the stub of S3; yields the environment variables for a worker."""
     log = root / "s3.log"
     with RedisServer.start(root / "redis") as redis:
         storage = spawn([sys.executable, s3_stub.__file__], log)
@@ -78,18 +78,20 @@ def _servers(root: Path) -> Iterator[dict[str, str]]:
 
 
 def _port(storage: subprocess.Popen[bytes], log: Path) -> int:
-    while not (said := re.search(rb"listening on port (\d+)", log.read_bytes())):
+    while not (found := re.search(rb"listening on port (\d+)", log.read_bytes())):
         if storage.poll() is not None:
-            raise RuntimeError(f"The stand-in for S3 ended at once: {log.read_text()}")
+            raise RuntimeError(f"The stub of S3 ended at once: {log.read_text()}")
         time.sleep(0.01)
-    return int(said[1])
+    return int(found[1])
 
 
 @contextmanager
 def _worker(
     folder: Path, model: str, device: str, environment: dict[str, str], options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """A worker process that is ready; at the end it has its figures, as it told them."""
+    """Runs a worker process and waits until it is ready. After the `with`, the yielded dict holds
+    the figures that the worker wrote.
+    """
     folder.mkdir()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     figures = folder / "figures.json"
@@ -116,7 +118,7 @@ def _worker(
             _wait_until_ready(ours)
             seen["ready"] = time.perf_counter() - began
             yield seen
-            process.send_signal(signal.SIGTERM)  # it finishes what it has
+            process.send_signal(signal.SIGTERM)  # the worker finishes its jobs first
             process.wait(PATIENCE)
     finally:
         process.kill()
@@ -124,26 +126,26 @@ def _worker(
     seen |= json.loads(figures.read_text())
 
 
-def _wait_until_ready(line: socket.socket) -> None:
-    line.settimeout(PATIENCE)
-    while told := line.recv(1 << 18):
-        news = json.loads(told)
-        if news.get("ready"):
+def _wait_until_ready(channel: socket.socket) -> None:
+    channel.settimeout(PATIENCE)
+    while received := channel.recv(1 << 18):
+        message = json.loads(received)
+        if message.get("ready"):
             return
-        if "failed" in news:
-            raise RuntimeError(f"The worker cannot start: {news['failed']}")
+        if "failed" in message:
+            raise RuntimeError(f"The worker cannot start: {message['failed']}")
     raise RuntimeError("The worker ended before it was ready; its log is above.")
 
 
 def _backlog(client: Client, name: str, count: int, *, tiny: bool) -> list[Job]:
-    """Jobs of one size, submitted at once; as they are when all have ended."""
+    """Submit jobs of one size at once, and return them when all have ended."""
     requests = [workloads.request(name, take, tiny=tiny) for take in range(2, count + 2)]
     submitted = [client.submit(request) for request in requests]
     return [client.wait(job.id, PATIENCE) for job in submitted]
 
 
 def _times(jobs: list[Job]) -> dict[str, float]:
-    """Seconds of jobs, the first one left out: none came before it."""
+    """The medians over the jobs, without the first, which follows no other job."""
     results = [job.result_or_raise() for job in jobs][1:]
     return {
         "claim to URL p50 (s)": statistics.median(result.timings["total"] for result in results),

@@ -1,4 +1,4 @@
-"""What was measured as JSON, and as tables for a terminal and for documents."""
+"""Writes the measurements as JSON, and prints them as tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "transformers", "ltx-core", "ltx-pipelines", "av", "numpy")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """The machine and the versions of the measurement."""
     about: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "device": "cpu",
@@ -39,7 +39,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _driver() -> str:
-    """NVIDIA's, as the kernel says it."""
+    """The version of NVIDIA's driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         seen = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
@@ -49,8 +49,9 @@ def _driver() -> str:
 
 
 def figures(tally: Tally) -> dict[str, Any]:
-    """Of one arm on one workload, for JSON: seconds, each as median and 90th percentile. Of an arm
-    that failed: why, beside the figures of the clips that it made before. Empty: nothing is known.
+    """The figures of one arm on one workload, for JSON: durations in seconds, each as median and
+    90th percentile. For an arm that failed: its error, and the figures of the clips made before.
+    Empty if the arm has not run.
     """
     failed = {"failed": tally.failed} if tally.failed else {}
     if not tally.runs:
@@ -123,7 +124,7 @@ def print_workload(title: str, measured: dict[str, Any]) -> None:
     print(f"\n{title}")
     for name, seen in measured["arms"].items():
         if "failed" in seen or not seen:
-            print(f"  {name}: {seen.get('failed', 'not measured, the time was over')}")
+            print(f"  {name}: {seen.get('failed', 'not measured, the time limit was reached')}")
     if not arms:
         return
     rows: list[tuple[str, list[str]]] = [("", list(arms))]
@@ -157,13 +158,13 @@ def _number(value: float | None) -> str:
 
 
 def path_of(what: str, model: str, machine: dict[str, Any], folder: Path, *, tiny: bool) -> Path:
-    """The file of a kind of figure, of one model on one kind of device."""
+    """The results file for a kind of measurement, a model and a kind of device."""
     device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     return folder / f"{what}-{model}{'-tiny' if tiny else ''}-{device}.json"
 
 
 def write(path: Path, measured: dict[str, Any]) -> None:
-    """As JSON, whole or not at all: a run may be cut off at any time."""
+    """Write JSON, completely or not at all, since a run may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
@@ -171,7 +172,7 @@ def write(path: Path, measured: dict[str, Any]) -> None:
 
 
 def merged(before: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """What was measured, in place of the same arms' figures on the same workloads in `before`."""
+    """`before`, with the figures of the measured arms and workloads replaced by `measured`."""
     workloads = dict(before.get("workloads", {}))
     for name, seen in measured["workloads"].items():
         if arms := {arm: figures for arm, figures in seen["arms"].items() if figures}:

@@ -1,6 +1,7 @@
-"""A stand-in for an S3 server, of the standard library alone, for a machine that has none: one
-bucket or more in memory, and what ltxq asks of it by boto3: put (whole or in parts), get, head,
-list, delete. It checks no signature, forgets everything when it ends, and is for measuring alone.
+"""A stub of an S3 server that needs only the standard library, for benchmarks only.
+
+Keeps buckets in memory, and supports the calls that ltxq makes through boto3: put (whole or
+multipart), get, head, list, delete. Checks no signatures, and loses its objects when it ends.
 
 `python bench/harness/s3_stub.py` serves on a free port of loopback and prints it.
 """
@@ -24,7 +25,7 @@ PAGE = 1000  # keys in one answer at most
 
 
 class Object:
-    """What a key holds."""
+    """A stored object."""
 
     def __init__(self, content: bytes, kind: str) -> None:
         self.content, self.kind, self.at = content, kind, time.time()
@@ -32,7 +33,7 @@ class Object:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; the objects are the server's."""
+    """Handles one connection; all connections share the objects."""
 
     protocol_version = "HTTP/1.1"
     lock: ClassVar[threading.Lock] = threading.Lock()
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(f"<CompleteMultipartUploadResult {XMLNS}><ETag>{escape(etag)}</ETag>"
                         "</CompleteMultipartUploadResult>")  # fmt: skip
         elif "delete" in self.query:
-            keys = [key.text for key in ElementTree.fromstring(body).iter() if _is(key, "Key")]  # noqa: S314 - the bench's own words
+            keys = [key.text for key in ElementTree.fromstring(body).iter() if _is(key, "Key")]  # noqa: S314 - sent by the bench
             with self.lock:
                 for key in keys:
                     self.objects.pop(f"{self.key}{key}", None)
@@ -95,12 +96,12 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def key(self) -> str:
-        """`bucket/key`, or `bucket/`."""
+        """`bucket/key`, or `bucket/` for a request to a bucket."""
         bucket, _, key = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
         return f"{bucket}/{key}"
 
     def store(self, content: bytes, kind: str | None) -> str:
-        """Keep an object; its ETag."""
+        """Store an object and return its ETag."""
         stored = Object(content, kind or "application/octet-stream")
         with self.lock:
             self.objects[self.key] = stored
@@ -134,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def give(self, found: Object) -> None:
-        """An object, or the part of it that is asked for."""
+        """Send an object, or the requested range of it."""
         content, size = found.content, len(found.content)
         headers = {"ETag": found.etag, "Last-Modified": formatdate(found.at, usegmt=True)}
         status = HTTPStatus.OK
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(content, found.kind, status, headers)
 
     def refuse(self, status: HTTPStatus, code: str) -> None:
-        """S3's form of an error."""
+        """Send an error in S3's format."""
         self.answer(f"<Error><Code>{code}</Code><Message>{code}</Message></Error>", status=status)
 
     def answer(
@@ -156,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
         status: HTTPStatus = HTTPStatus.OK,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Send the answer; of a HEAD its head."""
+        """Send the answer; for a HEAD request without the body."""
         body = content.encode() if isinstance(content, str) else content
         self.send_response(status)
         for name, value in {"Content-Type": kind, **(headers or {})}.items():
@@ -167,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a line for each request would be most of the work."""
+        """Do not log, since logging would cost more time than the requests."""
 
 
 def _is(element: ElementTree.Element, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What nvidia-smi says of a GPU meanwhile: a second opinion on how busy it is."""
+"""Samples a GPU with nvidia-smi, as an independent measure of how busy it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERY = 200  # milliseconds
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """The means, filled in at the end; of nothing where there is no nvidia-smi."""
+    """Yields a dict that holds the means after the `with`; it stays empty without nvidia-smi."""
     query = f"--query-gpu={','.join(ASKED)}"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"-lms={EVERY}", "--id=0"]
     seen: dict[str, float] = {}
@@ -30,12 +30,12 @@ def watched() -> Iterator[dict[str, float]]:
         yield seen
     finally:
         process.terminate()
-        said, _ = process.communicate()
-        seen |= _means(said)
+        output, _ = process.communicate()
+        seen |= _means(output)
 
 
-def _means(said: str) -> dict[str, float]:
-    rows = [line.split(",") for line in said.splitlines()]
+def _means(output: str) -> dict[str, float]:
+    rows = [line.split(",") for line in output.splitlines()]
     columns = zip(*(row for row in rows if len(row) == len(ASKED)), strict=True)
     means = {}
     for name, column in zip(ASKED.values(), columns, strict=False):

@@ -1,4 +1,5 @@
-"""The GPU's tables of docs/benchmarks.md and docs/gpu.md: targets, and results from bench/results/.
+"""Makes the GPU tables of docs/benchmarks.md and docs/gpu.md: targets, and results from
+bench/results/.
 
 `docs/generate.py` writes them into the documents. Imports no torch.
 """
@@ -41,7 +42,7 @@ OPTIMIZATIONS = ("hoist", "attention", "compile", "graphs", "decode", "text", "f
 
 
 def speed_table(results: Path = BENCH / "results") -> str:
-    """How long a clip takes: a row for each clip and figure, a column for each model and card."""
+    """Clip times: a row for each clip and figure, a column for each model and card."""
     seen = [_figures(results, model, card) for model, card in COLUMNS]
     rows = [SPEED_HEAD + " |", "|---" * (2 + len(COLUMNS)) + "|"]
     for number, (workload, title) in enumerate(TITLES.items()):
@@ -57,7 +58,7 @@ def speed_table(results: Path = BENCH / "results") -> str:
 
 
 def gains_table(results: Path = BENCH / "results") -> str:
-    """What a clip takes longer without each optimization, from prompt to MP4: LTX-2 19B."""
+    """The extra time of a clip, prompt to MP4, without each optimization: LTX-2 19B."""
     rows = [GAINS_HEAD + " |", "|---" * (1 + 2 * len(CARDS)) + "|"]
     clips = {card: _read(results, "each", "ltx-2-19b", card).get("workloads", {}) for card in CARDS}
     for name in OPTIMIZATIONS:
@@ -71,13 +72,13 @@ def _row(what: str, target: str, cells: list[str]) -> str:
 
 
 def _read(results: Path, kind: str, model: str, card: str) -> dict[str, Any]:
-    """What was measured of a model on a card, whatever else its name says; empty: nothing."""
+    """The measurements of a model on a card, any variant of that card; empty: none."""
     paths = sorted(results.glob(f"{kind}-{model}-nvidia-{card.lower()}*.json"))
     return json.loads(paths[-1].read_text()) if paths else {}
 
 
 def _figures(results: Path, model: str, card: str) -> dict[tuple[str, str], str]:
-    """A column: by workload and figure; of what was not measured, or failed, nothing."""
+    """A column: texts by workload and figure. Figures that were not measured are left out."""
     busy = _read(results, "busy", model, card).get("through the queue", {})
     found: dict[tuple[str, str], str] = {}
     for workload, measured in _read(results, "clip", model, card).get("workloads", {}).items():

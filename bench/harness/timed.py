@@ -1,4 +1,4 @@
-"""When a worker's pipeline has work for the device, and when it has not."""
+"""Measures when a worker's pipeline has work for the device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BUSY, IDLE, ELSE = "busy", "idle", ""
 
 
 class TimedPipeline:
-    """A `Pipeline` that marks the device's own timeline. The device is idle where nothing was
-    queued on it: between two clips of a size, and where decoding waits for the encoder.
+    """A `Pipeline` that sets marks on the device's timeline. The device counts as idle while
+    nothing is queued on it: between two clips of a size, and while decoding waits for the encoder.
     """
 
     def __init__(self, pipeline: Pipeline, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class TimedPipeline:
         return replace(clip, frames=self._timed(clip.frames, size))
 
     def _timed(self, frames: Iterator[Any], size: str) -> Iterator[Any]:
-        """The frames; what lies between two of them is the encoder's doing."""
+        """The frames; the device is idle while the encoder takes one."""
         while True:
             self._line.mark(f"{IDLE} {size}")
             chunk = next(frames, None)
@@ -49,8 +49,8 @@ class TimedPipeline:
         self._clips[size] = self._clips.get(size, 0) + 1
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """By size: clips, seconds from the first one's begin to the last one's end, and the share
-        of them in which there was work for the device. Waits for the device.
+        """By size: the number of clips, the seconds from the start of the first to the end of the
+        last, and the share of them with work for the device. Waits for the device.
         """
         spans = self._line.spans()
         seen = {}
@@ -62,7 +62,7 @@ class TimedPipeline:
         return seen
 
     def start(self) -> None:
-        """Forget what was: what comes is measured from here."""
+        """Discard all figures, and measure from now on."""
         self._line.start()
         self._clips.clear()
         self._last = ""

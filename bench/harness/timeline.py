@@ -1,4 +1,4 @@
-"""What took how long, in the device's own time: CUDA events on a GPU, the clock on a CPU."""
+"""Measures durations on the device: by CUDA events on a GPU, by the clock on a CPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 
 class Timeline:
-    """Marks along a clip's way. Each says what went on since the one before it."""
+    """Marks in the making of a clip. Each names the time since the mark before it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[tuple[str, torch.cuda.Event | float]] = []
 
     def start(self) -> None:
-        """Forget what was; what comes is measured from here."""
+        """Discard all marks, and measure from now on."""
         self._marks.clear()
         self.mark("")
 
     def mark(self, name: str) -> None:
-        """Until now it was `name`. Several of one name add up."""
+        """End a span called `name`, which began at the last mark. Equal names are summed."""
         if self._device.type != "cuda":
             self._marks.append((name, time.perf_counter()))
             return
@@ -30,11 +30,11 @@ class Timeline:
         self._marks.append((name, event))
 
     def count(self, name: str) -> int:
-        """How many marks have that name."""
+        """The number of marks with that name."""
         return sum(mark == name for mark, _ in self._marks)
 
     def spans(self) -> dict[str, float]:
-        """Seconds by name, in the order they came; waits for the device."""
+        """Seconds by name, in order. Waits for the device."""
         spans: defaultdict[str, float] = defaultdict(float)
         for (_, before), (name, now) in zip(self._marks, self._marks[1:], strict=False):
             spans[name] += seconds_between(before, now)
@@ -42,7 +42,7 @@ class Timeline:
 
 
 def seconds_between(before: torch.cuda.Event | float, now: torch.cuda.Event | float) -> float:
-    """Of two marks of one device."""
+    """The seconds between two marks of the same device."""
     if isinstance(before, float) or isinstance(now, float):
         return float(now) - float(before)  # type: ignore[arg-type]
     now.synchronize()
@@ -50,6 +50,6 @@ def seconds_between(before: torch.cuda.Event | float, now: torch.cuda.Event | fl
 
 
 def wait_for(device: torch.device) -> None:
-    """All that was queued is done."""
+    """Wait until the device has done all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

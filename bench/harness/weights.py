@@ -1,7 +1,7 @@
-"""A model of full size with random weights, made on the device itself: no file, no download.
+"""Builds a full-size model with random weights directly on the device, without files.
 
-Every weight is drawn by its own name, so that each arm has the same ones, whatever it makes of
-them, and none has to keep another's copy. The tiny model is made by the same code.
+The name of a weight seeds its values, so that all arms have the same weights in their own formats
+and need not keep a common copy. The same code builds the tiny model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ltxq_worker.models.weights.text import TextEncoder, build_embeddings
 Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
 Kind = Literal["bf16", "fp8_cast", "fp8"]
 
-# Gemma 3 12B's published sizes; transformers' own default is a smaller one.
+# The published sizes of Gemma 3 12B; transformers' default is a smaller model.
 GEMMA_12B = {
     "vocab_size": 262_208,
     "hidden_size": 3840,
@@ -57,19 +57,19 @@ GEMMA_TINY = GEMMA_12B | {
     "head_dim": 16,
     "query_pre_attn_scalar": 16,
 }
-# The published upscalers': half a billion weights, 1 GB.
+# The sizes of the published upscalers: half a billion weights, 1 GB.
 UPSAMPLER = {"mid_channels": 1024, "num_blocks_per_stage": 4}
-BLOCKS_TINY = 7  # of the transformer: one of them is for FP8
+BLOCKS_TINY = 7  # of the transformer: one of them may be in FP8
 UPSAMPLER_TINY = {"mid_channels": 64, "num_blocks_per_stage": 1}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What to build."""
+    """The configurations to build a model from."""
 
     base: Base
     tiny: bool
-    config: dict[str, Any]  # a checkpoint's own
+    config: dict[str, Any]  # as in a checkpoint's header
     gemma: dict[str, Any]
     upsampler: dict[str, Any]
 
@@ -85,7 +85,7 @@ class Sizes:
 
     @property
     def context_widths(self) -> tuple[int, int]:
-        """Of a prompt's contexts, for picture and for sound."""
+        """The widths of a prompt's contexts, for picture and for sound."""
         one = self.config["transformer"]
         if not one.get("caption_proj_before_connector", False):
             return one["caption_channels"], one["caption_channels"]
@@ -96,7 +96,7 @@ class Sizes:
 
     @property
     def blocks(self) -> int:
-        """Of the transformer."""
+        """The number of transformer blocks."""
         return self.config["transformer"]["num_layers"]
 
     def with_blocks(self, count: int) -> Sizes:
@@ -106,7 +106,7 @@ class Sizes:
 
     @property
     def folder(self) -> ModelFolder:
-        """As if it had been read from a folder."""
+        """A `ModelFolder` with this configuration and without files."""
         nowhere = Path("random-weights")
         return ModelFolder(
             path=nowhere,
@@ -124,7 +124,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all arms use: everything but the transformer."""
+    """The modules that all arms share: everything but the transformer."""
 
     text: TextEncoder
     gemma: torch.nn.Module  # `text`'s
@@ -135,7 +135,7 @@ class Shared:
     upsampler: torch.nn.Module
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """All that have weights."""
+        """All modules with weights."""
         return (
             self.gemma,
             self.embeddings,
@@ -149,7 +149,7 @@ class Shared:
 def build_shared(sizes: Sizes, device: torch.device) -> Shared:
     """Gemma, connectors, decoders and upsampler in bf16."""
     gemma = build_gemma(sizes, device)
-    with torch.device(device):  # small: built there and drawn over
+    with torch.device(device):  # small enough to be built there, then filled with random values
         embeddings = build_embeddings(
             sizes.config, sizes.gemma["hidden_size"], sizes.gemma["num_hidden_layers"]
         )
@@ -170,15 +170,15 @@ def build_shared(sizes: Sizes, device: torch.device) -> Shared:
 
 
 def build_gemma(sizes: Sizes, device: torch.device) -> torch.nn.Module:
-    """The language part of Gemma 3, by transformers, as `load_gemma` gives it."""
+    """The language model of Gemma 3 by transformers, as `load_gemma` returns it."""
     with torch.device(device):
         gemma = AutoModel.from_config(Gemma3TextConfig(**sizes.gemma), dtype=torch.bfloat16)
     return _drawn("gemma", gemma)
 
 
 def build_transformer(sizes: Sizes, device: torch.device, kind: Kind) -> X0Model:
-    """The transformer, drawn weight by weight and kept as `kind` says: what is in 8 bits is never
-    there in 16 as a whole.
+    """The transformer in the format `kind`. Weights are drawn and converted one by one, so that an
+    8-bit model is never in memory as a whole in 16 bits.
     """
     with torch.device("meta"):
         model = LTXModelConfigurator.from_config(sizes.config)
@@ -212,15 +212,15 @@ def _drawn(part: str, module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _learned(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a checkpoint has of a module, but for filters, which are computed."""
+    """The tensors of a module that a checkpoint contains, except filters, which are computed."""
     for name, tensor in module.state_dict().items():
         if name.rpartition(".")[2] not in ("filter", "kernel", "forward_basis", "inverse_basis"):
             yield name, tensor
 
 
 def draw(name: str, like: torch.Tensor) -> torch.Tensor:
-    """Random values for the weight `name`, never zeros: a linear layer's are 1/sqrt(fan-in), so
-    that a signal comes out about as large as it came in. On the meta device: `like`.
+    """Random values for the weight `name`, never all zeros. A linear layer's are scaled by
+    1/sqrt(fan-in), so that it keeps its signal's magnitude. On the meta device: `like`.
     """
     if like.device.type == "meta":
         return like
@@ -242,8 +242,8 @@ def draw(name: str, like: torch.Tensor) -> torch.Tensor:
 
 
 def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
-    """A convolution [out, in, T, H, W] that blurs, so that frames are clouds: grain would take an
-    encoder several times as long as a film.
+    """A blurring convolution [out, in, T, H, W], so that frames show clouds: encoding grain would
+    take several times as long as encoding a real film.
     """
     mixed = noise[::group, :, :1, :1, :1].repeat_interleave(group, 0)
     blur = torch.tensor([0.25, 0.5, 0.25], device=noise.device, dtype=noise.dtype)

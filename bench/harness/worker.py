@@ -1,8 +1,8 @@
-"""A worker process as the supervisor starts it, but for its model, which has random weights: no
-file is read. It tells when its device had work, and how long its start took.
+"""A worker process as the supervisor starts it, but with a model of random weights, without files.
+Measures when its device has work, and how long its start takes.
 
-What it takes beside the process's own options is in the variable BENCH_WORKER, as JSON: what
-`busy.build` takes, and the file that the figures go to. Run by `queued.py`.
+The variable BENCH_WORKER holds its additional options as JSON: the arguments of `busy.build`, and
+the file for the figures. `queued.py` starts it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ timed: list[TimedPipeline] = []
 
 
 def load(model: str, settings: Settings, device: str, _supervisor: Any) -> Pipeline:
-    """In place of `app.load_pipeline`, which reads files."""
+    """Replaces `app.load_pipeline`, which reads files."""
     keep_compiled_code()
     where = torch.device(device)
     began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""The clips that are made: a, b and c, and on the tiny model small ones of the same kinds."""
+"""The clips to measure: a, b and c, and small clips of the same kinds for the tiny model."""
 
 from __future__ import annotations
 
 from ltxq.job import VideoRequest
 
-# About as many tokens as a carefully written prompt has: some 130 of the stand-in tokenizer.
+# As long as a carefully written prompt: about 130 tokens of the tiny model's tokenizer.
 PROMPT = (
     "a red fox walks through fresh snow at dawn while the camera follows slowly, its breath in the "
     "cold air, soft light, shallow depth of field, film grain; the wind moves the branches of the "
@@ -25,7 +25,7 @@ TINY = {
 
 
 def request(workload: str, take: int, *, tiny: bool) -> VideoRequest:
-    """One clip. Each take has its own prompt and seed: nothing kept of one helps another."""
+    """The request of one clip. Each take has its own prompt and seed, so that no cache helps."""
     size = (TINY if tiny else FULL)[workload]
     return VideoRequest.parse(
         {"prompt": f"{PROMPT}, {workload}, take {take:03}", "seed": take, **size}

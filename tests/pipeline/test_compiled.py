@@ -26,7 +26,7 @@ from ltxq_worker.models.weights.text import TextContext
 from ltxq_worker.pipeline.denoise import Latents, Transformer, in_one_stage
 from ltxq_worker.pipeline.fast import compiled
 from ltxq_worker.pipeline.fast.attention import AttentionKernels
-from ltxq_worker.pipeline.fast.compiled import CompiledBlocks, what_compiling_lacks
+from ltxq_worker.pipeline.fast.compiled import CompiledBlocks, missing_compiler
 from ltxq_worker.pipeline.fast.transformer import FastTransformer
 from ltxq_worker.pipeline.ltx import LtxPipeline
 
@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 needs_a_compiler = pytest.mark.skipif(
-    bool(lacking := what_compiling_lacks("cpu")), reason=f"nothing is compiled here: {lacking}"
+    bool(missing := missing_compiler("cpu")), reason=f"nothing is compiled here: {missing}"
 )
 
 
@@ -185,7 +185,7 @@ def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
     with caplog.at_level(logging.WARNING):
         pipeline.warm_up([SMALL])
     (line,) = [record.getMessage() for record in caplog.records if "compile" in record.getMessage()]
-    assert "made without 'compile'" in line
+    assert "'compile' is now off" in line
     assert "ld: cannot find -lcuda" in line
     assert "gcc" in line
     assert str(pipeline.optimizations) == "hoist"
@@ -208,12 +208,12 @@ def test_no_compiler_is_told_at_loading_and_stops_nothing(
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", "/no/such/cc")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no compiler: /no/such/cc or gcc or clang" in str(what_compiling_lacks("cuda"))
+    assert "no compiler: /no/such/cc or gcc or clang" in str(missing_compiler("cuda"))
     (tmp_path / "gcc").touch(0o755)
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
-    assert "no headers of Python 3" in str(what_compiling_lacks("cuda"))
+    assert "no headers of Python 3" in str(missing_compiler("cuda"))
     (tmp_path / "Python.h").touch()
-    assert what_compiling_lacks("cuda") is None
+    assert missing_compiler("cuda") is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ltxq_worker.models.tiny.model import make_tiny
 from ltxq_worker.pipeline import ClipStream, memory
 from ltxq_worker.pipeline.decode import transfer as delivery
 from ltxq_worker.pipeline.decode.decoder import channels_last
-from ltxq_worker.pipeline.decode.transfer import Fetch, as_yuv420, handed_over
+from ltxq_worker.pipeline.decode.transfer import Fetch, as_yuv420, send_on_cpu
 from ltxq_worker.pipeline.decode.yuv import to_yuv420
 from ltxq_worker.pipeline.ltx import LtxPipeline
 
@@ -139,7 +139,7 @@ def test_a_decoder_that_cudnn_refuses_with_channels_last_is_the_librarys_from_th
     assert np.array_equal(ours, np.concatenate(list(hoist.generate(SMALL, ignore).frames)))
     assert str(pipeline.optimizations) == "hoist"
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "made without 'decode'" in line
+    assert "'decode' is now off" in line
     assert "unable to find an engine" in line
 
 
@@ -206,7 +206,7 @@ def test_files_from_yuv_frames_look_as_those_from_rgb(crop: dict[str, int], tmp_
     frames = np.concatenate([waves() for _ in range(5)])[:9]
     left, top = (96 - request.output_size[0]) // 2, (64 - request.output_size[1]) // 2
     part = slice(top, 64 - top), slice(left, 96 - left)
-    yuv = as_yuv420(iter([torch.from_numpy(frames)]), part, handed_over)
+    yuv = as_yuv420(iter([torch.from_numpy(frames)]), part, send_on_cpu)
     ours = encode(
         ClipStream(frames=yuv, sound=None, pixels="yuv420p"), request, tmp_path / "yuv", ignore
     )
@@ -230,7 +230,7 @@ def test_the_pipeline_gives_yuv_frames_cropped_and_its_sound(folder: Path) -> No
     hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
     clip = hoist.generate(request, ignore)
     rgb = np.concatenate(list(clip.frames))
-    hoist._decoding._send, hoist._decoding.pixels = handed_over, "yuv420p"  # as on a GPU
+    hoist._decoding._send, hoist._decoding.pixels = send_on_cpu, "yuv420p"  # as on a GPU
     other = hoist.generate(request, ignore)
     yuv = np.concatenate(list(other.frames))
     assert other.pixels == "yuv420p"

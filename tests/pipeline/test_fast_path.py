@@ -145,7 +145,7 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
         assert str(pipeline.optimizations) == "hoist,compile,graphs"
         assert refused == [where]
         (line,) = [record.getMessage() for record in caplog.records]
-        assert "made without 'attention'" in line
+        assert "'attention' is now off" in line
         assert "No valid execution plans" in line
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)

@@ -146,7 +146,7 @@ def test_a_recording_has_the_positions_of_the_last_clip(
     for count in (1, 2):
         made(pipeline, graphed, LARGE)
         (recorded,) = graphed._recorded.values()
-        held = list(leaves(recorded._bound.rest))
+        held = list(leaves(recorded._prepared.rest))
         assert all(map(torch.equal, held, leaves(prepared[count - 1].rest)))
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_recorded_is_told_and_clips_are_made_without(
                 made(pipeline, graphed, SMALL).video, made(pipeline, plain, SMALL).video
             )
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "made without 'graphs'" in line
+    assert "'graphs' is now off" in line
     assert "not permitted when stream is capturing" in line
     assert recorder.recorded == 1
     assert not graphed.on

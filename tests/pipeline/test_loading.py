@@ -173,10 +173,10 @@ def in_fp8(weight: torch.Tensor) -> torch.Tensor:
     ("change", "says"),
     [
         (lambda w: w.pop(f"{LAYER}.weight_scale"), "no scale for the FP8 weights"),
-        (lambda w: w.pop(f"{LAYER}.weight"), "scales for what are no FP8 weights"),
+        (lambda w: w.pop(f"{LAYER}.weight"), "scales without FP8 weights"),
         (
             lambda w: w.update({f"{LAYER}.weight_scale": torch.tensor(math.nan)}),
-            "no positive numbers",
+            "not positive numbers",
         ),
         (lambda w: w.update({f"{LAYER}.weight_scale": torch.ones(128)}), "not one F32"),
         (lambda w: w.update({f"{LAYER}.weight": w[f"{LAYER}.weight"][:64]}), "misshapen"),

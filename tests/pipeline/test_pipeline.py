@@ -272,7 +272,7 @@ def test_versions_name_what_made_the_clip(pipeline: LtxPipeline) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_a_clear_error(folder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no cuda"):
+    with pytest.raises(ConfigurationError, match="no device cuda"):
         LtxPipeline.load(folder, model="m", device="cuda")
 
 

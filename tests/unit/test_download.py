@@ -324,7 +324,7 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def test_missing_token_says_how_to_make_and_set_one(hub: Hub, tmp_path: Path) -> None:
     outcome = download(hub, tmp_path, token=None)
     assert outcome["error"] == "ConfigurationError"
-    assert "there is no Hugging Face token" in outcome["message"]
+    assert "no Hugging Face token is set" in outcome["message"]
     for advice in (TOKENS_PAGE, "HF_TOKEN=", "$env:HF_TOKEN", "hf auth login", "'read'"):
         assert advice in outcome["hint"]
 
@@ -388,7 +388,7 @@ def test_busy_hub_is_worth_another_try(hub: Hub, tmp_path: Path, status: int) ->
 def test_no_connection_is_worth_another_try(hub: Hub, tmp_path: Path) -> None:
     outcome = download(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert (outcome["error"], outcome["retryable"]) == ("HubUnavailable", True)
-    for advice in ("network", "HTTPS_PROXY", "HF_ENDPOINT", "goes on where it stopped"):
+    for advice in ("network", "HTTPS_PROXY", "HF_ENDPOINT", "continues where it stopped"):
         assert advice in outcome["hint"]
 
 

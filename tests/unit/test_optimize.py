@@ -48,8 +48,8 @@ def test_sizes_are_those_of_requests() -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("768x512", "'768x512' is no size"),
-        ("768x512x33x", "no size"),
+        ("768x512", "'768x512' is not a size"),
+        ("768x512x33x", "not a size"),
         ("770x512x33", "768"),  # the nearest width
         ("768x512x32", "8k"),
     ],

@@ -1,1 +1,1 @@
-"""Frames and samples to files: MP4, poster, spritesheet, sidecar."""
+"""Writes frames and samples to files: MP4, poster, spritesheet, sidecar."""

@@ -1,7 +1,7 @@
-"""A clip to files: MP4, poster, spritesheet and sidecar, each complete or absent.
+"""Writes a clip to files: MP4, poster, spritesheet and sidecar, each complete or absent.
 
-Encoding goes on in a thread of its own while the caller's thread decodes on the GPU; the codecs
-are in `mp4.py` and `stills.py`. Leaves uploading to others.
+A separate thread encodes while the caller's thread decodes on the GPU. The codecs are in `mp4.py`
+and `stills.py`. Does not upload.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MP4, POSTER, SPRITESHEET = "clip.mp4", "poster.jpg", "spritesheet.jpg"
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A clip's files and what is in them."""
+    """A clip's files and their properties."""
 
     mp4: Path
     poster: Path  # JPEG, the first frame at full size
@@ -45,19 +45,19 @@ class Encoded:
     width: int  # pixels
     height: int  # pixels
     num_frames: int
-    frame_rate: float  # frames per second, as played: 23.976 asked for is 24000/1001
+    frame_rate: float  # frames per second in the file: a requested 23.976 becomes 24000/1001
     duration: float  # seconds of picture
 
 
 class Encoding:
-    """A clip on its way into files: `take` its frames, then `finish`. Used with `with`.
+    """A clip being encoded: call `take`, then `finish`, inside a `with`.
 
-    The two may be called from different threads: taking frames decodes them, which is for the
-    thread that drives the GPU; finishing waits for the encoder, which is not.
+    Different threads may call them: `take` decodes frames on the GPU, so the GPU thread calls it;
+    `finish` only waits for the encoder.
     """
 
     def __init__(self, request: VideoRequest, folder: Path) -> None:
-        """`folder`: for clip.mp4, poster.jpg and spritesheet.jpg; made where missing."""
+        """`folder`: for clip.mp4, poster.jpg and spritesheet.jpg; created if missing."""
         self._request, self._folder = request, folder
         self._handover = Handover(MAX_WAITING)
         self._thread: threading.Thread | None = None
@@ -77,13 +77,13 @@ class Encoding:
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def take(self, clip: ClipStream) -> None:
-        """Take every frame of `clip`; they are encoded meanwhile. The arrays taken must not be
-        written to again by the thread that made them.
+        """Take every frame of `clip`, while another thread encodes them. The producer must not
+        write to an array after yielding it.
 
         Raises:
-            PermanentError: the frames or the sound are not what the request asks for.
+            PermanentError: the frames or the sound do not match the request.
             DiskFull
-            Whatever `clip.frames` raises.
+            Errors of `clip.frames`.
         """
         self._thread = threading.Thread(
             target=_encode_all,
@@ -98,14 +98,14 @@ class Encoding:
             self._handover.end()
         finally:
             if isinstance(clip.frames, Generator):
-                clip.frames.close()  # let go of the latents now, not when it is collected
+                clip.frames.close()  # frees the latents now, not at garbage collection
 
     def finish(self, report: Report) -> Encoded:
-        """Wait until the files are complete, and put them into their folder.
+        """Wait until the files are complete, and move them into their folder.
 
         Raises:
             DiskFull
-            Whatever `report` raises.
+            Errors of `report`.
         """
         with full_disk_named(self._folder):
             for coded in self._handover.progress():
@@ -116,8 +116,8 @@ class Encoding:
 def encode(clip: ClipStream, request: VideoRequest, folder: Path, report: Report) -> Encoded:
     """Take every frame from `clip` and write clip.mp4, poster.jpg and spritesheet.jpg to `folder`.
 
-    `report("encode", …)` is called once the frames are exhausted: from its first call on, the GPU
-    is free. No file stays behind where it raises; it raises what `Encoding` does.
+    `report("encode", …)` is first called when the frames are exhausted and the GPU is free. Raises
+    the errors of `Encoding`, and leaves no file behind then.
     """
     with Encoding(request, folder) as encoding:
         encoding.take(clip)
@@ -135,10 +135,10 @@ def write_sidecar(
     encoded: Encoded,
     job_id: str | None = None,
 ) -> None:
-    """Write what made the clip, and what the clip is, as JSON: complete or not at all.
+    """Write a clip's request, versions and properties as JSON, completely or not at all.
 
-    The request's webhook URL stays out: it may hold a secret, and the sidecar is public with the
-    clip. `timings`: seconds by stage.
+    The request's webhook URL is left out: it may contain a secret, and the sidecar is as public as
+    the clip. `timings`: seconds by stage.
 
     Raises:
         DiskFull
@@ -164,7 +164,7 @@ def write_sidecar(
 
 
 def _encode_all(handover: Handover, clip: ClipStream, request: VideoRequest, folder: Path) -> None:
-    """The encoder's thread: write the three files from what is handed over."""
+    """The encoder's thread: writes the three files from the chunks handed over."""
     rate = exact_rate(request.frame_rate)
     width, height = request.output_size
     sound = clip.sound if request.audio else None
@@ -187,7 +187,7 @@ def _encode_all(handover: Handover, clip: ClipStream, request: VideoRequest, fol
         sheet.write(folder / SPRITESHEET)
         handover.finish()
     except Abandoned:
-        pass  # the caller has the reason
+        pass  # the caller raises its own error
     except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
         handover.finish(exc)
 
@@ -195,7 +195,7 @@ def _encode_all(handover: Handover, clip: ClipStream, request: VideoRequest, fol
 def _pictures(
     chunk: Frames, pixels: Literal["rgb24", "yuv420p"], request: VideoRequest
 ) -> Iterator[av.VideoFrame]:
-    """A chunk's frames, cropped."""
+    """A chunk's frames, cropped if not yet done."""
     if pixels == "yuv420p":
         for planes in chunk:
             yield yuv_picture(planes)
@@ -207,7 +207,7 @@ def _pictures(
 
 
 def _checked(clip: ClipStream, request: VideoRequest) -> Iterator[Frames]:
-    """The chunks, once they are what the request asks for."""
+    """The clip's chunks, each checked against the request."""
     width, height = request.output_size
     wanted: tuple[int, ...] = (request.height, request.width, 3)
     if clip.pixels == "yuv420p":
@@ -231,7 +231,7 @@ def _checked(clip: ClipStream, request: VideoRequest) -> Iterator[Frames]:
 def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> Encoded:
     with (unfinished / MP4).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    # The MP4 comes last: where it is, the others are.
+    # The MP4 is moved last: if it exists, the other files do too.
     for name in (POSTER, SPRITESHEET, MP4):
         (unfinished / name).replace(folder / name)
     rate = exact_rate(request.frame_rate)
@@ -251,12 +251,12 @@ def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> 
 
 
 class DiskFull(StorageUnavailable):
-    """The disk that clips are written to before they are uploaded has no room."""
+    """The disk on which clips are kept until they are uploaded is full."""
 
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Raises DiskFull for what the system says when the disk of `folder` is full."""
+    """Translate the system's errors for a full disk into DiskFull, which names `folder`."""
     try:
         yield
     except OSError as exc:

@@ -1,6 +1,6 @@
-"""Between the thread that decodes and the one that encodes: frames one way, progress back.
+"""The queue from the decoding thread to the encoding thread, and the encoder's progress back.
 
-Bounded by bytes. Knows nothing of what the frames are for.
+Bounded in bytes. Independent of the meaning of the frames.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-REPORT_EVERY = 0.5  # seconds: how soon a cancel is noticed while no frame is finished
+REPORT_EVERY = 0.5  # seconds between reports without progress: how soon a cancel takes effect
 
-Frames = NDArray[np.uint8]  # [n, H, W, 3]
+Frames = NDArray[np.uint8]  # [n, H, W, 3], or yuv420p as in `ClipStream.frames`
 
 
 class Abandoned(Exception):
-    """The caller has given up: the encoder's thread ends."""
+    """The caller has given up; ends the encoder's thread."""
 
 
 class Handover:
-    """The chunks that wait, and how far both sides are."""
+    """A bounded queue of chunks, with the state of both threads."""
 
     def __init__(self, max_waiting: int) -> None:
-        """`max_waiting`: bytes of frames not yet encoded before `put` waits."""
+        """`max_waiting`: bytes of unencoded frames above which `put` waits."""
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
         self._chunks: deque[Frames] = deque()
@@ -36,12 +36,12 @@ class Handover:
         self._finished = False
         self._error: BaseException | None = None
 
-    # The decoding thread's side.
+    # Called by the decoding thread.
 
     def put(self, chunk: Frames) -> None:
-        """Hand over `chunk`, waiting while too much waits. Raises what the encoder failed with."""
+        """Queue `chunk`, waiting while the queue is full. Raises the encoder's error, if any."""
         with self._changed:
-            # One chunk alone may be larger than the bound: it is in memory already.
+            # An empty queue accepts a chunk above the limit, which is in memory already.
             self._changed.wait_for(
                 lambda: (
                     self._finished
@@ -55,40 +55,42 @@ class Handover:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """That was the last chunk."""
+        """Mark the end: no more chunks follow."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Have the encoder stop at its next frame."""
+        """Stop the encoder at its next frame."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
 
     def progress(self) -> Iterator[int]:
-        """Frames coded so far: at once, when there are more, and every half second, to the end."""
-        told = -1
+        """The number of coded frames: at once, at each change, and every half second, until the
+        encoder has finished. Raises the encoder's error, if any.
+        """
+        reported = -1
         finished = False
         while not finished:
             with self._changed:
-                if told >= 0:
+                if reported >= 0:
                     self._changed.wait_for(
-                        lambda: self._finished or self._coded != told,  # noqa: B023
+                        lambda: self._finished or self._coded != reported,  # noqa: B023
                         timeout=REPORT_EVERY,
                     )
                 self._raise_error()
-                told, finished = self._coded, self._finished
-            yield told
+                reported, finished = self._coded, self._finished
+            yield reported
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    # The encoding thread's side.
+    # Called by the encoding thread.
 
     def chunks(self) -> Iterator[Frames]:
-        """The chunks as they come; a chunk counts as waiting until the next is asked for."""
+        """The chunks in order. A chunk counts as waiting until the next one is requested."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._chunks or self._ended or self._abandoned)
@@ -103,7 +105,7 @@ class Handover:
             del chunk
 
     def coded(self, frames: int) -> None:
-        """`frames` are coded so far. Raises `Abandoned` if the caller has given up."""
+        """Set the number of coded frames. Raises `Abandoned` if the caller has given up."""
         with self._changed:
             self._raise_abandoned()
             if frames != self._coded:
@@ -111,7 +113,7 @@ class Handover:
                 self._changed.notify_all()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """The files are complete, or `error` ended it."""
+        """Mark the files as complete, or failed with `error`."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()

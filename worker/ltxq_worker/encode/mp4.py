@@ -1,6 +1,6 @@
-"""One MP4 being written: frames to BT.709 H.264, samples to AAC, both by PyAV.
+"""Writes an MP4 by PyAV: frames as BT.709 H.264, samples as AAC.
 
-Leaves threads, counting and temporary names to `clip.py`.
+`clip.py` handles threads, counting and temporary names.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ltxq.errors import PermanentError
 from ltxq_worker.pipeline import Sound
 
 # Noisy 768×512 frames on two cores: veryfast 106 frames a second, faster 89, fast 75, medium 58,
-# and `faster` needs 7 % fewer bytes than `veryfast` for what looks the same. CRF 18 is where a
-# difference from the source stops being seen.
+# and `faster` needs 7 % fewer bytes than `veryfast` for the same visual quality. At CRF 18 a
+# difference from the source is no longer visible.
 X264 = {"preset": "faster", "crf": "18"}
 
-# Fixed, since x264's bits depend on the number of threads: the same frames are the same file on
+# Fixed, since x264's output depends on the number of threads: the same frames make the same file on
 # every machine. More than four gain little on a clip of 768×512, and other clips need cores too.
-# (Below a width of 128 they are not: x264's lookahead then reads memory it has not written.)
+# (Below a width of 128 files differ: x264's lookahead then reads uninitialised memory.)
 X264_THREADS = 4
 
 AAC_BIT_RATE = 192_000  # bits a second: more than FFmpeg's AAC needs to be transparent in stereo
-AAC_FRAME = 1024  # samples: what AAC codes at once
+AAC_FRAME = 1024  # samples in an AAC frame
 
-# swscale without these flags takes a shortcut that is off by up to 3 of 255.
+# Without these flags swscale takes a shortcut with errors of up to 3 of 255.
 _EXACT = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -42,7 +42,7 @@ _EXACT = (
 
 
 def exact_rate(rate: float) -> Fraction:
-    """`rate` in frames per second as the fraction it stands for: 23.976 is 24000/1001."""
+    """The exact fraction of a rate in frames per second: 23.976 becomes 24000/1001."""
     ntsc = Fraction(round(rate * 1.001) * 1000, 1001)
     if abs(rate - ntsc) < 1e-4:
         return ntsc
@@ -50,7 +50,9 @@ def exact_rate(rate: float) -> Fraction:
 
 
 def as_yuv420(picture: av.VideoFrame) -> av.VideoFrame:
-    """A picture in RGB as BT.709 YUV 4:2:0 in limited range; one that is so already as it is."""
+    """Convert an RGB picture to BT.709 YUV 4:2:0, limited range; a yuv420p picture is returned
+    unchanged.
+    """
     if picture.format.name == "yuv420p":
         return picture
     return picture.reformat(
@@ -66,7 +68,7 @@ def as_yuv420(picture: av.VideoFrame) -> av.VideoFrame:
 
 
 def yuv_picture(planes: NDArray[np.uint8]) -> av.VideoFrame:
-    """A picture of what `as_yuv420` makes, uint8 [3H/2, W]."""
+    """A picture from planes in the format of `as_yuv420`, uint8 [3H/2, W]."""
     picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
     picture.color_range, picture.colorspace = ColorRange.MPEG, Colorspace.ITU709
     picture.color_primaries, picture.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
@@ -74,12 +76,12 @@ def yuv_picture(planes: NDArray[np.uint8]) -> av.VideoFrame:
 
 
 class Mp4Writer:
-    """An open MP4. Frames go in one by one, in order; leaving the `with` ends the file."""
+    """An open MP4. Takes frames one by one, in order; leaving the `with` closes the file."""
 
     def __init__(
         self, path: Path, *, size: tuple[int, int], rate: Fraction, sound: Sound | None
     ) -> None:
-        """`size`: width and height in pixels, both even. `sound`: what `write_sound` will get."""
+        """`size`: width and height in pixels, both even. `sound`: passed to `write_sound` later."""
         self.packets = 0  # coded frames written so far
         self._rate = rate
         self._container = av.open(
@@ -88,9 +90,9 @@ class Mp4Writer:
             format="mp4",
             options={
                 "movflags": "+faststart",
-                # The sound is written first, whole: the muxer holds it until the pictures come.
+                # The whole sound is written first: the muxer holds it until pictures arrive.
                 "max_interleave_delta": "0",
-                # Durations in milliseconds, the default, are off by half a frame of sound.
+                # The default, milliseconds, makes durations wrong by half an AAC frame.
                 "movie_timescale": "90000",
             },
         )
@@ -99,7 +101,7 @@ class Mp4Writer:
         video.pix_fmt = "yuv420p"
         context = video.codec_context
         context.time_base = 1 / rate
-        context.gop_size = round(rate)  # a keyframe a second: a player can seek
+        context.gop_size = round(rate)  # a keyframe every second, for seeking
         context.thread_count = X264_THREADS
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
@@ -124,19 +126,20 @@ class Mp4Writer:
         try:
             self._container.close()
         except av.FFmpegError:
-            if error is None:  # otherwise the first error says more
+            if error is None:  # otherwise the first error is more informative
                 raise
 
     def write_sound(self, sound: Sound, seconds: Fraction) -> None:
-        """All of the sound, trimmed or padded with silence to `seconds`; before the first frame.
+        """Write the whole sound, trimmed or padded with silence to `seconds`. To be called before
+        the first frame.
 
-        AAC codes 1,024 samples at once, so a decoder may give a little silence more; the file's
-        edit list says where the sound ends.
+        AAC codes 1,024 samples at once, so a decoder may add a little silence; the file's edit list
+        marks the end of the sound.
 
         Raises:
-            PermanentError: the samples are not what `Sound` says.
+            PermanentError: the samples do not have the format of `Sound`.
         """
-        assert self._audio is not None  # noqa: S101  the constructor was told of it
+        assert self._audio is not None  # noqa: S101  the constructor was given the sound
         samples, rate = _fitted(sound, seconds), sound.sample_rate
         for start in range(0, samples.shape[1], AAC_FRAME):
             part = np.ascontiguousarray(samples[:, start : start + AAC_FRAME])
@@ -147,13 +150,13 @@ class Mp4Writer:
         self._container.mux(self._audio.encode(None))
 
     def write_frame(self, picture: av.VideoFrame, index: int) -> None:
-        """Frame number `index`, in RGB or as `yuv_picture` makes it."""
+        """Write frame number `index`, in RGB or from `yuv_picture`."""
         frame = as_yuv420(picture)
         frame.pts, frame.time_base = index, 1 / self._rate
         self._mux(self._video.encode(frame))
 
     def write_last(self) -> Iterator[None]:
-        """Write what x264 still holds back, stopping after each coded frame."""
+        """Write the frames x264 still buffers; yields after each one."""
         for packet in self._video.encode_lazy(None):
             self._mux([packet])
             yield

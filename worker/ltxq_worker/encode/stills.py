@@ -1,6 +1,6 @@
-"""A clip's JPEGs: the poster, and the spritesheet a web page scrubs through.
+"""Writes a clip's JPEGs: the poster, and the spritesheet for previews in a web page.
 
-Leaves choosing names and moving files into place to `clip.py`.
+`clip.py` chooses names and moves the files into place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ JPEG_QSCALE = 3  # 2 (best) to 31; 3 is about quality 90
 
 
 def write_jpeg(picture: av.VideoFrame, path: Path) -> None:
-    """Write `picture`, in RGB or in YUV that says which, with even sides."""
+    """Write `picture`, in RGB or in YUV with its colour space set, with even sides."""
     frame = picture.reformat(
         format="yuvj420p",
-        dst_colorspace=Colorspace.ITU601,  # JFIF knows no other
+        dst_colorspace=Colorspace.ITU601,  # the only one in JFIF
         dst_color_range=ColorRange.JPEG,
         interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
         threads=1,
@@ -38,9 +38,9 @@ def write_jpeg(picture: av.VideoFrame, path: Path) -> None:
 
 
 class Spritesheet:
-    """Small pictures from across a clip in one grid, left to right and top to bottom.
+    """Small pictures of frames spread evenly over a clip, in a grid, row by row.
 
-    1 frame makes 1 tile, 9 frames 3×3, more 4×4, evenly spread from the first to the last.
+    1 frame makes 1 tile, 9 frames make 3×3, more make 4×4; first and last frame are included.
     """
 
     def __init__(self, num_frames: int, size: tuple[int, int]) -> None:
@@ -51,13 +51,13 @@ class Spritesheet:
         self._columns = math.ceil(math.sqrt(count))
         rows = math.ceil(count / self._columns)
         scale = min(1.0, TILE_SIDE / max(size))
-        # Even sides, for the JPEG's half-size colour planes.
+        # Even sides, for the JPEG's half-size chroma planes.
         self._tile = tuple(max(2, round(side * scale / 2) * 2) for side in size)
         width, height = self._tile
         self._sheet = np.zeros((rows * height, self._columns * width, 3), np.uint8)
 
     def add(self, picture: av.VideoFrame, index: int) -> None:
-        """Offer frame number `index`; most are not needed."""
+        """Add frame number `index`, if the sheet shows it."""
         tile = self._tile_of_frame.get(index)
         if tile is None:
             return

@@ -1,1 +1,1 @@
-"""What a model is on disk and on the GPU: folders, downloads, weights, resident modules."""
+"""Models on disk and on the GPU: folders, downloads, weights, resident modules."""

@@ -1,6 +1,6 @@
-"""The models ltxq knows: where their files are, how large they are, whose terms they come with.
+"""The catalog of known models: where their files are, their sizes and their licences.
 
-Facts only; `download.py` gets the files.
+Data only; `download.py` downloads the files.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from ltxq.errors import UnknownModel
 
-SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # beside the models that have no gemma/ of their own
+SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # folder beside the models that have no own gemma/
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repo:
-    """Some files of a repository on the hub."""
+    """Files of a repository on the Hugging Face hub."""
 
     id: str
     files: tuple[str, ...]  # names or patterns ("*.json"), at the top of the repository
-    size: int  # bytes of these files, about
-    licence: str  # its name; accepted on `page`
+    size: int  # of these files, in bytes, approximate
+    licence: str  # name of the licence, which is accepted on `page`
 
     @property
     def page(self) -> str:
@@ -29,21 +29,21 @@ class Repo:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A model that `ltxq model download` can get."""
+    """A model that `ltxq model download` offers."""
 
     name: str
     about: str
     weights: Repo  # the checkpoint, and the upscaler for two stages
-    text_encoder: Repo  # the same for every model, and kept once
+    text_encoder: Repo  # the same for every model, and stored once
 
     @property
     def parts(self) -> dict[str, Repo]:
-        """What to download into which folder of LTXQ_MODEL_DIR."""
+        """The repositories to download, by folder name in LTXQ_MODEL_DIR."""
         return {self.name: self.weights, SHARED_TEXT_ENCODER: self.text_encoder}
 
     @property
     def size(self) -> int:
-        """Bytes of everything, about."""
+        """The total download in bytes, approximate."""
         return sum(part.size for part in self.parts.values())
 
 
@@ -56,7 +56,7 @@ GEMMA = Repo(
     licence="Gemma Terms of Use",
 )
 
-# Sizes: the published files', rounded.
+# Sizes are those of the published files, rounded.
 CATALOG = {
     model.name: model
     for model in (
@@ -107,10 +107,10 @@ CATALOG = {
 
 
 def known_model(name: str) -> KnownModel:
-    """The model of that name.
+    """The catalog's model of that name.
 
     Raises:
-        UnknownModel: naming those there are.
+        UnknownModel: there is none; the hint lists the known names.
     """
     try:
         return CATALOG[name]

@@ -1,8 +1,7 @@
-"""From a prompt to frames and sound. Knows no queue, no Redis, no storage.
+"""Turns a prompt into frames and sound. Has no part in queueing or storage.
 
 `ltx.py` is the real pipeline; `instant.py` makes real pictures without a model, for chaos tests
-and overhead benchmarks. torch is imported by `ltx.py` alone, so that an instant worker starts
-without it.
+and overhead benchmarks. Only `ltx.py` imports torch, so that an instant worker starts without it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """Told of every step. May raise, to stop the job: the pipeline lets it through."""
+    """Callback for progress. It may raise to stop the job; the pipeline passes the error on."""
 
     def __call__(self, stage: Stage, step: int, steps: int) -> None:
         """`step` of `steps` of `stage` are done; 0 when it starts."""
@@ -30,7 +29,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A clip's sound."""
+    """A clip's audio track."""
 
     samples: NDArray[np.float32]  # [2, S], −1..1
     sample_rate: int  # Hz
@@ -38,38 +37,39 @@ class Sound:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStream:
-    """What a pipeline made. Taking from `frames` does the decoding, on the GPU."""
+    """A pipeline's output. Iterating `frames` runs the decoder on the GPU."""
 
-    # Chunks, n ≥ 1, in order. rgb24: [n, H, W, 3], before cropping. yuv420p: [n, 3H/2, W], cropped:
-    # a frame's planes one after the other, BT.709 in limited range.
+    # Chunks in order, n ≥ 1 frames each. rgb24: [n, H, W, 3], not cropped. yuv420p: [n, 3H/2, W],
+    # cropped: the planes Y, U, V of each frame, BT.709, limited range.
     frames: Iterator[NDArray[np.uint8]]
     sound: Sound | None
     pixels: Literal["rgb24", "yuv420p"] = "rgb24"
-    # Seconds by stage on the device's own clock; filled when the frames are exhausted.
+    # Seconds by stage, by the device's clock; filled when `frames` is exhausted.
     timings: dict[Stage, float] = field(default_factory=dict)
 
 
 def crop_offset(request: VideoRequest) -> tuple[int, int]:
-    """Columns and rows of a frame that are cut off left and above."""
+    """The columns cropped at the left and the rows cropped at the top of a frame."""
     width, height = request.output_size
     return (request.width - width) // 2, (request.height - height) // 2
 
 
 class DeviceBroken(Exception):
-    """The GPU refuses all further work from this process: only a new one can use it again."""
+    """The GPU refuses all further work from this process; a new process can use it again."""
 
 
 class Pipeline(Protocol):
     """A model, loaded and warm."""
 
     model: str  # as VideoRequest.model names it
-    versions: dict[str, str]  # what made the clip, for the sidecar: {"ltx-core": "1.0.0", …}
+    versions: dict[str, str]  # package and checkpoint versions, for the sidecar
 
     def generate(self, request: VideoRequest, report: Report) -> ClipStream:
-        """Make a clip; one at a time. `request.seed` is set.
+        """Make a clip; one at a time. `request.seed` must be set.
 
         Raises:
             InvalidRequest: the prompt has more than 1,024 tokens.
-            OutOfMemory: the card cannot hold it; the message names the largest size that fits.
-            DeviceBroken: also from taking frames.
+            OutOfMemory: the clip does not fit on the card; the hint names the largest size that
+                does.
+            DeviceBroken: iterating over the frames may raise it too.
         """

@@ -1,5 +1,7 @@
-"""How long a clip's stages took on the device, without ever waiting for it: a GPU's work is queued
-long before it is done, so the queueing thread's own clock tells little.
+"""Measures the stages of a clip on the device without blocking it.
+
+GPU work is queued long before it runs, so the clock of the queueing thread would measure the wrong
+thing.
 """
 
 from __future__ import annotations
@@ -12,22 +14,22 @@ from ltxq.job import Stage
 
 
 class StageClock:
-    """One clip's. Stages follow each other."""
+    """Times the consecutive stages of one clip."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._begun: list[tuple[Stage | None, torch.cuda.Event | float]] = []
 
     def begin(self, stage: Stage) -> None:
-        """What is queued from here on is `stage`'s."""
+        """Count work that is queued from now on as `stage`."""
         self._begun.append((stage, self._now()))
 
     def end(self) -> None:
-        """What was queued so far is all."""
+        """End the last stage: all work is queued."""
         self._begun.append((None, self._now()))
 
     def seconds(self) -> dict[Stage, float]:
-        """By stage, once the device has done what was queued before `end`, which is waited for."""
+        """Seconds by stage. Waits until the device has done all work queued before `end`."""
         _, last = self._begun[-1]
         if isinstance(last, torch.cuda.Event):
             last.synchronize()
@@ -47,7 +49,7 @@ class StageClock:
 
 def _between(began: torch.cuda.Event | float, ended: torch.cuda.Event | float) -> float:
     if isinstance(began, float):
-        assert isinstance(ended, float)  # noqa: S101  one clock, one kind
+        assert isinstance(ended, float)  # noqa: S101  a device has one kind of mark
         return ended - began
     assert not isinstance(ended, float)  # noqa: S101
     return began.elapsed_time(ended) / 1000

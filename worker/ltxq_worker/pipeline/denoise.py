@@ -1,7 +1,7 @@
 """From noise to latents: the distilled model's Euler steps over picture and sound together.
 
-Eight at full size; or eight at half size, and three more on what was doubled. Equal bit for bit
-to ltx-pipelines' functions. Decoding is left to `ltx.py`.
+One stage: eight steps at full size. Two stages: eight steps at half size, then three steps on the
+upsampled latents. The latents are bit-identical to those of ltx-pipelines. `ltx.py` decodes them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Latents:
     """A clip before decoding."""
 
     video: torch.Tensor  # bf16 [1, 128, F', H/32, W/32], F' = (F − 1) / 8 + 1
-    audio: torch.Tensor  # bf16 [1, 8, T, 16], 25 a second
+    audio: torch.Tensor  # bf16 [1, 8, T, 16], T counts 25 per second
 
 
 Step = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-"""Noisy picture and sound, patchified [1, tokens, 128], and the step's number from 0, to what is
-less noisy by that step; new tensors of the same shapes."""
+"""A denoising step. Arguments: noisy picture and sound, patchified [1, tokens, 128], and the step's
+index from 0. Returns new, less noisy tensors of the same shapes."""
 
 
 class Transformer(Protocol):
-    """What takes a step's noise away."""
+    """A model that can prepare and run denoising steps."""
 
     def bind(
         self,
@@ -45,14 +45,15 @@ class Transformer(Protocol):
         context: TextContext,
         levels: Sequence[float],
     ) -> Step:
-        """Prepare what stays the same in all steps of a stage: positions, text, noise levels. The
-        states' masks are all ones: every token is as noisy as the noise level says. The `Step` is
-        of use until the next `bind`.
+        """Prepare the inputs that are constant over a stage: positions, text, noise levels.
+
+        The states' denoise masks must be all ones: every token has the same noise level. The
+        returned `Step` is valid until the next `bind`.
         """
 
 
 class LibraryTransformer:
-    """ltx-core's own way, step for step: the exact one."""
+    """ltx-core's unmodified transformer and Euler step: the exact reference."""
 
     def __init__(self, model: X0Model) -> None:
         self._model = model
@@ -64,9 +65,9 @@ class LibraryTransformer:
         context: TextContext,
         levels: Sequence[float],
     ) -> Step:
-        """As `Transformer.bind`; nothing is kept between steps."""
+        """As `Transformer.bind`; nothing is cached between steps."""
         stepper = EulerDiffusionStep()
-        on_cpu = torch.tensor(levels)  # for the stepper, which asks for their values
+        on_cpu = torch.tensor(levels)  # the stepper reads their values, which would block a GPU
         sigmas = on_cpu.to(video.latent.device)
 
         def step(
@@ -86,7 +87,7 @@ class LibraryTransformer:
 
 
 StepDone = Callable[[int], None]
-"""Told how many steps of the clip are done; what it raises ends the run."""
+"""Callback: the number of the clip's steps that are done. An error it raises ends the run."""
 
 
 def in_one_stage(
@@ -96,7 +97,7 @@ def in_one_stage(
     generator: torch.Generator,
     step_done: StepDone,
 ) -> Latents:
-    """A clip from noise."""
+    """Denoise a clip at full size."""
     return _denoise(transformer, context, shape, schedule.FIRST_STAGE, generator, step_done)
 
 
@@ -108,9 +109,9 @@ def in_two_stages(
     generator: torch.Generator,
     step_done: StepDone,
 ) -> Latents:
-    """A clip of half the size from noise, and that one, doubled and noised again, in full size.
+    """Denoise a clip at half size; then upsample it, add noise and denoise it at full size.
 
-    `upsample` doubles the sides of a picture's latent. Sound is refined beside the picture.
+    `upsample` doubles height and width of a picture latent. The second stage refines sound too.
     """
     half = shape._replace(height=shape.height // 2, width=shape.width // 2)
     small = in_one_stage(transformer, context, half, generator, step_done)
@@ -131,19 +132,22 @@ def _denoise(
     step_done: StepDone,
     start: Latents | None = None,
 ) -> Latents:
-    """One stage: `start`, or nothing, noised to the first of `levels` and cleaned to the last."""
+    """One stage: add noise of the first of `levels` to `start` and denoise to the last level.
+
+    None: start from pure noise.
+    """
     device = generator.device
     noiser = GaussianNoiser(generator)
     video_tools = VideoLatentTools(
         VideoLatentPatchifier(patch_size=1), VideoLatentShape.from_pixel_shape(shape), shape.fps
     )
     audio_shape = AudioLatentShape.from_video_pixel_shape(shape)
-    if audio_shape.frames == 0:  # one frame at 50 a second or more: ltx-core rounds its sound away
+    if audio_shape.frames == 0:  # ltx-core rounds so for one frame at 50 per second or more
         audio_shape = audio_shape._replace(frames=1)
     audio_tools = AudioLatentTools(AudioPatchifier(patch_size=1), audio_shape)
     video = video_tools.create_initial_state(device, torch.bfloat16, start and start.video)
     audio = audio_tools.create_initial_state(device, torch.bfloat16, start and start.audio)
-    # One generator serves both, picture first: the order is part of what a seed means.
+    # The picture draws first from the shared generator: another order changes every seed's clip.
     video, audio = noiser(video, levels[0]), noiser(audio, levels[0])
 
     step = transformer.bind(video, audio, context, levels)
@@ -161,8 +165,8 @@ def _denoise(
 
 
 class _Pace:
-    """Keeps the CPU one step ahead of a GPU: the next step is queued while one runs, and progress
-    and cancelling are one step late at most.
+    """Keeps the CPU one step ahead of the GPU: the next step is queued while one runs. Progress
+    and cancellation are at most one step late.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -170,10 +174,10 @@ class _Pace:
         self._before: torch.cuda.Event | None = None
 
     def keep(self) -> None:
-        """Called when a step is queued: waits for the one before it."""
+        """Call after queueing a step: waits until the step before it is done."""
         if self._device.type != "cuda":
             return
-        queued = torch.cuda.Event(blocking=True)  # the encoder has use for a core
+        queued = torch.cuda.Event(blocking=True)  # no busy-wait: the encoder needs the core
         queued.record()
         if self._before is not None:
             self._before.synchronize()

@@ -1,7 +1,7 @@
 """A pipeline without a model: real pictures and sound in milliseconds, for chaos tests and bench.
 
-Every frame carries a mark that says which request and which frame it is, and that survives
-H.264. Leaves prompts' meaning to the real pipeline.
+Every frame carries a mark that identifies its request and its index, and that survives H.264. The
+pictures do not show what the prompt describes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import INSTANT, ClipStream, Report, Sound, schedule
 
 CHUNK = 8  # frames decoded at once
-SLICE = 0.05  # seconds between two looks at whether the job goes on
+SLICE = 0.05  # seconds between two reports while a step sleeps: how soon a cancel takes effect
 SAMPLE_RATE = 24_000  # Hz, as LTX-2's
 
 # The mark is a square of 8×8 black and white cells in the middle of the frame, where no crop
-# reaches it: 2 bytes of frame index, 4 of the request's tag, 2 to check them.
+# reaches it: 2 bytes of frame index, 4 of the request's tag, 2 of checksum.
 CELL = 4  # pixels: a quarter of an H.264 macroblock's side
 MARK = 8 * CELL  # pixels
 
@@ -33,8 +33,8 @@ class InstantPipeline:
     model = INSTANT
 
     def __init__(self, denoise_seconds: float = 0.0, steps: int | None = None) -> None:
-        """`denoise_seconds`: how long a clip's steps take together; a report may end it.
-        `steps`: None: as many as the real pipeline's.
+        """`denoise_seconds`: how long all steps of a clip take together; an error raised by the
+        report ends them early. `steps`: number of steps; None: as many as the real pipeline.
         """
         self.versions = {"instant": "1"}
         self._denoise_seconds = denoise_seconds
@@ -63,23 +63,23 @@ class InstantPipeline:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a frame says of itself."""
+    """The request and index that a frame carries."""
 
     tag: int  # of the request, 32 bits
     index: int  # the frame's number in the clip, from 0
 
 
 def request_tag(request: VideoRequest) -> int:
-    """32 bits that tell requests of other prompts or seeds apart."""
+    """A 32-bit hash of prompt and seed, which distinguishes requests."""
     digest = hashlib.sha256(f"{request.seed} {request.prompt}".encode()).digest()
     return int.from_bytes(digest[:4])
 
 
 def read_mark(picture: NDArray[np.uint8]) -> Mark:
-    """The mark of a frame, uint8 [H, W, 3], also after H.264 or JPEG and cropping.
+    """The mark of a frame, uint8 [H, W, 3]; readable after H.264, JPEG and cropping too.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: the frame has no mark, or a damaged one.
     """
     height, width = picture.shape[:2]
     top, left = (height - MARK) // 2, (width - MARK) // 2
@@ -92,7 +92,7 @@ def read_mark(picture: NDArray[np.uint8]) -> Mark:
 
 
 def _mark_picture(mark: Mark) -> NDArray[np.uint8]:
-    """uint8 [MARK, MARK, 1]."""
+    """The mark as a picture, uint8 [MARK, MARK, 1]."""
     words = mark.index.to_bytes(2) + mark.tag.to_bytes(4)
     bits = np.unpackbits(np.frombuffer(words + _check(words), np.uint8)).reshape(8, 8)
     return np.kron(bits, np.full((CELL, CELL), 255, np.uint8))[..., None]
@@ -103,7 +103,7 @@ def _check(words: bytes) -> bytes:
 
 
 def _decode(request: VideoRequest, tag: int, report: Report) -> Iterator[NDArray[np.uint8]]:
-    """The clip in chunks [n, H, W, 3]: a scene that moves to the left, and the mark."""
+    """The clip in chunks [n, H, W, 3]: a scene that moves to the left, with the mark."""
     scene = _scene(request.width, request.height, tag)
     top, left = (request.height - MARK) // 2, (request.width - MARK) // 2
     chunks = -(-request.num_frames // CHUNK)
@@ -118,7 +118,7 @@ def _decode(request: VideoRequest, tag: int, report: Report) -> Iterator[NDArray
 
 
 def _scene(width: int, height: int, tag: int) -> NDArray[np.uint8]:
-    """Waves of colour that wrap around, and a disc: uint8 [H, W, 3]."""
+    """Colour waves that wrap around at the borders, and a disc: uint8 [H, W, 3]."""
     random = np.random.default_rng(tag)
     x = np.linspace(0, 2 * np.pi, width, endpoint=False, dtype=np.float32)
     y = np.linspace(0, 2 * np.pi, height, endpoint=False, dtype=np.float32)
@@ -133,9 +133,9 @@ def _scene(width: int, height: int, tag: int) -> NDArray[np.uint8]:
 
 
 def _tone(request: VideoRequest, tag: int) -> Sound:
-    """One note a tag, a little to the left, as long as the picture."""
+    """One note for each tag, louder on the left, as long as the picture."""
     count = round(request.duration * SAMPLE_RATE)
-    pitch = 220 * 2 ** (tag % 25 / 12)  # Hz: two octaves from a
+    pitch = 220 * 2 ** (tag % 25 / 12)  # Hz: two octaves up from A3
     wave = np.sin(2 * np.pi * pitch * np.arange(count) / SAMPLE_RATE)
     return Sound(
         samples=np.stack([0.3 * wave, 0.2 * wave]).astype(np.float32), sample_rate=SAMPLE_RATE

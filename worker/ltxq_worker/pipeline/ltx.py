@@ -1,7 +1,7 @@
-"""The real pipeline: a prompt to frames and sound, with LTX-2 loaded once and kept.
+"""The real pipeline: turns a prompt into frames and sound, with LTX-2 loaded once and kept.
 
-Puts text, denoising and decoding together, and turns what the device cannot do into ltxq's
-errors. Writing an MP4 is left to `encode/`.
+Combines text encoding, denoising and decoding, and translates the device's errors into ltxq's.
+`encode/` writes the MP4.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ltxq_worker.pipeline.device import (
 from ltxq_worker.pipeline.fast.options import Optimizations
 from ltxq_worker.pipeline.fast.path import FastPath
 
-PROMPTS_KEPT = 16  # contexts of the last prompts, about 15 MB each on the 19B model
+PROMPTS_KEPT = 16  # cached contexts of the last prompts, about 15 MB each on the 19B model
 
 
 class LtxPipeline:
@@ -88,25 +88,25 @@ class LtxPipeline:
         """Load a model and keep it.
 
         Args:
-            folder: Where it is.
-            model: What requests call it.
+            folder: The model's folder.
+            model: The model's name in requests.
             device: 'cuda', 'cuda:1' or 'cpu'; None: a GPU if there is one.
-            quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB for 38 in
-                bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
-            optimize: What `LTXQ_OPTIMIZE` may be; 'none': the library's frames, bit for bit.
+            quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB instead of 38
+                in bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
+            optimize: A value of `LTXQ_OPTIMIZE`; 'none': the library's frames, bit for bit.
             rgb: Frames leave the device as RGB, whatever `optimize` says.
-            report: Told what is being loaded and the share of all that is done, 0..1.
+            report: Called with the part being loaded and the share done of the whole, 0..1.
 
         Raises:
-            ModelUnusable: the folder does not hold a model that can be run.
-            OutOfMemory: the device cannot hold it.
+            ModelUnusable: the folder holds no usable model.
+            OutOfMemory: the model does not fit on the device.
             DeviceBroken: the GPU refuses all work.
             ConfigurationError: there is no such device, or no such optimization.
         """
         if not isinstance(folder, ModelFolder):
             folder = ModelFolder.open(folder)
         if not {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys():
-            # Clips of many sizes would fragment the card; read when CUDA starts, below.
+            # Clips of many sizes would fragment memory. torch reads this when CUDA starts, below.
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         where = find_device(device)
         optimizations = Optimizations.parse(optimize, where.type)
@@ -114,7 +114,7 @@ class LtxPipeline:
             optimizations = replace(optimizations, frames=False)
         quantization = quantization or ("fp8" if where.type == "cuda" else "bf16")
         try:
-            parts = resident.load(folder, where, quantization, report or _say_nothing)
+            parts = resident.load(folder, where, quantization, report or _ignore_load_report)
         except (RuntimeError, MemoryError) as exc:
             raise_unless_out_of_memory(exc)
         else:
@@ -123,24 +123,26 @@ class LtxPipeline:
             )
         free_memory(where)
         raise OutOfMemory(
-            f"{where} has {total_memory(where) / 1e9:.0f} GB of memory, "
-            f"which do not hold {folder.name}.",
-            hint="Set LTXQ_QUANTIZATION=fp8, end what else runs there, or use a larger card.",
+            f"{folder.name} does not fit into the {total_memory(where) / 1e9:.0f} GB of memory "
+            f"of {where}.",
+            hint="Set LTXQ_QUANTIZATION=fp8, stop other programs on it, or use a larger card.",
         )
 
     @property
     def optimizations(self) -> Optimizations:
-        """What is on; what cannot be here is switched off at its first use."""
+        """The optimizations that are on. One that does not work here is switched off at its first
+        use.
+        """
         return replace(self._fast.optimizations, decode=self._decoding.on)
 
     def generate(self, request: VideoRequest, report: Report) -> ClipStream:
-        """Make a clip; `Pipeline.generate` says how. What `report` raises ends it at once."""
+        """As `Pipeline.generate`. An error that `report` raises ends the clip at once."""
         if request.seed is None:
-            raise InvalidRequest("The request has no seed.", hint="Draw one before generating.")
+            raise InvalidRequest("The request has no seed.", hint="Choose one before generating.")
         if request.stages == 2 and self._parts.upsampler is None:
             raise _no_upsampler(self.model)
         shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
-        self._refuse_what_cannot_fit(shape)
+        self._require_memory(shape)
         again = True
         while again:
             try:
@@ -149,13 +151,13 @@ class LtxPipeline:
                 again = self._fast.steps_down(exc)
                 if not again:
                     raise_unless_out_of_memory(exc)
-        # Here the error and the tensors its traceback held are gone.
+        # Outside the `except`, the error and the tensors that its traceback held are freed.
         raise self._out_of_memory(shape)
 
     def warm_up(self, requests: Iterable[VideoRequest]) -> None:
-        """Make these clips and drop them: the first of a size is slow."""
+        """Make these clips and drop them, since the first clip of a size is slow."""
         for request in requests:
-            for _ in self.generate(request, _report_nothing).frames:
+            for _ in self.generate(request, _ignore_progress).frames:
                 pass
 
     @torch.inference_mode()
@@ -200,13 +202,13 @@ class LtxPipeline:
         context = self._contexts.pop(prompt, None) or self._parts.text.encode(
             prompt, padded=not self.optimizations.text
         )
-        self._contexts[prompt] = context  # the last used last
+        self._contexts[prompt] = context  # in order of last use
         if len(self._contexts) > PROMPTS_KEPT:
             self._contexts.popitem(last=False)
         return context
 
     def _upsample(self, latent: torch.Tensor) -> torch.Tensor:
-        # The library hands over the encoder, for its statistics: the decoder has the same ones.
+        # The library passes the video encoder, for its statistics; the decoder has the same ones.
         return upsample_video(latent, self._parts.video_decoder, self._parts.upsampler)
 
     def _sound(self, latent: torch.Tensor) -> Sound:
@@ -237,35 +239,34 @@ class LtxPipeline:
         generator: torch.Generator,
         clock: StageClock,
     ) -> Iterator[NDArray[np.uint8]]:
-        ways = self._tilings(shape)
-        while ways:
-            begun = False
+        tilings = self._tilings(shape)
+        while tilings:
+            tiling, begun = tilings[0], False
             try:
-                for chunk in self._decoding.frames(latent, ways[0], request, generator, clock.end):
+                for chunk in self._decoding.frames(latent, tiling, request, generator, clock.end):
                     begun = True
                     yield chunk
                 return
             except (RuntimeError, MemoryError) as exc:
                 if not begun and self._decoding.steps_down(exc):
-                    ways = self._tilings(shape)
+                    tilings = self._tilings(shape)
                 else:
                     raise_unless_out_of_memory(exc)
-                    ways = [] if begun else ways[1:]
-            if ways:
+                    tilings = [] if begun else tilings[1:]
+            if tilings:
                 free_memory(self._device)
         raise self._out_of_memory(shape)
 
     def _tilings(self, shape: memory.Shape) -> list[TilingConfig | None]:
-        """The ways to decode a clip, the better one first, to be left where memory does not hold
-        it after all.
-        """
+        """The tilings to decode a clip with, in order: the next one is for when memory runs out."""
         small = tiles(shape)
         if small is None or not self.optimizations.decode:
             return [small]
         whole = memory.bytes_needed(self._config, shape, in_one_piece=True)
         return [None, small] if whole <= self._budget() - self._fast.bytes_kept else [small]
 
-    def _refuse_what_cannot_fit(self, shape: memory.Shape) -> None:
+    def _require_memory(self, shape: memory.Shape) -> None:
+        """Raise OutOfMemory if a clip is too large, after freeing the CUDA graphs if need be."""
         needed = memory.bytes_needed(self._config, shape)
         if needed > self._budget() - self._fast.bytes_kept:
             self._fast.forget()
@@ -273,14 +274,16 @@ class LtxPipeline:
             raise self._too_large(shape, budget)
 
     def _budget(self) -> int:
-        """Bytes there are for a clip once nothing is kept for others."""
+        """Bytes available to a clip once the graphs of other sizes are freed."""
         if self._device.type != "cuda":
             return memory.available_ram()
         weights = torch.cuda.memory_allocated(self._device)
         return total_memory(self._device) - weights - KEPT_FREE
 
     def _out_of_memory(self, shape: memory.Shape) -> OutOfMemory:
-        """The error after the device ran out, which is free again. What was tried is too large."""
+        """Free the device's memory after it ran out, and make the error. Clips as large as this
+        one count as too large.
+        """
         self._fast.forget()
         free_memory(self._device)
         tried = memory.bytes_needed(self._config, shape) - 1
@@ -294,12 +297,12 @@ class LtxPipeline:
             f"{self._device} has {max(0, budget) / 1e9:.1f} GB for it.",
             hint=f"The largest that fits: {fits}."
             if fits
-            else "No clip fits: set LTXQ_QUANTIZATION=fp8, or end what else runs there.",
+            else "No clip fits: set LTXQ_QUANTIZATION=fp8, or stop other programs on the device.",
         )
 
 
 def _no_upsampler(model: str) -> InvalidRequest:
-    """The error for two stages where the model's folder has none."""
+    """The error for two stages with a model folder that has no upscaler."""
     reason = f"must be 1: the worker's {model} has no spatial upscaler, which two stages need"
     where = "the x2 spatial upscaler that is published with its checkpoint"
     if model in CATALOG:
@@ -312,9 +315,9 @@ def _no_upsampler(model: str) -> InvalidRequest:
     )
 
 
-def _say_nothing(what: str, share: float) -> None:
-    """A LoadReport for those who do not ask."""
+def _ignore_load_report(what: str, share: float) -> None:
+    """A LoadReport that does nothing."""
 
 
-def _report_nothing(stage: Stage, step: int, steps: int) -> None:
-    """A Report for clips nobody waits for."""
+def _ignore_progress(stage: Stage, step: int, steps: int) -> None:
+    """A Report that does nothing."""

@@ -1,6 +1,6 @@
-"""The noise levels the distilled checkpoints were trained for, as ltx-pipelines 1.0.0 has them.
+"""The noise levels (sigmas) the distilled checkpoints were trained for, from ltx-pipelines 1.0.0.
 
-Without torch: the test pipeline counts the same steps.
+Imports no torch, since the instant pipeline uses the step counts too.
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ SECOND_STAGE = (0.909375, 0.725, 0.421875, 0.0)
 
 
 def steps(stages: int) -> int:
-    """Denoising steps of a clip made in that many stages: 8, or 8 and 3."""
+    """Denoising steps of a clip in one stage (8) or two (8 + 3)."""
     return sum(len(sigmas) - 1 for sigmas in (FIRST_STAGE, SECOND_STAGE)[:stages])

@@ -1,9 +1,9 @@
-"""The thread that drives the device: loading, warming up and making clips all happen on it.
+"""The thread that drives the device: it loads the model, warms it up and makes all clips.
 
-cuDNN keeps its plans and cuBLAS its workspaces for each thread, so on several threads the same work
-is planned several times. And torch (2.11, seen on a CPU) crashes where a thread compiles after the
-thread that compiled first has ended: so there is one, as long as its process. Encoding, uploading
-and waiting are other threads' work. Knows no torch.
+cuDNN caches its plans and cuBLAS its workspaces per thread, so several threads would plan the same
+work several times. And torch (2.11, seen on a CPU) crashes if a thread compiles after the thread
+that compiled first has ended; so one thread lives as long as the process. Other threads encode,
+upload and wait. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 class GpuThread:
-    """Runs one piece of work after the other, always on the same thread."""
+    """Runs calls one after another, always on the same thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
 
     def run(self, work: Callable[[], T]) -> T:
-        """Run `work` on the GPU thread and wait for its result; its errors are raised here.
+        """Run `work` on the GPU thread and return its result or raise its error.
 
         `work` sees the caller's context variables, such as the job that log lines belong to.
         """
-        return self._thread.submit(copy_context().run, _done, work).result()
+        return self._thread.submit(copy_context().run, _run, work).result()
 
 
-def _done(work: Callable[[], T]) -> T:
+def _run(work: Callable[[], T]) -> T:
     try:
         return work()
     except BaseException as exc:
-        # The tensors in its frames' variables are let go before the next job starts.
+        # The traceback's local variables hold tensors, which must be freed before the next job.
         traceback.clear_frames(exc.__traceback__)
         raise

@@ -1,1 +1,1 @@
-"""A model's files: downloaded, checked, their headers read. Without torch."""
+"""Downloads a model's files, checks them and reads their headers. Imports no torch."""

@@ -1,6 +1,6 @@
-"""A model's folder on disk: which files it has, what it says it is, whether it is whole.
+"""A model's folder on disk: finds its files, reads its configuration, checks that it is complete.
 
-Reads headers only, without torch, so that a supervisor or the CLI can ask cheaply.
+Reads headers only, without torch, so that the supervisor and the CLI can check a folder cheaply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ltxq_worker.models.files.header import SafetensorsHeader
 
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
 
-_TRANSFORMER = "model.diffusion_model."  # how its weights' names begin
+_TRANSFORMER = "model.diffusion_model."  # prefix of its weights' names
 _FP8, _SCALE, _WEIGHT = "F8_E4M3", ".weight_scale", ".weight"
 _READABLE = {"BF16", "F16", "F32", _FP8}
 
@@ -29,25 +29,26 @@ class ModelFolder:
     """A folder that holds one usable model."""
 
     path: Path
-    name: str  # the folder's, which is how requests name the model
+    name: str  # the folder's name, by which requests name the model
     checkpoint: Path
-    upscaler: Path | None  # doubles latents' sides, for two stages; not needed for one
-    upscaler_config: dict[str, Any]  # its own; empty where there is none
+    upscaler: Path | None  # doubles height and width of latents; needed for two stages only
+    upscaler_config: dict[str, Any]  # from the upscaler's header; empty without an upscaler
     text_encoder: Path
-    config: dict[str, Any]  # the checkpoint's own: transformer, vae, audio_vae, vocoder
-    version: str  # its model_version; '' where an LTX-2 file has none
-    fp8_scales: dict[str, float]  # what FP8 weights' numbers are worth, by name; published FP8 only
-    tiny: bool  # random weights: its pictures are abstract, say so where they are shown
+    config: dict[str, Any]  # from the checkpoint's header: transformer, vae, audio_vae, vocoder
+    version: str  # the checkpoint's model_version; '' for an LTX-2 file that has none
+    fp8_scales: dict[str, float]  # dequantization scales by weight name; published FP8 only
+    tiny: bool  # random weights; user interfaces explain why its pictures are abstract
 
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
-        """Look at a model's folder and check that everything is there and whole.
+        """Read a model's folder and check that all files exist and are complete.
 
         Raises:
-            ModelUnusable: which file is missing, cut short, foreign or too new, and what to do.
+            ModelUnusable: a file is missing, cut short, foreign or too new; the hint says what to
+                do.
         """
         path = Path(path).expanduser().absolute()
-        again = "`ltxq model list` shows what can be had; `ltxq model tiny DIR` makes a small one."
+        again = "`ltxq model list` lists the models; `ltxq model tiny DIR` makes a small one."
         if path.name in CATALOG:
             again = f"Get it with `ltxq model download {path.name}`."
         if not path.is_dir():
@@ -77,7 +78,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _config(header: SafetensorsHeader) -> dict[str, Any]:
-    """The configuration a file carries; empty where it has none that can be read."""
+    """The configuration in a file's header; empty if there is none or it cannot be read."""
     try:
         config = json.loads(header.metadata.get("config", "{}"))
     except (ValueError, RecursionError):
@@ -88,9 +89,9 @@ def _config(header: SafetensorsHeader) -> dict[str, Any]:
 def _upscaler(
     headers: dict[Path, SafetensorsHeader], configs: dict[Path, dict[str, Any]]
 ) -> Path | None:
-    """The file that doubles both sides of latents; of several, the last by name, as the newest.
+    """The upscaler that doubles height and width; of several, the last by name, which is newest.
 
-    Those that add frames, or scale by another factor, are published beside it.
+    Upscalers that add frames or scale by another factor are published beside it.
     """
     for file, config in sorted(configs.items(), reverse=True):
         if "post_upsample_res_blocks.0.conv1.weight" in headers[file].tensors and (
@@ -116,18 +117,18 @@ def _only_checkpoint(
     if found:
         raise ModelUnusable(
             f"{path} has {len(found)} checkpoints: {', '.join(file.name for file, _ in found)}.",
-            hint="Keep one in the folder.",
+            hint="Keep only one in the folder.",
         )
     if configs:
         names = ", ".join(file.name for file in configs)
         raise ModelUnusable(
-            f"{path} has no LTX-2 checkpoint: {names} carries no configuration of one.", hint=again
+            f"{path} has no LTX-2 checkpoint: {names} has no configuration of one.", hint=again
         )
     raise ModelUnusable(f"{path} has no checkpoint (*.safetensors).", hint=again)
 
 
 def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
-    hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` names them."
+    hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` lists them."
     number = re.match(r"(\d{1,9})\d*\.(\d{1,9})", version)  # int() refuses thousands of digits
     if number and (int(number[1]), int(number[2])) > NEWEST:
         raise ModelUnusable(
@@ -137,15 +138,15 @@ def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
     kind = config["transformer"].get("_class_name", "AVTransformer3DModel")
     if kind != "AVTransformer3DModel" or (number and int(number[1]) < 2):
         raise ModelUnusable(
-            f"{checkpoint} is not an LTX-2 audio-video model (it says {kind} {version}).", hint=hint
+            f"{checkpoint} is not an LTX-2 audio-video model, but {kind} {version}.", hint=hint
         )
 
 
 def _fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
     """The scale of each weight that a checkpoint stores in FP8; empty for a bf16 checkpoint.
 
-    Published FP8 checkpoints have one beside each such weight. A plain cast to FP8 has none: it
-    would be read as noise.
+    Published FP8 checkpoints have a scale for each FP8 weight. A checkpoint that was only cast to
+    FP8 has no scales, and its weights would be wrong.
     """
     tensors = header.tensors
     for name, tensor in tensors.items():
@@ -159,31 +160,31 @@ def _fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
         name.removesuffix(_SCALE) + _WEIGHT: name for name in tensors if name.endswith(_SCALE)
     }
     _refuse_fp8(header, "has no scale for the FP8 weights", weights - scales.keys(), again)
-    _refuse_fp8(header, "has scales for what are no FP8 weights:", scales.keys() - weights, again)
+    _refuse_fp8(header, "has scales without FP8 weights:", scales.keys() - weights, again)
     shapes = {(tensors[scale].dtype, tensors[scale].numel): name for name, scale in scales.items()}
     shapes.pop(("F32", 1), None)
     _refuse_fp8(header, "has scales that are not one F32, of", set(shapes.values()), again)
-    worths = dict(zip(scales, header.floats([*scales.values()], again), strict=True))
-    wrong = {name for name, worth in worths.items() if not 0 < worth < math.inf}
-    _refuse_fp8(header, "has scales that are no positive numbers, of", wrong, again)
-    return worths
+    values = dict(zip(scales, header.floats([*scales.values()], again), strict=True))
+    wrong = {name for name, value in values.items() if not 0 < value < math.inf}
+    _refuse_fp8(header, "has scales that are not positive numbers, of", wrong, again)
+    return values
 
 
 def _refuse_fp8(header: SafetensorsHeader, problem: str, names: set[str], again: str) -> None:
     if names:
         raise ModelUnusable(
             f"{header.path} {problem} {', '.join(sorted(names)[:3])} ({len(names)} in all).",
-            hint=f"It is damaged, or of a kind that ltxq cannot load. {again}",
+            hint=f"The file is damaged, or of a kind that ltxq cannot load. {again}",
         )
 
 
 def _text_encoder(path: Path, again: str) -> Path:
-    """The model's own gemma/, or the one its siblings share; checked."""
+    """The model's own gemma/ folder, or the one that all models share; its files are checked."""
     own, shared = path / "gemma", path.parent / SHARED_TEXT_ENCODER
     folder = own if own.is_dir() else shared
     if not folder.is_dir():
         raise ModelUnusable(
-            f"{path} has no text encoder: neither {own} nor {shared} is there.", hint=again
+            f"{path} has no text encoder: neither {own} nor {shared} exists.", hint=again
         )
     _require(folder, ("config.json",), again)
     _require(folder, ("tokenizer.json", "tokenizer.model"), again)
@@ -193,7 +194,7 @@ def _text_encoder(path: Path, again: str) -> Path:
         try:
             shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             if any(Path(shard).name != shard for shard in shards):
-                raise ValueError("a shard lies beside its index")
+                raise ValueError("a shard is in another folder than the index")
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as exc:
             raise ModelUnusable(f"{index} is damaged.", hint=again) from exc
     for shard in shards:
@@ -205,7 +206,7 @@ def _text_encoder(path: Path, again: str) -> Path:
 def _require(folder: Path, names: tuple[str, ...], again: str) -> None:
     try:
         there = any((folder / name).is_file() for name in names)
-    except OSError:  # a name longer than any file's
+    except OSError:  # the name is too long for a file
         there = False
     if not there:
         raise ModelUnusable(f"{folder} has no {' or '.join(names)[:200]}.", hint=again)

@@ -1,6 +1,6 @@
-"""What a .safetensors file says of itself: its tensors' names, types, shapes and places.
+"""Reads the header of a .safetensors file: its tensors' names, types, shapes and offsets.
 
-Reads headers, and numbers that are a few bytes, without torch or safetensors.
+Reads headers and single numbers, without torch or safetensors.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Any, BinaryIO, Self
 
 from ltxq.errors import ModelUnusable
 
-_MAX_HEADER = 100_000_000  # bytes: the bound of the safetensors format itself
+_MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors format
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file."""
 
-    dtype: str  # as the format names it: "BF16", "F8_E4M3", …
+    dtype: str  # the format's name: "BF16", "F8_E4M3", …
     shape: tuple[int, ...]
-    start: int  # its bytes in the file
-    end: int
+    start: int  # offset of its first byte in the file
+    end: int  # offset after its last byte
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """In bytes."""
         return self.end - self.start
 
     @classmethod
     def parse(cls, entry: dict[str, Any], origin: int) -> Self:
-        """A header's entry; `origin` is where the file's tensors begin.
+        """Parse a header's entry; `origin` is the offset in the file where its tensors begin.
 
         Raises:
-            ValueError, KeyError, TypeError: it is not one.
+            ValueError, KeyError, TypeError: the entry is malformed.
         """
         start, end = entry["data_offsets"]
         dtype, shape = entry["dtype"], tuple(entry["shape"])
@@ -62,10 +62,10 @@ class SafetensorsHeader:
 
     @classmethod
     def read(cls, path: Path, again: str) -> SafetensorsHeader:
-        """Read the header of `path`; `again` says how to get the file anew.
+        """Read the header of `path`; `again` is the hint how to get the file again.
 
         Raises:
-            ModelUnusable: it is cut short, or is no safetensors file.
+            ModelUnusable: the file is cut short, or is not a safetensors file.
         """
         foreign = ModelUnusable(f"{path} is not a safetensors file.", hint=again)
         try:
@@ -98,7 +98,7 @@ class SafetensorsHeader:
         return cls(path=path, metadata=metadata, tensors=tensors)
 
     def floats(self, names: list[str], again: str) -> list[float]:
-        """The values of tensors of one F32 each.
+        """The values of the named tensors, which hold one F32 each.
 
         Raises:
             ModelUnusable: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What huggingface_hub raises, as ltxq's errors: each says the one next step, with its page."""
+"""Translates errors of huggingface_hub into ltxq's, each with the next step and its web page."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ SET_TOKEN = (
     f"Make a token with the role 'read' at {TOKENS_PAGE} and set it: HF_TOKEN=hf_… in the "
     "environment ($env:HF_TOKEN='hf_…' in PowerShell), or run `hf auth login`."
 )
-AGAIN = "Run the same command again: it goes on where it stopped."
+AGAIN = "Run the same command again: it continues where it stopped."
 
 
 class HubUnavailable(RetryableError):
-    """The hub cannot be reached, is busy or broke off; what was downloaded is kept."""
+    """The hub is unreachable, busy or ended the connection; downloaded parts are kept."""
 
 
 def disk_full(message: str, *, free_up: str = "space") -> StorageUnavailable:
-    """The disk has too little space."""
+    """The error for a disk with too little space."""
     return StorageUnavailable(
         message,
         hint=f"Free {free_up}, or set LTXQ_MODEL_DIR to a folder on a larger disk. {AGAIN}",
@@ -50,7 +50,7 @@ def disk_full(message: str, *, free_up: str = "space") -> StorageUnavailable:
 
 @contextmanager
 def advice(repo: Repo, folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while `repo` comes into `folder` into an error that says what to do."""
+    """Translate errors while downloading `repo` into `folder` into errors with a hint."""
     try:
         yield
     except LtxqError:
@@ -69,7 +69,8 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
         ) from exc
     except JSONDecodeError as exc:
         raise HubUnavailable(
-            "What answered is not the hub: a login page of the network, or a wrong HF_ENDPOINT.",
+            "The server that answered is not the hub: a login page of the network, or a wrong "
+            "HF_ENDPOINT.",
             hint=f"Check both. {AGAIN}",
         ) from exc
     except OSError as exc:
@@ -83,7 +84,7 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
 
 
 def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:
-    """The hub's answer `exc` as an error, the first missing step first."""
+    """Translate the hub's answer `exc`; the hint names the first missing step."""
     status = exc.response.status_code
     if isinstance(exc, RemoteEntryNotFoundError):
         return ModelUnusable(
@@ -95,8 +96,8 @@ def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:
     if isinstance(exc, RepositoryNotFoundError) or status in (401, 403):
         if get_token() is None:
             return ConfigurationError(
-                f"{repo.id} is open only to those who accepted its licence, and there is no "
-                "Hugging Face token.",
+                f"{repo.id} requires an account that accepted its licence, and no Hugging Face "
+                "token is set.",
                 hint=SET_TOKEN,
             )
         if isinstance(exc, GatedRepoError):
@@ -121,7 +122,7 @@ def _licence_missing(repo: Repo) -> ConfigurationError:
     return ConfigurationError(
         f"Access to {repo.id} is restricted: the account of your Hugging Face token has not "
         f"accepted the {repo.licence}.",
-        hint=f"Open {repo.page} with that account, accept the licence{_gemma_wants(repo)}, and "
+        hint=f"Open {repo.page} with that account, accept the licence{_gemma_terms(repo)}, and "
         "run the same command again.",
     )
 
@@ -130,15 +131,15 @@ def _hidden(repo: Repo) -> ConfigurationError:
     return ConfigurationError(
         f"The hub shows no repository {repo.id} to the account of your Hugging Face token.",
         hint=f"Open {repo.page} with that account. If it asks to accept a licence, do so"
-        f"{_gemma_wants(repo)}, and run the same command again. If the page is missing, the "
+        f"{_gemma_terms(repo)}, and run the same command again. If the page is missing, the "
         "repository was renamed: upgrade ltxq.",
     )
 
 
-def _gemma_wants(repo: Repo) -> str:
+def _gemma_terms(repo: Repo) -> str:
     if repo.id != GEMMA.id:
         return ""
     return (
-        " (it may want a verified e-mail address, your name and affiliation, and some minutes "
-        "until it is granted)"
+        " (the form may ask for a verified e-mail address, your name and affiliation; access may "
+        "take some minutes)"
     )

@@ -1,7 +1,7 @@
-"""A model of a few megabytes with random weights: every real code path, on any computer.
+"""A model of a few megabytes with random weights: exercises every real code path on any computer.
 
-It is shaped as a checkpoint it is named after, only smaller, so loaders, key maps, text encoder,
-transformer, decoders and vocoder all run. Its pictures are abstract; it knows nothing.
+It has the architecture of a published checkpoint, only smaller, so loaders, key maps, text encoder,
+transformer, decoders and vocoder all run. Its pictures are abstract, since it is not trained.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ltxq_worker.models.weights.text import build_embeddings
 
 Base = Literal["ltx-2-19b", "ltx-2.3-22b"]
 
-SHARPNESS = 4.0  # of attention: a prompt's few tokens must show among 1,024
+SHARPNESS = 4.0  # of attention: a prompt's few tokens must have an effect among 1,024
 CHECKPOINT = "checkpoint.safetensors"
 UPSAMPLER = "spatial_upsampler.safetensors"
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
 VERSION: dict[Base, str] = {"ltx-2-19b": "2.0.0", "ltx-2.3-22b": "2.3.0"}
 
-# Where the random numbers start: of sixteen looked at, the most varied colours.
+# Base seeds: of sixteen that were tried, those with the most varied colours.
 _PALETTE: dict[Base, int] = {"ltx-2-19b": 3, "ltx-2.3-22b": 14}
 
 
@@ -46,27 +46,27 @@ def make_tiny(
     blocks: int = 2,
     published_fp8: bool = False,
 ) -> None:
-    """Write a tiny model into `folder`, all of it or nothing; the same bytes for the same seed.
+    """Write a tiny model into `folder`, completely or not at all; a seed determines every byte.
 
-    `blocks`: of the transformer. In FP8 the first and the last five stay in bf16, so there must be
-    more to see any of it. `published_fp8`: the checkpoint in the form of the published FP8 ones, of
-    the weights it has else.
+    `blocks`: of the transformer. In FP8 the first and the last five stay in bf16, so FP8 needs more
+    than six. `published_fp8`: write the checkpoint in the format of the published FP8 checkpoints,
+    from the same weights.
 
     Raises:
-        FileExistsError: `folder` is there and is not empty.
-        OSError: it cannot be written.
+        FileExistsError: `folder` exists and is not empty.
+        OSError: the files cannot be written.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is there already and is not empty.")
+        raise FileExistsError(f"{folder} already exists and is not empty.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with torch.random.fork_rng(devices=[]):  # modules draw their first weights, unused
+        with torch.random.fork_rng(devices=[]):  # modules draw initial weights, which are not used
             write_text_encoder(partial / "gemma", seed, _filled)
             _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
             _write_upsampler(partial / UPSAMPLER, base, seed)
-        partial.chmod(0o755)  # mkdtemp's is for this user alone
+        partial.chmod(0o755)  # mkdtemp makes folders for this user alone
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +74,7 @@ def make_tiny(
 
 
 def shrunk(base: Base, blocks: int) -> dict[str, Any]:
-    """The real checkpoint's configuration with everything small that may be small."""
+    """The real checkpoint's configuration with every size reduced that may be."""
     source = files("ltxq_worker.models") / f"{base}.json"
     config: dict[str, Any] = json.loads(source.read_text())
     config["random_weights"] = True
@@ -131,21 +131,22 @@ def _write_checkpoint(
 
 
 def _as_published(layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A layer's weight in FP8 with one scale for all of it, and one for its inputs."""
+    """A layer's weight in FP8 with one scale for the whole weight, and one for its inputs."""
     weight = tensors[layer + fp8.WEIGHT].float()
     scale = weight.abs().max() / fp8.LARGEST
     return {
         layer + fp8.WEIGHT: (weight / scale).to(torch.float8_e4m3fn),
         layer + fp8.SCALE: scale,
-        layer + fp8.INPUT_SCALE: torch.tensor(4 / fp8.LARGEST),  # inputs up to 4, as if measured
+        layer + fp8.INPUT_SCALE: torch.tensor(4 / fp8.LARGEST),  # for inputs up to 4, an assumption
     }
 
 
 def _write_upsampler(path: Path, base: Base, seed: int) -> None:
-    """The second stage's: twice the size, in latents. 64: the fewest channels its norms take, whose
-    32 groups want two values each, also of a latent of one place.
+    """Write the upsampler, which doubles latents for the second stage.
 
-    LTX-2's published one has a resampler for any ratio, LTX-2.3's has not.
+    64 is the smallest number of channels: its norms have 32 groups, each of which needs two values
+    even for a latent of one position. The published upsampler of LTX-2 has a resampler for rational
+    factors; that of LTX-2.3 has none.
     """
     rational = base == "ltx-2-19b"
     config = {"mid_channels": 64, "num_blocks_per_stage": 1, "rational_resampler": rational}
@@ -161,8 +162,8 @@ def _write_upsampler(path: Path, base: Base, seed: int) -> None:
 def named(
     config: dict[str, Any], hidden: int = HIDDEN, layers: int = LAYERS
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint under its name in the published files, beside a Gemma of that
-    width and depth.
+    """Every tensor of a checkpoint with its name in the published files, for a Gemma of width
+    `hidden` and depth `layers`.
     """
     for name, tensor in LTXModelConfigurator.from_config(config).state_dict().items():
         yield f"model.diffusion_model.{name}", tensor
@@ -188,9 +189,9 @@ def named(
 
 
 def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random values for the weight `name`, sized to keep a signal about as large as it came."""
+    """Random values for the weight `name`, scaled so that a layer keeps its signal's magnitude."""
     part, kind = name.partition(".")[0], name.rpartition(".")[2]
-    if kind in ("filter", "kernel"):  # resampling, not learned
+    if kind in ("filter", "kernel"):  # of resampling: not learned
         return like
     if name.endswith((".q_norm.weight", ".k_norm.weight")):
         return torch.full(like.shape, SHARPNESS)
@@ -198,7 +199,7 @@ def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.
         return torch.ones(like.shape)
     if kind in ("mean-of-means", "alpha", "beta"):
         return torch.zeros(like.shape)
-    if part in ("vae", "vocoder") and like.ndim < 2:  # biases: a tint, a hum
+    if part in ("vae", "vocoder") and like.ndim < 2:  # random biases would be a tint or a hum
         return torch.zeros(like.shape)
     noise = torch.randn(like.shape, generator=generator)
     if kind == "mel_basis":
@@ -214,16 +215,16 @@ def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.
 
 
 def _loudness(name: str) -> float:
-    """So that a vocoder's many residual layers make a murmur, neither silence nor clipping."""
+    """Gain of a vocoder's weight: its many residual layers must neither fade out nor clip."""
     if ".resblocks." in name:
         return 0.25
     return 0.7 if name.startswith(("vocoder.vocoder.", "vocoder.bwe_generator.")) else 1.0
 
 
 def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
-    """A convolution [out, in, T, H, W] that blurs, so that frames are clouds and not grain.
+    """A blurring convolution [out, in, T, H, W], so that frames show clouds and not grain.
 
-    Output channels are equal in groups: depth-to-space makes neighbouring pixels of a group.
+    Output channels are equal within a group, which depth-to-space turns into neighbouring pixels.
     """
     mixed = noise[::group, :, :1, :1, :1].repeat_interleave(group, 0)
     blur = torch.tensor([0.25, 0.5, 0.25])
@@ -234,7 +235,7 @@ def _smooth(noise: torch.Tensor, group: int) -> torch.Tensor:
 def _write_safetensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> None:
-    """As safetensors.torch.save_file, which orders its metadata anew each time."""
+    """As safetensors.torch.save_file, whose order of metadata varies between calls."""
     tensors, head = safetensors_head(tensors, metadata)
     with path.open("xb") as file:
         file.write(head)
@@ -245,9 +246,9 @@ def _write_safetensors(
 def safetensors_head(
     tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 ) -> tuple[dict[str, torch.Tensor], bytes]:
-    """The tensors in the order of a .safetensors file, and what stands before their bytes in it.
+    """The tensors in the order of a .safetensors file, and the bytes of its header.
 
-    The widest types come first, so that each number lies at a multiple of its size.
+    The widest types come first, so that every number is aligned to its size.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
@@ -260,5 +261,5 @@ def safetensors_head(
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format asks that tensors start at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the format requires tensors to start at a multiple of 8
     return tensors, len(text).to_bytes(8, "little") + text

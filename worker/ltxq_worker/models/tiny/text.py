@@ -13,9 +13,9 @@ from transformers.utils.logging import disable_progress_bar
 HIDDEN, LAYERS = 64, 4  # Gemma's width and depth; 3,840 and 48 in Gemma 3 12B
 
 Fill = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
-"""Random values for a weight: its name, one like it, where from."""
+"""Random values for a weight: arguments are its name, a tensor of its shape, and the generator."""
 
-# What the tokenizer's merges are learned from: English takes about three characters a token.
+# The text the tokenizer's merges are learned from: a token is about three characters of English.
 _ENGLISH = """
 a cat walks along the beach at sunset while the waves roll in and the camera follows slowly
 the woman in the red coat turns and smiles, soft light, shallow depth of field, film grain
@@ -61,13 +61,13 @@ def write_text_encoder(folder: Path, seed: int, fill: Fill) -> None:
                 weight.zero_()
             else:
                 weight.copy_(fill(name, weight, generator))
-    disable_progress_bar()  # progress is told by those who show it
+    disable_progress_bar()  # the caller reports progress
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-falling-back BPE with Gemma's special tokens and its mark for a space."""
+    """A BPE tokenizer with byte fallback, Gemma's special tokens and its mark for a space."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -92,5 +92,5 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _words(text: str) -> Iterable[str]:
-    """Words with the space before them, so that no merge crosses one."""
+    """Words, each with a space before it, so that no merge crosses a word."""
     return (f" {word}" for word in text.split())

@@ -1,1 +1,1 @@
-"""From a model's files to modules on the device."""
+"""Loads a model's files into modules on the device."""

@@ -1,8 +1,8 @@
-"""A checkpoint's parts, built by ltx-core's configurators and filled strictly, onto the device.
+"""Loads a checkpoint's parts onto the device, built by ltx-core's configurators.
 
-ltx-core's own builder leaves a missing weight uninitialised and only logs it; here every weight
-of a part must be in the file, and every weight in the file must have a place. Each is read once,
-in the order of the file, and made what the part wants of it: bf16, or FP8 with scales.
+ltx-core's own builder leaves a missing weight uninitialised and only logs it. Here the weights of a
+part and those of the file must match exactly. Each weight is read once, in the order of the file,
+and converted to the part's format: bf16, or FP8 with scales.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.header import SafetensorsHeader
 from ltxq_worker.models.weights import fp8
 
-LoadReport = Callable[[str, float], None]  # what is being loaded, share of all that is done, 0..1
+LoadReport = Callable[[str, float], None]  # the part being loaded; share done of the whole, 0..1
 Build = Callable[[dict[str, Any]], torch.nn.Module]
 Weights = dict[str, torch.Tensor]
 
@@ -27,7 +27,7 @@ _AGAIN = "Download the checkpoint again."
 
 
 class Checkpoint:
-    """One checkpoint file being read onto a device, part by part, told to `report`."""
+    """Reads one checkpoint file onto a device, part by part, and reports progress."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Checkpoint:
         done: float,
         fp8_scales: dict[str, float],
     ) -> None:
-        """`done`: the share of all loading that is done before it. `fp8_scales`: `ModelFolder`'s.
+        """`done`: the share of all loading that is done already. `fp8_scales`: of `ModelFolder`.
 
         Raises:
-            ModelUnusable: `path` is no longer what it was.
+            ModelUnusable: the header of `path` can no longer be read.
         """
         self._path = path
         self._tensors = SafetensorsHeader.read(path, _AGAIN).tensors
@@ -53,16 +53,18 @@ class Checkpoint:
         self._fp8_scales = fp8_scales
 
     def fp8_layers(self, keys: SDOps) -> list[str]:
-        """The layers whose weights are stored in FP8, by their names in the part of `keys`."""
+        """The layers whose weights are stored in FP8, by their names in the part that `keys`
+        selects.
+        """
         weights = (keys.apply_to_key(name) for name in self._fp8_scales)
         return [weight.removesuffix(fp8.WEIGHT) for weight in weights if weight]
 
     def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
-        """One part, filled with the weights `keys` selects: in FP8 where it has an `Fp8Linear`, or
-        where `keys` makes them FP8, in bf16 else.
+        """Build one part and load the weights that `keys` selects: in FP8 for an `Fp8Linear`, or
+        where `keys` converts them to FP8; else in bf16.
 
         Raises:
-            ModelUnusable: it cannot be built or read, or file and part disagree on a weight.
+            ModelUnusable: the part cannot be built or read, or its weights do not match the file's.
         """
         try:
             with torch.device("meta"):
@@ -78,10 +80,10 @@ class Checkpoint:
         module.load_state_dict(weights, strict=True, assign=True)
         self._done = until
         module.requires_grad_(False)
-        return module.to(self._device).eval()  # filters that are in no file move here
+        return module.to(self._device).eval()  # moves computed filters, which are in no file
 
     def _select(self, keys: SDOps) -> dict[str, str]:
-        """The names of a part's weights and what `keys` calls them, in the order of the file."""
+        """The part's weights: name in the file to name by `keys`, in the order of the file."""
         names = sorted(self._tensors, key=lambda name: self._tensors[name].start)
         found = ((name, keys.apply_to_key(name)) for name in names)
         return {
@@ -91,8 +93,8 @@ class Checkpoint:
         }
 
     def _is_scale(self, name: str) -> bool:
-        """Whether it belongs to an FP8 weight: its scale, or that which the published files have
-        for activations, which are measured here as they come.
+        """Whether a tensor is the scale of an FP8 weight or of its layer's inputs. Input scales of
+        published files are not used: `Fp8Linear` computes them from the inputs.
         """
         for kind in (fp8.SCALE, fp8.INPUT_SCALE):
             if name.endswith(kind):
@@ -100,7 +102,7 @@ class Checkpoint:
         return False
 
     def _check(self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps) -> None:
-        """Before a byte is read. An `Fp8Linear`'s scales come with its weight."""
+        """Check names and shapes before reading. Scales of an `Fp8Linear` come with its weight."""
         wanted = {key: value for key, value in expected.items() if not key.endswith(fp8.SCALE)}
         found: Weights = {}
         for name, key in mine.items():
@@ -122,7 +124,7 @@ class Checkpoint:
     def _read(
         self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps, until: float
     ) -> Weights:
-        """The weights, one at a time, so that no two forms of all of them are ever held."""
+        """Read and convert one weight at a time, so that the whole is never in memory twice."""
         weights: Weights = {}
         in_fp8 = {key for key, value in expected.items() if value.dtype == torch.float8_e4m3fn}
         total, read = sum(self._tensors[name].size for name in mine), 0
@@ -143,10 +145,10 @@ class Checkpoint:
 
 
 def _elsewhere(key: str) -> bool:
-    """A key that belongs to another part, or to none.
+    """Whether a key belongs to another part, or to none.
 
-    The text connectors lie among the transformer's keys. The published VAEs carry statistics
-    beside the two the decoders use, as diffusers' conversion of these files shows.
+    The text connectors are among the transformer's keys. The published VAEs have more statistics
+    than the two the decoders use, as diffusers' conversion of these files shows.
     """
     return key.startswith(("video_embeddings_connector.", "audio_embeddings_connector.")) or (
         key.startswith("per_channel_statistics.")

@@ -1,6 +1,6 @@
-"""What stays on the device between jobs: which parts, from which files, in which numbers.
+"""Loads the parts of a model that stay on the device between jobs, in their number formats.
 
-How a part is read from a checkpoint is in `checkpoint.py`, Gemma in `text.py`.
+`checkpoint.py` reads the parts of a checkpoint, `text.py` reads Gemma.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ltxq_worker.models.weights.text import (
     load_tokenizer,
 )
 
-# fp8_cast is ltx-core's own, which widens each weight to bf16 as it is used: for comparison alone.
+# fp8_cast is ltx-core's FP8, which converts each weight to bf16 on use: for comparison only.
 Quantization = Literal["bf16", "fp8", "fp8_cast"]
 
 _FP8_CARDS = (8, 9)  # the first compute capability with FP8 arithmetic: Ada; Hopper has 9.0
@@ -41,31 +41,31 @@ _FP8_CARDS = (8, 9)  # the first compute capability with FP8 arithmetic: Ada; Ho
 
 @dataclass(frozen=True)
 class Resident:
-    """What stays on the device between jobs."""
+    """The modules that stay on the device between jobs."""
 
     text: TextEncoder
     transformer: X0Model
     video_decoder: torch.nn.Module
     audio_decoder: torch.nn.Module
     vocoder: torch.nn.Module
-    upsampler: torch.nn.Module | None  # for two stages, where the folder has one
+    upsampler: torch.nn.Module | None  # for two stages, if the folder has one
 
 
 def load(
     folder: ModelFolder, device: torch.device, quantization: Quantization, report: LoadReport
 ) -> Resident:
-    """Every part a text-to-video job needs, in bf16, or with the transformer's layers in fp8.
-
-    A checkpoint may be of either kind, bf16 or published FP8.
+    """Load every part that a text-to-video job needs, in bf16, or with the transformer's large
+    layers in FP8. The checkpoint may be bf16 or published FP8.
 
     Raises:
         ConfigurationError: the device has no FP8 arithmetic.
-        ModelUnusable: the checkpoint or the text encoder does not hold what it says.
-        torch.OutOfMemoryError: the device cannot hold them.
+        ModelUnusable: the checkpoint or the text encoder does not match its configuration.
+        torch.OutOfMemoryError: the parts do not fit on the device.
     """
     if quantization == "fp8" and device.type == "cuda":
         _require_fp8(device)
-    # The shares are the parts' bytes in the 22B model: Gemma 24 GB, connectors 6, transformer 38.
+    # Shares of progress follow the bytes of the 22B model: Gemma 24 GB, connectors 6, transformer
+    # 38.
     tokenizer = load_tokenizer(folder.text_encoder)
     gemma = load_gemma(
         folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
@@ -111,7 +111,7 @@ def load(
 
 
 def _transformer(file: Checkpoint, quantization: Quantization, until: float) -> X0Model:
-    """The transformer, predicting clean latents."""
+    """The transformer, wrapped to predict clean latents."""
     keys = LTXV_MODEL_COMFY_RENAMING_MAP
 
     def build(config: dict[str, Any]) -> torch.nn.Module:
@@ -135,7 +135,7 @@ def _require_fp8(device: torch.device) -> None:
     if (major, minor) < _FP8_CARDS:
         raise ConfigurationError(
             f"{torch.cuda.get_device_name(device)} has no FP8 arithmetic.",
-            hint="Set LTXQ_QUANTIZATION=bf16, or use an H100, an H200 or another card that has.",
+            hint="Set LTXQ_QUANTIZATION=bf16, or use a card with FP8, such as an H100 or H200.",
         )
 
 

@@ -1,7 +1,7 @@
-"""From a prompt to the two contexts the transformer attends to, one for picture, one for sound.
+"""Encodes a prompt to the two contexts that the transformer attends to, for picture and for sound.
 
-Gemma runs through transformers from its own folder's configuration; its hidden states go to
-ltx-core's feature extractor and connectors. Caching and memory are the pipeline's.
+transformers loads and runs Gemma by the configuration in its folder; ltx-core's feature extractor
+and connectors process its hidden states. The pipeline caches contexts and manages memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_TOKENS = 1024  # the connectors' sequence length; ltx-core would cut a longe
 
 @dataclass(frozen=True)
 class TextContext:
-    """What the transformer is told of a prompt."""
+    """An encoded prompt: the embeddings the transformer attends to."""
 
     video: torch.Tensor  # bf16 [1, 1024, D]
     audio: torch.Tensor  # bf16 [1, 1024, D']
@@ -59,7 +59,7 @@ class TextEncoder:
         """Token ids and mask, both int64 [1, 1024], padded on the left as the model was trained.
 
         Raises:
-            InvalidRequest: the prompt has more than 1,024 tokens; nothing is cut.
+            InvalidRequest: the prompt has more than 1,024 tokens; it is not truncated.
         """
         ids = self._tokenizer(prompt.strip(), verbose=False)["input_ids"]
         if len(ids) > MAX_TOKENS:
@@ -78,9 +78,9 @@ class TextEncoder:
     def encode(self, prompt: str, *, padded: bool = True) -> TextContext:
         """The contexts of one prompt, on Gemma's device. Raises InvalidRequest as `tokenize`.
 
-        `padded`: run Gemma over all 1,024 positions, as the model was trained. Else over those of
-        the prompt alone: since Gemma looks only back, and its padding is masked, the same but for
-        rounding.
+        `padded`: run Gemma over all 1,024 positions, as the model was trained. Else over the
+        prompt's positions only: the result is equal up to rounding, since Gemma's attention is
+        causal and the padding is masked.
         """
         device = next(self._gemma.parameters()).device
         ids, mask = (tensor.to(device) for tensor in self.tokenize(prompt))
@@ -109,10 +109,10 @@ class TextEncoder:
 
 
 def _connected(connector: Embeddings1DConnector, features: torch.Tensor) -> torch.Tensor:
-    """A connector's outcome for a prompt's features [1, tokens, D], registers after them.
+    """A connector's output for a prompt's features [1, tokens, D], followed by the registers.
 
-    The library's own way puts the registers where the padding was, and hands on a mask of zeros:
-    it masks nothing, but keeps the fast attention kernels away.
+    The library puts the registers in place of the padding and passes a mask of zeros, which masks
+    nothing but excludes the fast attention kernels.
     """
     registers = connector.learnable_registers
     after = registers.tile(MAX_TOKENS // len(registers), 1)[None, features.shape[1] :]
@@ -127,11 +127,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a text encoder's folder.
 
     Raises:
-        ModelUnusable: its files cannot be read.
+        ModelUnusable: the files cannot be read.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as exc:  # tokenizers raises bare ones for a damaged file
+    except Exception as exc:  # tokenizers raises a bare Exception for a damaged file
         raise _unreadable(folder, "tokenizer", exc) from exc
     if tokenizer.pad_token_id is None:  # as ltx-core does
         tokenizer.pad_token = tokenizer.eos_token
@@ -141,13 +141,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_gemma(
     folder: Path, device: torch.device, report: Callable[[float], None]
 ) -> PreTrainedModel:
-    """Gemma's language part in bf16: token ids to hidden states. Its eyes are left out.
+    """Gemma's language model in bf16: token ids to hidden states. The vision tower is not returned.
 
-    transformers maps the files and copies each weight from there to the device. `report` is told
-    the share of the weights that are done.
+    transformers maps the files into memory and copies each weight to the device. `report` receives
+    the share of weights that are loaded.
 
     Raises:
-        ModelUnusable: a weight is missing, is not Gemma's or has another shape.
+        ModelUnusable: a weight is missing, unexpected or has the wrong shape.
     """
     try:
         with _weights_counted(report):
@@ -175,7 +175,7 @@ def load_gemma(
 
 @contextmanager
 def _weights_counted(report: Callable[[float], None]) -> Iterator[None]:
-    """transformers' progress bar told to `report` rather than shown."""
+    """Redirects transformers' progress bar to `report`."""
 
     def count(_bar: Any, args: tuple[Collection[Any]], _options: Any) -> Iterator[Any]:
         for done, weight in enumerate(args[0]):
@@ -194,7 +194,7 @@ def build_embeddings(config: dict[str, Any], hidden_size: int, layers: int) -> E
 
     ltx-core's own configurator has Gemma 12B's sizes built in. LTX-2.3 projects the hidden states
     of all layers (and the embeddings) before the connectors, separately for picture and sound;
-    LTX-2 projects them once and again in the transformer.
+    LTX-2 projects them once for both, and again in the transformer.
     """
     transformer = config["transformer"]
     flat = hidden_size * (layers + 1)

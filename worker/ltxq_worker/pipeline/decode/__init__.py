@@ -1,1 +1,1 @@
-"""From latents to frames in the host's memory."""
+"""Decodes latents to frames in the host's memory."""

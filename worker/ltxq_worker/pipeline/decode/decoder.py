@@ -1,7 +1,7 @@
-"""ltx-core's video decoder with its channels last, as the convolutions of a GPU want them.
+"""ltx-core's video decoder in the channels-last layout, in which a GPU's convolutions are fastest.
 
-Weights are the library's own; what is replaced here loses the layout there, or goes over memory
-more often. Equal to the library's up to rounding.
+The weights are the library's. The modules replaced here would lose that layout in the library, or
+read and write memory more often. Equal to the library's decoder up to rounding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ LAST = torch.channels_last_3d
 
 
 def channels_last(decoder: torch.nn.Module) -> torch.nn.Module:
-    """`decoder` in that layout. It keeps its own, but for the order of its weights in memory."""
+    """A channels-last version of `decoder`. `decoder` itself changes only in the memory order of
+    its weights.
+    """
     return _exchanged(decoder, _replacement)
 
 
 def channels_first(decoder: torch.nn.Module) -> torch.nn.Module:
-    """`decoder` with its weights in the library's order again."""
+    """`decoder` with its weights back in the library's memory order."""
     for weight in decoder.parameters():
         weight.data = weight.data.contiguous()
     return decoder
@@ -45,9 +47,9 @@ def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
 def _exchanged(
     module: torch.nn.Module, replacement: Callable[[torch.nn.Module], torch.nn.Module | None]
 ) -> torch.nn.Module:
-    """`module`, or another with the same parts but for those that have a replacement."""
-    if (other := replacement(module)) is not None:
-        return other
+    """`module` itself, or a copy in which every submodule that has a replacement is replaced."""
+    if (new := replacement(module)) is not None:
+        return new
     parts: dict[str, Any] = {
         name: part and _exchanged(part, replacement) for name, part in module._modules.items()
     }
@@ -59,19 +61,19 @@ def _exchanged(
 
 
 class _Convolution(torch.nn.Module):
-    """A CausalConv3d: frames before the first and after the last are copies of those."""
+    """A CausalConv3d: the padding in time repeats the first and the last frame."""
 
     def __init__(self, library: CausalConv3d) -> None:
         super().__init__()
         self._conv = conv = library.conv
         conv.weight.data = conv.weight.data.contiguous(memory_format=LAST)
         self._frames = library.time_kernel_size - 1  # of padding
-        # Zeros are the convolution's own; other borders are written here, beside the padding in
-        # time: the library's pass for them gives up the layout.
+        # The convolution pads with zeros itself. Other borders are written here, together with the
+        # padding in time, because the library's separate padding pass loses the layout.
         self._border = conv.padding[1:] if conv.padding_mode != "zeros" else (0, 0)
 
     def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
-        """[B, C, F, H, W], of which nothing is changed."""
+        """[B, C, F, H, W] to the same with other channels; the input is not modified."""
         conv, (rows, columns) = self._conv, self._border
         before = self._frames if causal else self._frames // 2
         after = 0 if causal else self._frames // 2
@@ -101,7 +103,7 @@ class _Convolution(torch.nn.Module):
 
 
 class _Norm(torch.nn.Module):
-    """A PixelNorm in one pass, which the library's makes of four."""
+    """A PixelNorm in one pass over memory; the library's makes four."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class _Norm(torch.nn.Module):
 
 
 class _Upsample(torch.nn.Module):
-    """A DepthToSpaceUpsample: more frames, rows and columns out of channels."""
+    """A DepthToSpaceUpsample: rearranges channels into more frames, rows and columns."""
 
     def __init__(self, library: DepthToSpaceUpsample) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class _Upsample(torch.nn.Module):
     def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
         """[B, C, F, H, W] to [B, C', F', H', W']."""
         larger = self._spread(self._conv(x, causal=causal))
-        if self._residual:  # the same for each part of the channels
+        if self._residual:  # added to each group of channels
             same = self._spread(x)
             larger.unflatten(1, (-1, same.shape[1])).add_(same[:, None])
         return larger
@@ -136,5 +138,5 @@ class _Upsample(torch.nn.Module):
         spread = parts.permute(0, 5, 2, 6, 3, 7, 4, 1).reshape(
             batch, frames * in_time, height * in_height, width * in_width, channels
         )
-        # The first frame stands for one, not for two.
+        # The first latent frame makes one frame, not `in_time`.
         return spread.movedim(-1, 1)[:, :, in_time - 1 :]

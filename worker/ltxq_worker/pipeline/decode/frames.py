@@ -1,4 +1,4 @@
-"""From latents to what the encoder takes, in one piece or in the library's overlapping tiles."""
+"""Decodes latents to the encoder's frames, in one piece or in the library's overlapping tiles."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ltxq_worker.pipeline import Sound, crop_offset, memory
 from ltxq_worker.pipeline.decode.decoder import channels_first, channels_last
 from ltxq_worker.pipeline.decode.transfer import (
     AsyncCopies,
-    ComingSound,
     Frames,
+    PendingSound,
     Send,
     as_rgb,
     as_yuv420,
-    handed_over,
+    send_on_cpu,
 )
 from ltxq_worker.pipeline.device import is_refused_by_cudnn
-from ltxq_worker.pipeline.fast.options import Optimizations, said_by, step_down
+from ltxq_worker.pipeline.fast.options import Optimizations, describe_error, step_down
 
 
 class Decoding:
-    """A video decoder and the way its frames take to the encoder, as `LTXQ_OPTIMIZE` wants them."""
+    """A video decoder and the transfer of its frames to the host, as `LTXQ_OPTIMIZE` sets them."""
 
     def __init__(
         self, decoder: torch.nn.Module, optimizations: Optimizations, device: torch.device
     ) -> None:
-        self.on = optimizations.decode  # until it steps down
+        self.on = optimizations.decode  # until `steps_down` switches it off
         self._library = decoder
         self._decoder = channels_last(decoder) if self.on else decoder
         self._send: Send | None = None
         if optimizations.frames:
-            self._send = AsyncCopies(device) if device.type == "cuda" else handed_over
+            self._send = AsyncCopies(device) if device.type == "cuda" else send_on_cpu
         self.pixels: Literal["rgb24", "yuv420p"] = "yuv420p" if self._send else "rgb24"
 
     def frames(
@@ -52,12 +52,12 @@ class Decoding:
         generator: torch.Generator,
         all_queued: Callable[[], None],
     ) -> Iterator[Frames]:
-        """A clip's frames in chunks, as `ClipStream` has them.
+        """A clip's frames in chunks, as in `ClipStream.frames`.
 
         Args:
-            all_queued: called once all of the device's work is queued.
+            all_queued: called once all of the decoder's work is queued on the device.
         """
-        chunks = _then(_decoded(latent, self._decoder, tiling, generator), all_queued)
+        chunks = _followed_by(all_queued, _decoded(latent, self._decoder, tiling, generator))
         if self._send is None:
             return as_rgb(chunks)
         left, top = crop_offset(request)
@@ -66,23 +66,28 @@ class Decoding:
         return as_yuv420(chunks, crop, self._send)
 
     def steps_down(self, exc: BaseException) -> bool:
-        """Whether the clip that raised `exc` may be decoded again: as the library does it, from
-        now on, since cuDNN cannot do it with channels last.
+        """If cuDNN refused the channels-last layout, use the library's decoder from now on.
+
+        Returns whether to decode the clip that raised `exc` again.
         """
         if not self.on or not is_refused_by_cudnn(exc):
             return False
         self.on, self._decoder = False, channels_first(self._library)
-        step_down("decode", said_by(exc), "Take decode out of LTXQ_OPTIMIZE, and report this line.")
+        step_down(
+            "decode",
+            describe_error(exc),
+            "Take decode out of LTXQ_OPTIMIZE, and report this line.",
+        )
         return True
 
     def sound(self, audio: Audio) -> Sound:
-        """A clip's sound, which may still be made when this returns."""
+        """A clip's sound. With `frames` on, its samples may still be on their way to the host."""
         if self._send is None:
             return Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
-        return ComingSound(self._send(audio.waveform), audio.sampling_rate)
+        return PendingSound(self._send(audio.waveform), audio.sampling_rate)
 
 
-@torch.inference_mode()  # entered anew for each chunk, and left while the caller has it
+@torch.inference_mode()  # on a generator: applies while it runs, not to the caller between chunks
 def _decoded(
     latent: torch.Tensor,
     decoder: torch.nn.Module,
@@ -93,20 +98,22 @@ def _decoded(
     yield from decode_video(latent, decoder, tiling, generator)
 
 
-def _then(chunks: Iterator[torch.Tensor], done: Callable[[], None]) -> Iterator[torch.Tensor]:
+def _followed_by(
+    callback: Callable[[], None], chunks: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
     yield from chunks
-    done()
+    callback()
 
 
 def tiles(shape: memory.Shape) -> TilingConfig | None:
-    """How a clip is decoded in little memory. None: in one piece, which blends nothing and goes
-    over no pixel twice.
+    """The tiling that decodes a clip in little memory. None: a small clip needs no tiles; in one
+    piece, nothing is blended and no pixel is decoded twice.
     """
     in_time, in_space = memory.tiles_in_time(shape), memory.tiles_in_space(shape)
     if not in_time and not in_space:
         return None
     return TilingConfig(
-        # Also for tiles in space alone, which ltx-core cannot decode; all frames are one run then.
+        # Always set: ltx-core cannot decode tiles in space alone. A short clip is a single run.
         temporal_config=TemporalTilingConfig(memory.TILE_FRAMES, memory.TILE_FRAMES_OVERLAP),
         spatial_config=SpatialTilingConfig(memory.TILE_SIDE, memory.TILE_SIDE_OVERLAP)
         if in_space

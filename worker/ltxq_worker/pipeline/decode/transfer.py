@@ -1,7 +1,7 @@
-"""From frames on the device to arrays the encoder reads, without the device waiting for it.
+"""Copies frames from the device to arrays for the encoder, without stalling the device.
 
-On a GPU each part is copied into page-locked memory by a stream of its own, while the part before
-it is being taken and the GPU goes on.
+On a GPU a separate stream copies each part into page-locked memory, while the caller takes the part
+before it and the GPU continues.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from ltxq_worker.pipeline import Sound
 from ltxq_worker.pipeline.decode.yuv import to_yuv420
 
-FRAMES_AT_ONCE = 8  # 4.7 MB of 768×512; in between, in float32, 100 MB
+FRAMES_AT_ONCE = 8  # 4.7 MB at 768×512; 100 MB of float32 while they are converted
 
 Frames = NDArray[np.uint8]
-Fetch = Callable[[], NDArray[Any]]  # waits until it is all there
-Send = Callable[[torch.Tensor], Fetch]
+Fetch = Callable[[], NDArray[Any]]  # waits until the copy is complete
+Send = Callable[[torch.Tensor], Fetch]  # starts a copy to the host
 
 
 def as_rgb(chunks: Iterator[torch.Tensor]) -> Iterator[Frames]:
-    """Chunks of frames as they are, uint8 [n, H, W, 3]."""
+    """Chunks of frames in the host's memory, not converted: uint8 [n, H, W, 3]."""
     for chunk in chunks:
         yield chunk.contiguous().cpu().numpy()
 
@@ -34,8 +34,8 @@ def as_rgb(chunks: Iterator[torch.Tensor]) -> Iterator[Frames]:
 def as_yuv420(
     chunks: Iterator[torch.Tensor], crop: tuple[slice, slice], send: Send
 ) -> Iterator[Frames]:
-    """Chunks of frames, uint8 [n, H, W, 3] on the device, cropped to rows and columns, as
-    `to_yuv420` makes them. A part is sent before the one before it is waited for.
+    """Crop chunks, uint8 [n, H, W, 3] on the device, to rows and columns, convert them with
+    `to_yuv420` and copy them to the host. Each copy starts before waiting for the one before it.
     """
     fetch: Fetch | None = None
     for chunk in chunks:
@@ -55,12 +55,12 @@ class AsyncCopies:
         self._stream = torch.cuda.Stream(device)
 
     def __call__(self, part: torch.Tensor) -> Fetch:
-        """Queue the copy. The memory goes back to torch's own stock when the array is dropped."""
+        """Queue the copy. Dropping the array returns its memory to torch's pinned-memory cache."""
         here = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
         self._stream.wait_stream(torch.cuda.current_stream(part.device))
         with torch.cuda.stream(self._stream):
             here.copy_(part, non_blocking=True)
-            arrived = torch.cuda.Event(blocking=True)  # a waiting thread leaves its core to x264
+            arrived = torch.cuda.Event(blocking=True)  # no busy-wait: x264 needs the core
             arrived.record()
         part.record_stream(self._stream)
 
@@ -71,9 +71,9 @@ class AsyncCopies:
         return fetch
 
 
-class ComingSound(Sound):
-    """A sound whose samples are waited for when they are first looked at: by the encoder's thread,
-    while the one that drives the device goes on.
+class PendingSound(Sound):
+    """A sound whose samples may still be being copied. Reading `samples` waits for them, so the
+    encoder's thread waits and not the thread that drives the device.
     """
 
     _fetch: Callable[[], NDArray[np.float32]]
@@ -88,6 +88,6 @@ class ComingSound(Sound):
         return self._fetch()
 
 
-def handed_over(part: torch.Tensor) -> Fetch:
-    """A `Send` for a CPU, where there is nothing to copy."""
+def send_on_cpu(part: torch.Tensor) -> Fetch:
+    """A `Send` for a CPU, where nothing is copied."""
     return lambda: part.numpy()

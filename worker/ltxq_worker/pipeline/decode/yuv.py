@@ -1,8 +1,8 @@
-"""RGB to what the encoder takes, YUV 4:2:0 of BT.709 in limited range, where the frames are: half
-the bytes leave a GPU, and no CPU converts them.
+"""Converts RGB to YUV 4:2:0 (BT.709, limited range) on the device: a GPU then transfers half the
+bytes, and the CPU converts nothing.
 
-The arithmetic is that of swscale's exact path, which `encode/mp4.py` uses on a CPU: colours at full
-size first, then half of them in each direction by its bicubic filter. Within 1 of 255 of it.
+The arithmetic follows swscale's exact path, which `encode/mp4.py` uses on a CPU: chroma at full
+size first, then halved in each direction by its bicubic filter. Results differ by at most 1 of 255.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MATRIX = [
 ]
 _OFFSET = [16.0, 128.0, 128.0]
 
-# swscale's bicubic filter (B 0, C 0.6) at half size: of pixels 0.25, 0.75, 1.25 and 1.75 of the
-# smaller picture's pixels away, on either side.
+# swscale's bicubic filter (B 0, C 0.6) for half size: weights of the pixels at a distance of 0.25,
+# 0.75, 1.25 and 1.75 on either side, in pixels of the smaller picture.
 _NEAR_TO_FAR = [5.23125 / 12, 1.44375 / 12, -0.50625 / 12, -0.16875 / 12]
 _TAPS = [*reversed(_NEAR_TO_FAR), *_NEAR_TO_FAR]
 
 
 def to_yuv420(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, H, W, 3], sides even, to uint8 [n, 3H/2, W]: a frame's Y, then U, then V, as
-    FFmpeg's yuv420p without gaps. New memory, on the same device.
+    """Convert uint8 [n, H, W, 3], both sides even, to uint8 [n, 3H/2, W]: a frame's Y, then U, then
+    V, like FFmpeg's yuv420p without padding. Allocates new memory on the same device.
     """
     count, height, width, _ = frames.shape
     matrix, offset, _ = _constants(frames.device)
@@ -45,10 +45,10 @@ def to_yuv420(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _halved(planes: torch.Tensor) -> torch.Tensor:
-    """[n, 1, H, W] to [n, 1, H/2, W/2]; beyond the border its pixels go on."""
+    """[n, 1, H, W] to [n, 1, H/2, W/2]; border pixels are repeated outwards."""
     *_, taps = _constants(planes.device)
     around = len(_TAPS) // 2 - 1
-    with exact_float32():  # ten bits would be seen
+    with exact_float32():  # rounding to TF32's ten bits would be visible
         wide = pad(planes, (around, around, 0, 0), mode="replicate")
         narrow = conv2d(wide, taps.view(1, 1, 1, -1), stride=(1, 2))
         tall = pad(narrow, (0, 0, around, around), mode="replicate")
@@ -57,7 +57,7 @@ def _halved(planes: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Matrix, offsets and taps, put on the device once: it would be waited for each time."""
+    """Matrix, offsets and taps, cached on the device: each upload would wait for the device."""
     matrix, offset, taps = torch.tensor(_MATRIX), torch.tensor(_OFFSET), torch.tensor(_TAPS)
     return matrix.to(device), offset.to(device), taps.to(device)
 

@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels runs. All are exact up to rounding."""
+"""Selects among torch's attention kernels, all of which are exact up to rounding."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltxq_worker.pipeline.device import is_refused_by_cudnn
-from ltxq_worker.pipeline.fast.options import said_by, step_down
+from ltxq_worker.pipeline.fast.options import describe_error, step_down
 
-# Tokens. Below this attention is a small part of a step, and cuDNN plans each new shape anew.
+# Tokens. With fewer, attention is a small part of a step, and cuDNN has to plan each new shape.
 CUDNN_FROM = 512
 
-# torch takes the first that can run what it is given: cuDNN's needs 16 bits and sm80 or newer.
+# torch uses the first kernel that supports its inputs: cuDNN's needs 16 bits and sm80 or newer.
 _ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -23,36 +23,38 @@ _ORDER = [
 
 
 class AttentionKernels:
-    """The kernels of a transformer's attention."""
+    """The order in which torch tries its attention kernels for a transformer."""
 
     def __init__(self, *, prefer_cudnn: bool = False) -> None:
-        """`prefer_cudnn`: cuDNN's before flash attention, the optimization `attention`; else in
-        torch's own order, which on Hopper begins with cuDNN's as well.
+        """`prefer_cudnn`: cuDNN's kernel before flash attention, which is the optimization
+        `attention`; else torch's own order, which on Hopper also begins with cuDNN's.
         """
-        self.on = prefer_cudnn  # until it steps down
+        self.on = prefer_cudnn  # until `steps_down` switches it off
         self._has_stepped_down = False
 
     @property
     def tag(self) -> str:
-        """Tells apart code that was compiled for other kernels."""
+        """Identifies the kernel order, for the cache key of compiled code."""
         return "no cudnn" if self._has_stepped_down else f"cudnn first: {self.on}"
 
     def kernels(self, tokens: int) -> AbstractContextManager[None]:
-        """Inside, attention of a clip with so many picture tokens runs on these kernels.
+        """Inside, attention of a clip with `tokens` picture tokens uses this order.
 
-        Entered once a step, not around each call: entering takes as long as launching an attention.
+        Enter it once a step, not for each call: entering takes as long as launching an attention.
         """
         if not self.on or tokens < CUDNN_FROM:
             return nullcontext()
         return sdpa_kernel(_ORDER, set_priority=True)
 
     def steps_down(self, exc: BaseException) -> bool:
-        """Whether the call that raised `exc` may be tried again: from now on without cuDNN's
-        attention, which cannot do it. For the whole process, the text encoder included.
+        """If cuDNN's attention refused a call, switch it off for the whole process, including the
+        text encoder. Returns whether to try the call that raised `exc` again.
         """
         if self._has_stepped_down or not is_refused_by_cudnn(exc):
             return False
         self._has_stepped_down, self.on = True, False
         torch.backends.cuda.enable_cudnn_sdp(False)
-        step_down("attention", said_by(exc), "Flash attention runs instead; report this line.")
+        step_down(
+            "attention", describe_error(exc), "Flash attention runs instead; report this line."
+        )
         return True

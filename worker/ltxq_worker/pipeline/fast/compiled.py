@@ -1,5 +1,5 @@
-"""torch.compile of the transformer's block: one compiled function serves all blocks, one for each
-size of clip. Where it cannot be compiled, clips are made without, and the log says so.
+"""torch.compile of the transformer's block: for each clip size, one compiled function serves all
+blocks. If compiling fails, the blocks run uncompiled, and the log says so.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ltxq_worker.pipeline.device import (
     is_refused_by_cudnn,
 )
 from ltxq_worker.pipeline.fast.attention import AttentionKernels
-from ltxq_worker.pipeline.fast.options import keep_compiled_code, said_by, step_down
+from ltxq_worker.pipeline.fast.options import describe_error, keep_compiled_code, step_down
 from ltxq_worker.pipeline.fast.transformer import RunBlock, Streams, run_one_block
 
-SHAPES_KEPT = 8  # sizes whose code is kept; a clip in two stages has two
+SHAPES_KEPT = 8  # sizes whose code is kept; a clip in two stages has two sizes
 
-# What torch's cache of compiled code cannot see: which attention kernels the code was made for.
+# Part of the key in torch's cache of compiled code, which does not itself depend on the order of
+# attention kernels.
 _TAG = "ltxq {kernels}"
 
-# Errors that would be raised without compiling, too.
-_NOT_THE_COMPILERS = (is_out_of_memory, is_broken, is_refused_by_cudnn, is_about_capturing)
+# Predicates of errors that are not the compiler's: they would be raised without compiling too.
+_NOT_COMPILER_ERRORS = (is_out_of_memory, is_broken, is_refused_by_cudnn, is_about_capturing)
 
 
 class CompiledBlocks:
-    """A `RunBlock`. The first call for a size compiles, which takes a minute or, from the cache
-    on disk, seconds; `keep_compiled_code` says where that is.
+    """A `RunBlock`. The first call for a size compiles, which takes a minute, or seconds if the
+    code is in the cache on disk; `keep_compiled_code` names its folder.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class CompiledBlocks:
         attention: AttentionKernels | None = None,
         backend: str = "inductor",
     ) -> None:
-        """`attention`: whose kernels run. `backend`: torch.compile's."""
+        """`attention`: the order of attention kernels. `backend`: of torch.compile."""
         self._attention = attention or AttentionKernels()
         self._backend = backend
         self._functions: OrderedDict[tuple[str | torch.Size, ...], RunBlock] = OrderedDict()
-        self.on = True  # until it steps down
+        self.on = True  # until `_step_down`
         keep_compiled_code()
-        lacking = what_compiling_lacks(device.type) if backend == "inductor" else None
-        if lacking:
-            self._step_down(lacking)
+        missing = missing_compiler(device.type) if backend == "inductor" else None
+        if missing:
+            self._step_down(missing)
 
     def __call__(
         self, block: torch.nn.Module, video: TransformerArgs, audio: TransformerArgs
     ) -> Streams:
-        """As `run_one_block`, within rounding: fused operations round once."""
+        """As `run_one_block`, up to rounding: fused operations round once."""
         if not self.on:
             return run_one_block(block, video, audio)
         kernels = self._attention.tag
@@ -70,16 +71,16 @@ class CompiledBlocks:
                 cache_key_tag=_TAG.format(kernels=kernels)
             ):
                 return run(block, video, audio)
-        except Exception as exc:  # compilers raise whatever they like
+        except Exception as exc:  # compilers raise errors of any type
             cause = getattr(exc, "inner_exception", exc)  # dynamo's errors wrap the compiler's
-            if any(judge(cause) for judge in _NOT_THE_COMPILERS):
+            if any(matches(cause) for matches in _NOT_COMPILER_ERRORS):
                 raise
-            self._step_down(said_by(cause))
+            self._step_down(describe_error(cause))
         return run_one_block(block, video, audio)
 
     def _function(self, *key: str | torch.Size) -> RunBlock:
         run = self._functions.pop(key, None) or _compiled(self._backend)
-        self._functions[key] = run  # the last used last
+        self._functions[key] = run  # in order of last use
         if len(self._functions) > SHAPES_KEPT:
             self._functions.popitem(last=False)
         return run
@@ -95,10 +96,10 @@ class CompiledBlocks:
         )
 
 
-def what_compiling_lacks(device_type: str) -> str | None:
-    """What torch.compile needs for a device and is not here; None: it is all here.
+def missing_compiler(device_type: str) -> str | None:
+    """Which requirement of torch.compile is missing for a type of device; None: none is.
 
-    Triton builds a launcher with a C compiler, torch its code for a CPU with a C++ one.
+    Triton builds its launchers with a C compiler; torch builds CPU code with a C++ compiler.
     """
     names = [os.environ.get("CC"), "gcc", "clang"]
     if device_type == "cpu":
@@ -113,10 +114,10 @@ def what_compiling_lacks(device_type: str) -> str | None:
 
 
 def _compiled(backend: str) -> RunBlock:
-    """A compiled `run_one_block` with nothing compiled yet.
+    """A `run_one_block` that compiles at its first call.
 
-    What torch compiles hangs on the code object, which allows eight versions. So each size has one
-    of its own, whose few versions are those of FP8 and of bf16 blocks, and which goes as a whole.
+    torch attaches compiled versions to the code object, eight at most. So each size gets a copy of
+    the code object, whose few versions are for FP8 and bf16 blocks and are freed together.
     """
     copy = FunctionType(run_one_block.__code__.replace(), run_one_block.__globals__)
     return cast("RunBlock", torch.compile(copy, backend=backend, dynamic=False, fullgraph=True))

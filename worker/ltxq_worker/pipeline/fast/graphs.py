@@ -1,7 +1,7 @@
 """A denoising step as one CUDA graph: the CPU launches it once instead of thousands of kernels.
 
-A graph reads and writes the same memory each time, so a step's inputs are copied to where its
-graph expects them and its outcome is copied out. Graphs of the last few sizes are kept.
+A graph reads and writes the same memory at each launch, so a step's inputs are copied to the
+graph's memory and its outputs are copied out. The graphs of the last few sizes are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ltxq_worker.pipeline.device import (
     is_out_of_memory,
     is_refused_by_cudnn,
 )
-from ltxq_worker.pipeline.fast.options import said_by, step_down
+from ltxq_worker.pipeline.fast.options import describe_error, step_down
 from ltxq_worker.pipeline.fast.transformer import (
     FastTransformer,
     PreparedInputs,
@@ -34,43 +34,46 @@ from ltxq_worker.pipeline.fast.transformer import (
     noise_levels,
 )
 
-SHAPES_KEPT = 4  # sizes whose graphs are kept; a clip in two stages has two
+SHAPES_KEPT = 4  # sizes whose graphs are kept; a clip in two stages has two sizes
 
-# Above this a step is long beside its launches, and its graph would keep gigabytes. 768×512 with
-# 121 frames has 6,144 tokens, whose arithmetic alone takes an H200 171 ms in FP8 (computed).
+# Picture tokens. With more, a step takes much longer than its launches, and its graph would keep
+# gigabytes. 768×512 with 121 frames has 6,144 tokens, whose arithmetic alone takes an H200 171 ms
+# in FP8 (computed).
 TOKENS_GRAPHED = 8192
 
 Run = Callable[[], Streams]
 
 
 class Recorder(Protocol):
-    """Turns work on the device into something that repeats it."""
+    """Records work on the device for replay."""
 
     kept: int
-    """Bytes of the device that recordings hold on to."""
+    """Bytes of device memory that the recordings keep."""
 
     def record(self, run: Run) -> Run:
-        """Do `run`, which must not ask the device for anything, and give back what does the same
-        again, with what then is in the memory that `run` read, and always returns the same tensors.
+        """Run `run` and return a function that replays it.
+
+        `run` must not read values from the device. A replay reads the current contents of the
+        memory that `run` read, and always returns the same tensors, with new contents.
         """
 
     def forget(self) -> None:
-        """All recordings are gone."""
+        """Release the memory of all recordings; none may be replayed any more."""
 
 
 class GraphedTransformer:
-    """A `Transformer` that does a `FastTransformer`'s steps from recordings."""
+    """A `Transformer` that replays recorded steps of a `FastTransformer`."""
 
     def __init__(self, transformer: FastTransformer, recorder: Recorder) -> None:
         self._transformer = transformer
         self._recorder = recorder
         self._recorded: OrderedDict[tuple[torch.Size, ...], _Recorded] = OrderedDict()
-        self._text: Tree = ()  # where all recordings look for it: as large as a gigabyte
-        self.on = True  # until it steps down
+        self._text: Tree = ()  # shared by all recordings, since it takes up to a gigabyte
+        self.on = True  # until recording fails
 
     @property
     def kept(self) -> int:
-        """Bytes of the device that are held on to beside what torch counts as allocated."""
+        """Bytes of device memory kept beside those that torch counts as allocated."""
         return self._recorder.kept
 
     def bind(
@@ -92,7 +95,7 @@ class GraphedTransformer:
         )
 
     def forget(self) -> None:
-        """Give back all memory. The next clip records anew."""
+        """Free all memory. The next clip is recorded again."""
         self._recorded.clear()
         self._text = ()
         self._recorder.forget()
@@ -100,82 +103,82 @@ class GraphedTransformer:
     def _prepared(
         self, video: LatentState, audio: LatentState, context: TextContext
     ) -> _Recorded | None:
-        """A recording that has this clip's text and positions; None: it could not be made."""
-        bound = self._transformer.prepare(video, audio, context)
+        """A recording that holds this clip's text and positions; None: recording failed."""
+        inputs = self._transformer.prepare(video, audio, context)
         if self._text:
-            _copy(self._text, bound.text)
+            _copy(self._text, inputs.text)
         else:
-            self._text = mapped(torch.clone, bound.text)
+            self._text = mapped(torch.clone, inputs.text)
         key = (video.latent.shape, audio.latent.shape)
         recorded = self._recorded.pop(key, None)
         if recorded is not None:
-            recorded.take(bound)
+            recorded.take(inputs)
         else:
-            bound = replace(bound, text=self._text, rest=mapped(torch.clone, bound.rest))
-            recorded = self._record(bound, video.latent, audio.latent)
+            inputs = replace(inputs, text=self._text, rest=mapped(torch.clone, inputs.rest))
+            recorded = self._record(inputs, video.latent, audio.latent)
         if recorded is not None:
-            self._recorded[key] = recorded  # the last used last
+            self._recorded[key] = recorded  # in order of last use
             if len(self._recorded) > SHAPES_KEPT:
                 self._recorded.popitem(last=False)
         return recorded
 
     def _record(
-        self, bound: PreparedInputs, video: torch.Tensor, audio: torch.Tensor
+        self, inputs: PreparedInputs, video: torch.Tensor, audio: torch.Tensor
     ) -> _Recorded | None:
         try:
-            return _Recorded(self._transformer, bound, video, audio, self._recorder)
-        except Exception as exc:  # whatever CUDA forbids while it records
+            return _Recorded(self._transformer, inputs, video, audio, self._recorder)
+        except Exception as exc:  # CUDA forbids many calls while it records
             if is_broken(exc) or is_refused_by_cudnn(exc):
-                raise  # not the recording's doing
+                raise  # not caused by recording
             no_memory = is_out_of_memory(exc)
-            why = said_by(exc)
-        # Here the error and the tensors its traceback held are gone.
+            why = describe_error(exc)
+        # Outside the `except`, the error and the tensors that its traceback held are freed.
         self.forget()
         free_memory(video.device)
-        if not no_memory:  # this clip may need more than others
+        if not no_memory:  # out of memory, smaller clips may still be recorded
             self.on = False
             step_down("graphs", why, "Take graphs out of LTXQ_OPTIMIZE, and report this line.")
         return None
 
 
 class _Recorded:
-    """A step of one size, and the memory it reads."""
+    """A recorded step for one size, and the memory it reads."""
 
     def __init__(
         self,
         transformer: FastTransformer,
-        bound: PreparedInputs,
+        prepared: PreparedInputs,
         video: torch.Tensor,
         audio: torch.Tensor,
         recorder: Recorder,
     ) -> None:
-        """`bound` is its own from here on, but for the text."""
-        self._bound = bound
+        """`prepared`: tensors that belong to this recording from now on, except the shared text."""
+        self._prepared = prepared
         sigma = torch.ones((), device=video.device)
         self._inputs = (video.clone(), audio.clone(), sigma, sigma / 2)
-        self._again = recorder.record(lambda: transformer.step(bound, *self._inputs))
+        self._replay = recorder.record(lambda: transformer.step(prepared, *self._inputs))
 
-    def take(self, bound: PreparedInputs) -> None:
-        """Make the steps that follow those of another clip, whose text is in place."""
-        _copy(self._bound.rest, bound.rest)
+    def take(self, prepared: PreparedInputs) -> None:
+        """Use the positions of another clip from now on. Its text is in the shared memory."""
+        _copy(self._prepared.rest, prepared.rest)
 
     def step(self, *inputs: torch.Tensor) -> Streams:
         """As `FastTransformer.step`."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
-        # Other recordings share the memory these are in.
-        video, audio = self._again()
+        # Cloned, because all recordings write their outputs to the same memory pool.
+        video, audio = self._replay()
         return video.clone(), audio.clone()
 
 
 class CudaGraphs:
-    """A `Recorder` with CUDA's graphs, which share one pool of memory: none runs beside another."""
+    """A `Recorder` by CUDA graphs. They share one memory pool, since no two run at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.kept = 0
         self._device = device
-        # One for all recordings: cuBLAS keeps a workspace for each stream, and graphs of different
-        # streams cannot use the pool's memory one after the other.
+        # One stream for all recordings: cuBLAS keeps a workspace for each stream, and graphs of
+        # different streams cannot reuse each other's memory in the pool.
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -184,20 +187,20 @@ class CudaGraphs:
         now = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(now)
         with torch.cuda.stream(self._stream):
-            run()  # compiles, plans and takes workspaces, none of which a graph may do
+            run()  # compiles, plans and allocates workspaces, which a graph must not do
             run()
         now.wait_stream(self._stream)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        outcome = self._capture(graph, run, now)
+        outputs = self._capture(graph, run, now)
         self.kept += max(0, torch.cuda.memory_reserved(self._device) - before)
 
-        def again() -> Streams:
+        def replay() -> Streams:
             graph.replay()
-            return outcome
+            return outputs
 
-        return again
+        return replay
 
     def forget(self) -> None:
         """As `Recorder.forget`."""
@@ -206,8 +209,8 @@ class CudaGraphs:
 
     def _capture(self, graph: torch.cuda.CUDAGraph, run: Run, now: torch.cuda.Stream) -> Streams:
         try:
-            # thread_local: another thread may be waiting for frames of the clip before. `now` is
-            # entered for its end: torch does not leave its own stream where capturing fails.
+            # thread_local: another thread may be waiting for frames of the previous clip. `now` is
+            # entered so that it is restored: torch stays on its own stream if capturing fails.
             with (
                 torch.cuda.stream(now),
                 torch.cuda.graph(
@@ -220,24 +223,24 @@ class CudaGraphs:
                 return run()
         except Exception as exc:
             self._close_pool()
-            if exc.__context__ is not None:  # ending a capture that failed raises another error
+            if exc.__context__ is not None:  # ending the failed capture raised a second error
                 raise exc.__context__ from None
             raise
 
     def _close_pool(self) -> None:
-        """After a capture that failed, where torch (2.11) leaves its allocator waiting for the end
-        of it: memory that several streams used would never be free again.
+        """End the pool's allocation mode after a failed capture. torch (2.11) leaves its allocator
+        in it, and memory that several streams used would never be freed.
         """
         index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        with suppress(RuntimeError):  # torch has ended it: then it gives the pool back as well
+        with suppress(RuntimeError):  # torch has ended it itself and released the pool
             torch._C._cuda_endAllocateToPool(index, self._pool)
             torch._C._cuda_releasePool(index, self._pool)
 
 
-def _copy(own: Tree, given: Tree) -> None:
-    """The values of `given` into the tensors of `own`, each tensor once."""
+def _copy(target: Tree, source: Tree) -> None:
+    """Copy the values of `source` into the tensors of `target`, each tensor once."""
     done: set[int] = set()
-    for mine, theirs in zip(leaves(own), leaves(given), strict=True):
-        if id(mine) not in done:
-            done.add(id(mine))
-            mine.copy_(theirs)
+    for tensor, values in zip(leaves(target), leaves(source), strict=True):
+        if id(tensor) not in done:
+            done.add(id(tensor))
+            tensor.copy_(values)

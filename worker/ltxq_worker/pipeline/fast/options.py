@@ -1,8 +1,8 @@
-"""The optimizations of making a clip, and which of them are on: the setting `LTXQ_OPTIMIZE`.
+"""The optional speed-ups of the pipeline, chosen by the setting `LTXQ_OPTIMIZE`.
 
-Each works without the others, but for those that bring `hoist` along. All are exact up to rounding:
-none skips a step or reuses one's outcome in another. Knows no torch, so that a setting is checked
-before a model is loaded.
+Each works alone, except that attention, compile and graphs switch `hoist` on. All are exact up to
+rounding: none skips a step or reuses the result of one step in another. Imports no torch, so that
+the setting is checked before a model is loaded.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})x(\d{1,5})(?:x(\d))?(?:@(\d{1,3}(?:\.\d+
 
 @dataclass(frozen=True)
 class Optimizations:
-    """Which are on. None is: the library's own arithmetic, bit for bit."""
+    """The optimizations that are on. With none, frames equal the library's bit for bit."""
 
     hoist: bool = False  # one timestep for all tokens; positions and text once a clip
     attention: bool = False  # cuDNN's attention first, on CUDA
     compile: bool = False  # torch.compile of the transformer's block, once for each size
     graphs: bool = False  # a denoising step as one CUDA graph, for each of the last few sizes
     decode: bool = False  # frames decoded channels-last, and in one piece where memory allows
-    text: bool = False  # a prompt's tokens without the padding to 1,024 through Gemma
-    frames: bool = False  # frames copied from the GPU while others are, into pinned memory
+    text: bool = False  # a prompt's tokens run through Gemma without the padding to 1,024
+    frames: bool = False  # asynchronous copies of YUV frames from the GPU, into pinned memory
 
     @classmethod
     def parse(cls, setting: str, device: str) -> Optimizations:
         """Read `setting` for a device's type, 'cuda' or 'cpu'.
 
-        auto: all on CUDA; on a CPU those that need no compiler and pay: hoist and text.
+        auto: all on CUDA; on a CPU hoist and text, which gain time there and need no compiler.
 
         Raises:
-            ConfigurationError: it names what there is not.
+            ConfigurationError: the setting is empty or names an unknown optimization.
         """
         names = [field.name for field in fields(cls)]
         words = {word.strip() for word in setting.split(",") if word.strip()}
@@ -53,10 +53,10 @@ class Optimizations:
         unknown = sorted(words - set(names))
         if unknown or not setting.strip():
             raise ConfigurationError(
-                f"LTXQ_OPTIMIZE: there is no {unknown[0]!r}."
+                f"LTXQ_OPTIMIZE: there is no optimization {unknown[0]!r}."
                 if unknown
                 else "LTXQ_OPTIMIZE: empty.",
-                hint=f"auto, all, none, or some of {', '.join(names)} with commas between.",
+                hint=f"Use auto, all, none, or a comma-separated list of {', '.join(names)}.",
             )
         chosen = cls(**dict.fromkeys(words, True))
         if device != "cuda":
@@ -70,11 +70,13 @@ class Optimizations:
 
 
 def parse_shapes(setting: str) -> list[VideoRequest]:
-    """Requests of the sizes in `LTXQ_SHAPES`: width × height × frames, if need be × stages, and
-    @ frames per second (24), on which the length of the sound depends: 768x512x33,512x768x121@30.
+    """Requests of the sizes in `LTXQ_SHAPES`, such as 768x512x33,512x768x121@30.
+
+    An entry is width x height x frames, optionally x stages and @ frames per second (24), which
+    determines the length of the sound.
 
     Raises:
-        ConfigurationError: one cannot be read, or cannot be made.
+        ConfigurationError: an entry cannot be parsed, or is not a valid size.
     """
     return [_request(entry.strip()) for entry in setting.split(",") if entry.strip()]
 
@@ -83,7 +85,8 @@ def _request(entry: str) -> VideoRequest:
     match = _SIZE.fullmatch(entry)
     if match is None:
         raise ConfigurationError(
-            f"LTXQ_SHAPES: {entry!r} is no size.", hint="Write width x height x frames: 768x512x33."
+            f"LTXQ_SHAPES: {entry!r} is not a size.",
+            hint="Write width x height x frames: 768x512x33.",
         )
     width, height, frames, stages, rate = match.groups()
     size: dict[str, object] = {
@@ -103,9 +106,9 @@ def _request(entry: str) -> VideoRequest:
 
 
 def keep_compiled_code() -> Path:
-    """Where torch keeps compiled code between processes; a worker that starts again finds it.
+    """Set the folder where torch caches compiled code between processes, and return it.
 
-    Before torch compiles anything. TORCHINDUCTOR_CACHE_DIR names another folder.
+    To be called before torch compiles anything. TORCHINDUCTOR_CACHE_DIR overrides the folder.
     """
     folder = os.environ.setdefault(
         "TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/ltxq/compiled").expanduser())
@@ -114,10 +117,10 @@ def keep_compiled_code() -> Path:
 
 
 def step_down(name: str, why: str, hint: str) -> None:
-    """Say that an optimization is off from here on: no worker ends for want of one."""
-    log.warning("Clips are made without %r from here on: %s. %s", name, why.rstrip("."), hint)
+    """Log that an optimization failed and is off from now on. The worker goes on without it."""
+    log.warning("The optimization %r is now off: %s. %s", name, why.rstrip("."), hint)
 
 
-def said_by(exc: BaseException) -> str:
-    """What an error says, on one short line."""
+def describe_error(exc: BaseException) -> str:
+    """An error's type and message on one line, the message cut to 300 characters."""
     return f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"

@@ -1,4 +1,4 @@
-"""The transformer as the setting `LTXQ_OPTIMIZE` wants it, put together, and what became of it."""
+"""Builds the transformer with the optimizations of `LTXQ_OPTIMIZE`, and tracks which stay on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ltxq_worker.pipeline.fast.transformer import FastTransformer
 
 
 class FastPath:
-    """A transformer's optimizations, switched on."""
+    """A transformer with its chosen optimizations."""
 
     def __init__(self, model: X0Model, chosen: Optimizations, device: torch.device) -> None:
-        """`model` is shared, and left as it is."""
+        """`model` is shared and not modified."""
         self._chosen = chosen
         self._attention = attention = AttentionKernels(prefer_cudnn=chosen.attention)
         self._blocks: CompiledBlocks | None = None
@@ -36,7 +36,7 @@ class FastPath:
 
     @property
     def optimizations(self) -> Optimizations:
-        """Those that are on: chosen, and not stepped down since."""
+        """The optimizations that were chosen and have not been switched off since."""
         return replace(
             self._chosen,
             attention=self._attention.on,
@@ -46,14 +46,14 @@ class FastPath:
 
     @property
     def bytes_kept(self) -> int:
-        """Of the device, beside what torch counts as allocated."""
+        """Device memory kept beside what torch counts as allocated."""
         return self._graphs.kept if self._graphs else 0
 
     def steps_down(self, exc: BaseException) -> bool:
-        """Whether the clip that raised `exc` may be tried again: what failed is off from now on."""
+        """Switch off the optimization that raised `exc`. Returns whether to make the clip again."""
         return self._attention.steps_down(exc)
 
     def forget(self) -> None:
-        """Give back what is kept for the last sizes, to be made anew."""
+        """Free the graphs of the last sizes; the next clip is recorded again."""
         if self._graphs:
             self._graphs.forget()

@@ -1,7 +1,8 @@
-"""ltx-core's transformer without its waste: what a clip or a step needs once is made once.
+"""ltx-core's transformer without repeated work: values that are constant over a clip or a step are
+computed once.
 
-The blocks, their weights and their arithmetic are the library's own. What it works out anew for
-every token, block or step, though it is the same, is worked out here and handed in. Equal to
+The blocks, their weights and their arithmetic are the library's. The library recomputes some equal
+values for every token, block or step; this module computes them once and passes them in. Equal to
 `LibraryTransformer` up to rounding.
 """
 
@@ -33,19 +34,18 @@ RunBlock = Callable[[torch.nn.Module, TransformerArgs, TransformerArgs], Streams
 
 
 Tree = torch.Tensor | tuple["Tree", ...]
-# The rotations of a stream's own and of cross attention, and a mask of one token: its noise level
-# at a step is the mask times sigma.
+# The rotary embeddings of a stream's self-attention and cross-attention, and the denoise mask of
+# one token: the noise level at a step is the mask times sigma.
 StepConstants = tuple[Tree, Tree, torch.Tensor]
 T = TypeVar("T", bound=Tree)
 
 
 @dataclass(frozen=True)
 class PreparedInputs:
-    """What stays the same in all steps of a clip."""
+    """The inputs that are constant over all steps of a clip."""
 
-    # For each block what it attends to for picture and for sound. Keys and values where they stay
-    # the same, which is when the noise level does not modulate the text (LTX-2 19B); else the
-    # context itself, which is one and the same for all blocks.
+    # The text each block attends to, for picture and for sound: keys and values if the noise level
+    # does not modulate the text (LTX-2 19B); else the context itself, the same for all blocks.
     text: Tree
     # For picture and for sound.
     rest: tuple[StepConstants, StepConstants]
@@ -61,7 +61,7 @@ def leaves(tree: Tree) -> Iterator[torch.Tensor]:
 
 
 def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: T) -> T:
-    """`tree` with every tensor changed; one that is in it twice is changed once."""
+    """`tree` with `change` applied to every tensor, once for a tensor that occurs repeatedly."""
     changed = {id(tensor): change(tensor) for tensor in {id(t): t for t in leaves(tree)}.values()}
 
     def walk(tree: Tree) -> Tree:
@@ -71,7 +71,7 @@ def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: T) -> T:
 
 
 class FastTransformer:
-    """A `Transformer` over ltx-core's modules, which it shares and leaves as they are."""
+    """A `Transformer` over ltx-core's modules, which it shares and does not modify."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class FastTransformer:
         run_block: RunBlock | None = None,
         attention: AttentionKernels | None = None,
     ) -> None:
-        """`run_block`: what runs a block in place of `run_one_block`. `attention`: whose kernels
-        run; None: in torch's order.
+        """`run_block`: runs a block; None: `run_one_block`. `attention`: the order of attention
+        kernels; None: torch's order.
         """
         self._model = model.velocity_model
         self._text_is_fixed = not self._model.cross_attention_adaln
@@ -99,33 +99,33 @@ class FastTransformer:
         context: TextContext,
         levels: Sequence[float],
     ) -> Step:
-        """As `Transformer.bind`: positions, projected text, and keys and values of it."""
-        bound = self.prepare(video, audio, context)
+        """As `Transformer.bind`. Prepares positions, projected text, and its keys and values."""
+        prepared = self.prepare(video, audio, context)
         sigmas = noise_levels(tuple(levels), video.latent.device)
         return lambda video, audio, index: self.step(
-            bound, video, audio, sigmas[index], sigmas[index + 1]
+            prepared, video, audio, sigmas[index], sigmas[index + 1]
         )
 
     def step(
         self,
-        bound: PreparedInputs,
+        prepared: PreparedInputs,
         video: torch.Tensor,
         audio: torch.Tensor,
         sigma: torch.Tensor,
         after: torch.Tensor,
     ) -> Streams:
-        """Picture and sound from the noise level `sigma`, a scalar on the device, to `after`."""
+        """One denoising step from noise level `sigma` to `after`, both scalars on the device."""
         with self._attention.kernels(video.shape[1]):
-            clean_video, clean_audio = self.predict(bound, video, audio, sigma)
+            clean_video, clean_audio = self.predict(prepared, video, audio, sigma)
         return (
-            _towards(clean_video, video, sigma, after),
-            _towards(clean_audio, audio, sigma, after),
+            _euler_step(clean_video, video, sigma, after),
+            _euler_step(clean_audio, audio, sigma, after),
         )
 
     def prepare(
         self, video: LatentState, audio: LatentState, context: TextContext
     ) -> PreparedInputs:
-        """What `predict` needs of a clip."""
+        """Compute a clip's constant inputs for `predict`."""
         sigma = torch.ones((), device=video.latent.device)
         noisy_video = _modality(video, context.video, sigma)
         noisy_audio = _modality(audio, context.audio, sigma)
@@ -148,15 +148,19 @@ class FastTransformer:
         return attention.k_norm(attention.to_k(context)), attention.to_v(context)
 
     def predict(
-        self, bound: PreparedInputs, video: torch.Tensor, audio: torch.Tensor, sigma: torch.Tensor
+        self,
+        prepared: PreparedInputs,
+        video: torch.Tensor,
+        audio: torch.Tensor,
+        sigma: torch.Tensor,
     ) -> Streams:
-        """The clean picture and sound; nothing in it waits for the device."""
+        """The predicted clean picture and sound. Never waits for the device."""
         model = self._model
-        for_video, for_audio = bound.rest
+        for_video, for_audio = prepared.rest
         video_args = _at(model.video_args_preprocessor, for_video, video, sigma)
         audio_args = _at(model.audio_args_preprocessor, for_audio, audio, sigma)
         vx, ax = video_args.x, audio_args.x
-        for block, (video_text, audio_text) in zip(self._blocks, bound.text, strict=True):
+        for block, (video_text, audio_text) in zip(self._blocks, prepared.text, strict=True):
             vx, ax = self._run_block(
                 block,
                 replace(video_args, x=vx, context=video_text),
@@ -184,28 +188,28 @@ class FastTransformer:
 
 @functools.lru_cache(maxsize=16)
 def noise_levels(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """A schedule on the device, put there once: each time would be waited for."""
+    """A schedule as a tensor, cached on the device: each upload would wait for the device."""
     return torch.tensor(levels, device=device)
 
 
 def run_one_block(
     block: torch.nn.Module, video: TransformerArgs, audio: TransformerArgs
 ) -> Streams:
-    """A block's picture and sound."""
+    """Run one block: its picture and sound."""
     video, audio = block(video, audio, _UNPERTURBED)
     return video.x, audio.x
 
 
-def _towards(
+def _euler_step(
     clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, after: torch.Tensor
 ) -> torch.Tensor:
-    """Euler's step, with the library's roundings; its own asks a GPU for the value of `sigma`."""
+    """The Euler step, with the same rounding as the library's, which waits for sigma's value."""
     velocity = ((noisy.float() - clean.float()) / sigma).to(noisy.dtype)
     return (noisy.float() + velocity.float() * (after - sigma)).to(noisy.dtype)
 
 
 def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) -> Modality:
-    """A clip at any noise level, which one token tells of: the others are as noisy."""
+    """A clip at any noise level. One token carries the timestep, since all have the same."""
     return Modality(
         latent=state.latent,
         sigma=sigma,
@@ -222,13 +226,13 @@ def _step_constants(args: TransformerArgs, state: LatentState) -> StepConstants:
 
 def _at(
     preprocessor: MultiModalTransformerArgsPreprocessor,
-    still: StepConstants,
+    constants: StepConstants,
     noisy: torch.Tensor,
     sigma: torch.Tensor,
 ) -> TransformerArgs:
-    """What blocks take at a step: the latents projected, and what the noise level modulates."""
+    """The blocks' inputs at a step: projected latents, and modulations by the noise level."""
     inner, batch, dtype = preprocessor.simple_preprocessor, noisy.shape[0], noisy.dtype
-    positions, cross_positions, mask = still
+    positions, cross_positions, mask = constants
     timesteps, embedded = inner._prepare_timestep(mask * sigma, inner.adaln, batch, dtype)
     prompt = None
     if inner.prompt_adaln is not None:
@@ -238,7 +242,7 @@ def _at(
     )
     return TransformerArgs(
         x=inner.patchify_proj(noisy),
-        context=None,  # each block's own
+        context=None,  # set for each block
         context_mask=None,
         timesteps=timesteps,
         embedded_timestep=embedded,
@@ -252,11 +256,11 @@ def _at(
 
 
 def _shared(block: torch.nn.Module, *, fixed_text: bool) -> torch.nn.Module:
-    """`block` with the same weights. With `fixed_text` its attention to the text takes the keys
-    and values for the context, as a pair.
+    """A copy of `block` that shares its weights. With `fixed_text`, its text attention takes a pair
+    of keys and values as the context.
     """
     view = _view(block)
-    view.idx = 0  # which only perturbations ask for; compiled code must not depend on it
+    view.idx = 0  # used by perturbations only; one compiled function must serve all blocks
     for name, part in block.named_children():
         if isinstance(part, Attention):
             attention = _view(part)
@@ -269,14 +273,14 @@ def _shared(block: torch.nn.Module, *, fixed_text: bool) -> torch.nn.Module:
 
 
 def _view(module: torch.nn.Module) -> Any:
-    """Another module with the same parts, whose parts may be exchanged."""
+    """A shallow copy of a module, whose submodules can be replaced independently."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
 
 
 class _Part(torch.nn.Module):
-    """One of a pair."""
+    """Returns one element of a pair."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -287,17 +291,17 @@ class _Part(torch.nn.Module):
 
 
 class _One:
-    """Times a tensor it is that tensor, at no cost."""
+    """Multiplicative identity: returns the tensor without launching a kernel."""
 
     def __rmul__(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
 class _Unperturbed(BatchedPerturbationConfig):
-    """No attention is skipped. The library's own multiplies both streams by a tensor of ones."""
+    """Skips no attention. The library's config multiplies both streams by a tensor of ones."""
 
     def mask_like(self, *_: Any) -> Any:
-        # The compiler knows no _One, and what a 1.0 is worth.
+        # The compiler does not support _One, but removes a multiplication by 1.0.
         return 1.0 if torch.compiler.is_compiling() else _One()
 
     def any_in_batch(self, *_: Any) -> bool:
@@ -308,5 +312,5 @@ class _Unperturbed(BatchedPerturbationConfig):
 
 
 _UNPERTURBED = _Unperturbed([])
-# The library's default, which it looks up at each call through an enum no compiler sees through.
+# The library's default. It selects it at each call through an enum, which torch cannot compile.
 _ATTENTION = PytorchAttention()
