@@ -72,7 +72,7 @@ class AsyncCopies:
 
 
 class PendingSound(Sound):
-    """A sound whose samples may still be being copied. Reading `samples` waits for them, so the
+    """A sound whose copy to the host may be incomplete. Reading `samples` waits for it, so the
     encoder's thread waits and not the thread that drives the device.
     """
 
