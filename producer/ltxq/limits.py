@@ -55,7 +55,9 @@ class ModelLimits(BaseModel):
         """(field, reason) for each field of a valid request that this model cannot make."""
         found = []
         if clip.stages not in self.stages:
-            found.append(("stages", f"must be {either(self.stages)} for this model, not {clip.stages}"))
+            found.append(
+                ("stages", f"must be {either(self.stages)} for this model, not {clip.stages}")
+            )
         for field, side in (("width", clip.width), ("height", clip.height)):
             step = self.side_step * clip.stages
             if side % step or not self.min_side <= side <= self.max_side:

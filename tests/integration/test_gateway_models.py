@@ -107,7 +107,8 @@ def test_a_clip_its_model_cannot_make_is_refused(gateway: Gateway, ledger: Ledge
         assert ask(gateway, path, **fields).is_success
         told = error(ask(gateway, path, stages=2, num_frames=161, **fields), 400, "invalid_request")
         assert told["message"] == (
-            "stages: must be 1 for this model, not 2; num_frames: 6.7 s are more than this model's 5 s"
+            "stages: must be 1 for this model, not 2; "
+            "num_frames: 6.7 s are more than this model's 5 s"
         )
     with Client(gateway.url, api_key=ALICE.key) as client:
         with pytest.raises(InvalidRequest, match="stages: must be 1"):

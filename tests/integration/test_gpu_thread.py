@@ -88,7 +88,7 @@ def runner(
     )
     monkeypatch.setattr(app, "consume", lambda *_: None)
     options = Namespace(model="tiny", device="cpu", name="w", spool=tmp_path / "spool")
-    supervisor = SimpleNamespace(tell=lambda **_: None)
+    supervisor = SimpleNamespace(send=lambda **_: None)
     runner, _ = app._prepare(options, settings, supervisor)  # type: ignore[arg-type]
     yield runner
     runner.ledger.close()

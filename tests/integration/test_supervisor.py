@@ -112,7 +112,7 @@ def test_a_hung_worker_that_ends_by_itself_just_then_is_no_error(
 
 
 def test_a_models_limits_are_told_with_its_workers(supervisor: Supervisor) -> None:
-    supervisor._say_who_is_there()
+    supervisor._send_heartbeat()
     fleet, own = supervisor._ledger.fleet, supervisor._instance
     fleet.heartbeat("instant", "here", {SLOT.name: "ready"}, instance=own)
     assert fleet.served()["instant"].limits == LIMITS

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ltxq.celery import make_app
-from ltxq.celery.flower import Showcase, show_outcome
+from ltxq.celery.flower import TaskEvents, show_outcome
 from ltxq.errors import JobError
 from ltxq.job import Job, Progress, VideoRequest
 from ltxq.settings import Settings
@@ -29,8 +29,8 @@ def test_a_redis_that_is_away_breaks_and_blocks_nothing(events: bool) -> None:
     )
     began = time.monotonic()
     show_outcome(app, failed, "w")
-    showcase = Showcase(app, "w")
-    showcase.begins(failed.id)
-    showcase.progress(failed.id, Progress(stage="denoise", step=1, steps=8, fraction=0.1))
+    task_events = TaskEvents(app, "w")
+    task_events.begins(failed.id)
+    task_events.progress(failed.id, Progress(stage="denoise", step=1, steps=8, fraction=0.1))
     assert time.monotonic() - began < MOST_SECONDS
     app.close()

@@ -1,6 +1,6 @@
 """What Celery clients, Flower and workers share: the app, and outcomes as Celery's results.
 
-`celery -A ltxq.celery:app …` (Flower, inspect) finds `app`, made from the environment.
+`celery -A ltxq.celery:app …` (Flower, inspect) finds `app`, which is made from the environment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What Flower shows of jobs, and whoever else reads Celery's events: what each one makes, how far
-it is, how it ended. Celery's own events say when a message was sent, received and started; it knows
-nothing of the rest. Nothing here matters to a job: what cannot be told is not.
+"""Celery's events about jobs, which Flower shows: what each job makes, its progress, its outcome.
+
+Celery's own events describe messages (sent, received, started), not jobs. An event that cannot be
+sent is dropped: no job depends on one.
 """
 
 from __future__ import annotations
@@ -28,35 +29,35 @@ from ltxq.printable import blanked
 
 log = logging.getLogger("ltxq")
 
-PROMPT_WORDS = 60  # characters of a prompt that are shown
+PROMPT_MOST = 60  # characters of a prompt that are shown
 PROGRESS_SECONDS = 1.0  # between two events of one stage of a job
 
 
 def describe(job_id: str, request: VideoRequest, *, prompt: bool = True) -> str:
-    """`768x512, 33 frames, 'a red fox trots…', video_…`, for the message's arguments. A table
-    shows the beginning.
+    """`768x512, 33 frames, 'a red fox trots…', video_…`, shown as the message's arguments. Flower's
+    table shows the beginning.
 
     Args:
-        prompt: False: without the words.
+        prompt: whether to show the beginning of the prompt.
     """
     width, height = request.output_size
     parts = [f"{width}x{height}", f"{request.num_frames} frames"]
     if prompt:
-        words = " ".join(blanked(request.prompt[: 4 * PROMPT_WORDS]).split())
-        cut = len(words) > PROMPT_WORDS or len(request.prompt) > 4 * PROMPT_WORDS
-        parts.append(f"'{words[:PROMPT_WORDS].rstrip()}…'" if cut else f"'{words}'")
+        words = " ".join(blanked(request.prompt[: 4 * PROMPT_MOST]).split())
+        cut = len(words) > PROMPT_MOST or len(request.prompt) > 4 * PROMPT_MOST
+        parts.append(f"'{words[:PROMPT_MOST].rstrip()}…'" if cut else f"'{words}'")
     return ", ".join([*parts, job_id])
 
 
 @dataclass
 class _Shown:
-    began: float  # seconds since 1970, as of `told`
-    stage: str = ""
-    told: float = 0.0
+    began: float  # seconds since 1970
+    stage: str = ""  # of the last event
+    sent: float = 0.0  # when it was sent, seconds since 1970
 
 
-class Showcase:
-    """Sends events of one worker's jobs, sparingly."""
+class TaskEvents:
+    """Sends the events of one worker's running jobs. Thread-safe."""
 
     def __init__(self, app: Celery, worker: str) -> None:
         self._app = app
@@ -72,31 +73,31 @@ class Showcase:
         _send(self._app, self._worker, "task-started", job_id, started=began)
 
     def progress(self, job_id: str, progress: Progress) -> None:
-        """Tell of a running job how far it is, if that was not just told."""
+        """Send a running job's progress, at most once a second for each stage."""
         now = time.time()
-        with self._lock:  # also while it is told: nothing may come after the outcome
+        with self._lock:  # held while sending: no progress may follow the outcome
             shown = self._shown.get(job_id)
             if shown is None:
                 return
-            if progress.stage == shown.stage and now - shown.told < PROGRESS_SECONDS:
+            if progress.stage == shown.stage and now - shown.sent < PROGRESS_SECONDS:
                 return
-            shown.stage, shown.told = progress.stage, now
+            shown.stage, shown.sent = progress.stage, now
             stage = progress.stage.replace("_", " ")
             text = f"{stage} {progress.step} of {progress.steps}, {progress.fraction:.0%} in all"
-            # No event of Celery's says this. Once more that it has started, with a text where the
-            # result will be, is what Flower takes without losing the states that follow.
+            # Celery has no event for progress. Flower accepts another `task-started` with a text as
+            # its result, and still takes the states that follow.
             began = shown.began
             _send(self._app, self._worker, "task-started", job_id, started=began, result=text)
 
     def ends(self, job_id: str) -> None:
-        """No more is told of the job's progress."""
+        """Send no more progress of a job."""
         with self._lock:
             self._shown.pop(job_id, None)
 
 
 def queued_event(app: Celery, job_id: str, request: VideoRequest) -> tuple[str, str] | None:
-    """The event of a job that is submitted: a channel, and what to publish there; None where
-    events are off. The ledger publishes it with the record, so nothing comes before it.
+    """The event of a submitted job: a Redis channel and what to publish there; None if events are
+    off. The ledger publishes it with the record, so no other event of the job precedes it.
     """
     if not app.conf.worker_send_task_events:
         return None
@@ -106,7 +107,7 @@ def queued_event(app: Celery, job_id: str, request: VideoRequest) -> tuple[str, 
 
 
 def show_outcome(app: Celery, job: Job, worker: str) -> None:
-    """Tell of a final state, in the name of the worker that had the job."""
+    """Send the event of a final state, in the name of the worker that had the job."""
     send = partial(_send, app, worker)
     if job.result is not None:
         took = job.result.timings.get("total", 0.0)
@@ -121,26 +122,26 @@ def show_outcome(app: Celery, job: Job, worker: str) -> None:
 
 
 def show_requeued(app: Celery, job_id: str, worker: str) -> None:
-    """Tell that a worker's job waits for another one."""
+    """Send the event of a job that its worker has given back."""
     why = "given back to the queue"
     _send(app, worker, "task-retried", job_id, exception=why, traceback="", result=None)
 
 
 def _send(app: Celery, worker: str, kind: str, job_id: str, **fields: Any) -> None:
-    """Send one event in the name of a worker, if it can be sent."""
+    """Send one event in the name of a worker; drop it if Redis is away."""
     if not app.conf.worker_send_task_events:
         return
     try:
         app.backend.client.publish(*_event(app, worker, kind, job_id, **fields))
     except (RedisError, OSError) as exc:
-        log.debug("Flower is not told: %s", exc)
+        log.debug("An event for Flower is not sent: %s", exc)
 
 
 def _event(
     app: Celery, worker: str | None, kind: str, job_id: str, **fields: Any
 ) -> tuple[str, str]:
-    """An event of Celery's as kombu publishes it: the channel, and the message. kombu itself makes
-    a Redis client for each, which takes longer than all else of it.
+    """The Redis channel and the message of a Celery event, in kombu's form. kombu itself would make
+    a Redis client for each event, which takes longer than the rest.
 
     Args:
         worker: None: in the name of this process.

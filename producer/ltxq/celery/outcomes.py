@@ -1,5 +1,5 @@
-"""A job's outcome as any Celery client sees it: `AsyncResult`, Flower. The ledger is the truth;
-what cannot be stored here at once is stored by a later sweep.
+"""A job's outcome as Celery clients see it: `AsyncResult`, Flower. The ledger is the truth; a
+result that cannot be stored now is stored by a later sweep.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def follow_up(app: Celery, ledger: Ledger, *returned: Returned) -> None:
         try:
             jobs = ledger.jobs.get_many(queued)
         except LtxqError as exc:
-            log.debug("Flower is not told: %s", exc)
+            log.debug("Events for Flower are not sent: %s", exc)
             return
         for job in jobs.values():
             if job.worker:
@@ -43,11 +43,11 @@ def report_outcome(app: Celery, ledger: Ledger, job_id: str, *, worker: str = ""
     """Store a finished job's outcome where `AsyncResult(job_id)` looks for it, ledger first.
 
     succeeded → SUCCESS with the VideoResult as JSON; failed → FAILURE with an exception named
-    for the error's code; cancelled → REVOKED. What fails here is repaired by the sweep. Flower is
-    told as well.
+    for the error's code; cancelled → REVOKED. If Redis is away, the sweep does it later. Sends the
+    event for Flower too.
 
     Args:
-        worker: who says so, if the job never had a worker.
+        worker: in whose name the event is sent, if the job never had a worker.
     """
     with about_job(job_id):
         _report_outcome(app, ledger, job_id, worker)
@@ -58,9 +58,9 @@ def _report_outcome(app: Celery, ledger: Ledger, job_id: str, worker: str) -> No
         job = ledger.jobs.get(job_id)
         app.backend.store_result(job_id, *_celery_result(job))
         ledger.jobs.reported(job_id)
-        if teller := job.worker or worker:
-            show_outcome(app, job, teller)
-    except (JobNotFound, JobUnreadable) as exc:  # as true tomorrow: there is nothing to repair
+        if sender := job.worker or worker:
+            show_outcome(app, job, sender)
+    except (JobNotFound, JobUnreadable) as exc:  # a later try would find the same
         report_refusal(app, job_id, exc.as_job_error())
         with contextlib.suppress(LtxqError):
             ledger.jobs.reported(job_id)
@@ -69,7 +69,7 @@ def _report_outcome(app: Celery, ledger: Ledger, job_id: str, worker: str) -> No
 
 
 def forget_outcome(app: Celery, job_id: str) -> None:
-    """Remove what `report_outcome` stored; left behind, it ends with the retention."""
+    """Remove what `report_outcome` stored. If Redis is away, it expires after the retention."""
     try:
         app.backend.forget(job_id)
     except (OperationalError, RedisError, OSError) as exc:
@@ -92,7 +92,7 @@ def _celery_result(job: Job) -> tuple[dict[str, Any], str]:
 
 
 def _celery_failure(error: JobError) -> tuple[dict[str, Any], str]:
-    """Celery's JSON form of an exception; without a module it makes a class of that name."""
+    """Celery's JSON form of an exception. Celery makes a class of a name without a module."""
     text = f"{error.message} {error.hint}".strip()
     if error.code in ("cancelled", "expired"):
         name, module, state = "TaskRevokedError", "celery.exceptions", "REVOKED"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,4 +176,5 @@ def _condition(folder: Path | None) -> dict[str, Any]:
     except ModelUnusable as exc:
         return {"usable": False, "problem": exc.message, "limits": None}
     about = {"about": "random weights, abstract pictures"} if suits_a_cpu(files) else {}
-    return {"usable": True, "problem": "", "limits": limits_of(files).model_dump(mode="json"), **about}
+    limits = limits_of(files).model_dump(mode="json")
+    return {"usable": True, "problem": "", "limits": limits, **about}

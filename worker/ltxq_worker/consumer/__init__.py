@@ -1,1 +1,1 @@
-"""All that touches Celery's insides: which messages a worker takes, and when it connects again."""
+"""All code that depends on Celery's internals: taking messages, remote control, reconnecting."""

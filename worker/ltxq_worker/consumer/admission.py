@@ -1,5 +1,5 @@
-"""What a message of the queue asks for. ltxq's own only wake a worker: the ledger has the jobs. One
-of a plain Celery producer holds the job itself, which is recorded here and queued like any other.
+"""Messages of the queue. ltxq's own messages only wake a worker: the ledger has their jobs. A plain
+Celery producer's message contains its job, which is recorded here and queued like any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("ltxq.worker")
 
 
 def is_wakeup(args: Any, kwargs: Any) -> bool:
-    """Whether a message is ltxq's own: its argument is a job's id."""
+    """Whether a message is ltxq's own: its only argument is a job id."""
     match args:
         case [str(job_id)]:
             return not kwargs and is_job_id(job_id)
@@ -30,14 +30,14 @@ def is_wakeup(args: Any, kwargs: Any) -> bool:
 
 
 def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
-    """Record the job of a plain Celery producer under its task id and queue it, behind those that
-    came before. A wrong one is refused in Celery's result.
+    """Record and queue the job of a plain Celery producer under its task id. Celery's result of an
+    invalid job says why it is refused.
 
     Args:
-        message: kombu's, of Celery's form.
+        message: kombu's, in Celery's form.
 
     Returns:
-        False if the message is not such a job: it is a wake-up, or for another task.
+        False if the message contains no job: it is a wake-up, or for another task.
 
     Raises:
         ConnectionError: Redis is away, and nothing is recorded.
@@ -63,7 +63,7 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
 
 
 def _read_request(args: Any, kwargs: Any, headers: Mapping[str, Any]) -> VideoRequest:
-    """The request, Celery's `eta` as `not_before` and its `expires` as `start_within`."""
+    """The request, with Celery's `eta` as `not_before` and its `expires` as `start_within`."""
     if args or set(kwargs) != {"request"}:
         raise InvalidRequest(
             f"{TASK} was sent with other arguments than `request`.",
@@ -80,7 +80,7 @@ def _read_request(args: Any, kwargs: Any, headers: Mapping[str, Any]) -> VideoRe
 
 
 def _read_time(headers: Mapping[str, Any], name: str) -> datetime | None:
-    """A time as Celery writes it; without a zone it is UTC."""
+    """A time in Celery's form; UTC if it has no zone."""
     match headers.get(name):
         case None:
             return None

@@ -1,7 +1,8 @@
-"""What lies between the queue and Celery. A message that is not of Celery's form is dropped and
-logged, so that nobody who can write to the queue ends a worker or takes its slot. A message stays
-in Redis until the worker is through with it: a plain Celery producer's job is nowhere else. What a
-task says is process/main.py's.
+"""Guards a worker's consumer against the messages of its queue.
+
+A message that is not in Celery's form is dropped and logged, so that nobody who can write to the
+queue can end a worker or occupy its slot. A message stays in Redis until the worker has finished
+with it, since a plain Celery producer's job exists nowhere else.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ log = logging.getLogger("ltxq.worker")
 
 Admit = Callable[[Any], bool]
 
-# What a message's body may hold beside args and kwargs: what Celery's own clients put there.
+# What a message's body may hold beside args and kwargs: Celery's own clients send these keys.
 _EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}
-MOST_SHOWN = 200  # characters of a message that Celery's events repeat
-MOST_UNPACKED = 2**20  # bytes of a compressed message; the largest request is under 256 KiB
-# By kombu's names. An LZMA stream says itself how much memory it takes, which is bounded as well.
+MOST_SHOWN = 200  # characters of a message's arguments in Celery's events
+MOST_UNPACKED = 2**20  # bytes of an unpacked message; the largest request is under 256 KiB
+# By kombu's names. An LZMA stream chooses how much memory unpacking takes, so that is bounded too.
 _UNPACKERS: dict[str, Callable[[], Any]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
@@ -42,7 +43,7 @@ _UNPACKERS: dict[str, Callable[[], Any]] = {
 
 
 def bound_decompression() -> None:
-    """Have kombu, which unpacks a message before ltxq sees it, stop at `MOST_UNPACKED`."""
+    """Make kombu, which unpacks a message before ltxq sees it, stop at `MOST_UNPACKED`."""
     for kind in compression.encoders():
         encode, _ = compression.get_encoder(kind)
         compression.register(encode, _bounded(_UNPACKERS.get(kind)), kind)
@@ -51,7 +52,7 @@ def bound_decompression() -> None:
 def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
     def unpack(body: bytes) -> bytes:
         if unpacker is None:
-            raise ValueError("compressed in a way that is not taken")
+            raise ValueError("compressed by an unknown method")
         plain: bytes = unpacker().decompress(body, MOST_UNPACKED + 1)
         if len(plain) > MOST_UNPACKED:
             raise ValueError("too large when unpacked")
@@ -61,12 +62,12 @@ def _bounded(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
 
 
 def message_guard_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.StartStopStep]:
-    """The bootstep that guards a consumer, again at every reconnection.
+    """The bootstep that guards a consumer, also after each reconnection.
 
     Args:
-        admit: records the job of a plain Celery producer. False: the message is no such job.
-        queue: the list that messages are taken from.
-        taken: this worker's own list, where a message is until the worker is through with it.
+        admit: records the job of a plain Celery producer; False if the message contains no job.
+        queue: the Redis list from which messages are taken.
+        taken: this worker's Redis list, which holds a message until it is handled.
     """
 
     class MessageGuardStep(bootsteps.StartStopStep):
@@ -88,11 +89,11 @@ def message_guard_step(admit: Admit, queue: str, taken: str) -> type[bootsteps.S
 def _take_by_moving(
     channel: Any, queue: str, taken: str, away: tuple[type[Exception], ...]
 ) -> None:
-    """Have a channel of kombu's move messages from `queue` to `taken`, and remove them when they
-    are dealt with. kombu's own BRPOP removes them first: one whose answer is lost, where Redis or
-    the connection to it ends in that moment, is nowhere.
+    """Make a kombu channel move messages from `queue` to `taken`, and delete them once they are
+    handled. kombu's own BRPOP removes a message first: if Redis or the connection ends before the
+    answer arrives, the message is lost.
     """
-    with channel.conn_or_acquire() as redis:  # beside the client that waits for messages
+    with channel.conn_or_acquire() as redis:  # not the client that waits for messages
         while redis.lmove(taken, queue, "LEFT", "RIGHT"):
             pass
     client, read, parse = channel.client, channel._brpop_read, channel.client.parse_response
@@ -105,14 +106,14 @@ def _take_by_moving(
         )
 
     def answer(connection: Any, command: str, **options: Any) -> Any:
-        """As the answer to BRPOP: the list's name as well."""
+        """The answer in BRPOP's form, which has the list's name."""
         if command != "BRPOP":
             return parse(connection, command, **options)
         item = parse(connection, "BLMOVE", **options)
         return item and (queue, item)
 
     def take(**options: Any) -> Any:
-        """An entry that is no envelope of kombu's is no reason to end."""
+        """Read one message; drop an entry that is not in kombu's form."""
         try:
             read(**options)
         except expected:
@@ -129,20 +130,20 @@ def _take_by_moving(
 def _taking(
     take: Callable[[Any], Any], admit: Admit, away: tuple[type[Exception], ...]
 ) -> Callable[[Any], Any]:
-    """`take`, for wake-ups; other messages are admitted or dropped."""
+    """A handler that passes wake-ups on to `take`, and admits or drops other messages."""
 
     def guarded(message: Any) -> Any:
         try:
             if not _is_a_tasks(message):
-                reason = "not of Celery's form"
+                reason = "not in Celery's form"
             elif admit(message):
                 message.ack()
                 return None
             elif any((message.payload[2] or {}).values()):
                 reason = "a wake-up starts no other task"
             else:
-                # When a job runs is for the ledger to say. Celery would keep the message in memory
-                # until an `eta`, and drop it after `expires`, with all later ones of its id.
+                # The ledger decides when a job runs. Celery would keep the message in memory until
+                # its `eta`, and after its `expires` drop it with all later messages of its id.
                 message.headers.update(eta=None, expires=None, ignore_result=True)
                 _show_little(message)
                 return take(message)
@@ -150,7 +151,7 @@ def _taking(
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's headers cause
             reason = type(exc).__name__
-        for request in list(state.requests.values()):  # Celery's books, where it would stay
+        for request in list(state.requests.values()):  # else Celery would keep it as reserved
             if request.message is message:
                 state.task_ready(request)
         _drop(message, reason)
@@ -160,17 +161,17 @@ def _taking(
 
 
 class Pool(TaskPool):
-    """Celery's pool of threads, of which there is one: with `worker_disable_prefetch` a message is
-    taken when it is free.
+    """Celery's thread pool with one thread. With `worker_disable_prefetch` a message is taken when
+    that thread is free.
     """
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Celery calls this before there is anything to do."""
+        """Remember the event loop. Celery calls this at the start."""
         self._loop = loop
 
     def on_apply(self, *args: Any, **options: Any) -> Any:
-        """Run a task, and see that its slot is free afterwards, whatever its message does to Celery
-        before the task begins or when it has ended.
+        """Run a task, and free its slot afterwards, even if Celery fails on the message before the
+        task begins or when it has ended.
         """
         result = super().on_apply(*args, **options)
         result.f.add_done_callback(partial(self._done, options["accept_callback"].__self__))
@@ -182,7 +183,7 @@ class Pool(TaskPool):
                 state.task_ready(request)
                 _drop(request.message, type(error).__name__)
         finally:
-            self._loop.call_soon(lambda: None)  # it sleeps, and may take a message now
+            self._loop.call_soon(lambda: None)  # wakes the loop, which may take a message now
 
 
 def _drop(message: Any, reason: str) -> None:
@@ -192,8 +193,8 @@ def _drop(message: Any, reason: str) -> None:
 
 
 def _show_little(message: Any) -> None:
-    """What Celery's events, and so Flower, show of it: its sender's words, printable and not too
-    many; of a plain producer's request nothing, for it may hold a URL that is a secret.
+    """Bound what Celery's events, and so Flower, show of a message: some printable characters of
+    its `argsrepr`, and nothing of a plain producer's request, which may contain a secret URL.
     """
     words, (_, kwargs, _) = message.headers.get("argsrepr"), message.payload
     words = words[:MOST_SHOWN] if isinstance(words, str) else "…"
@@ -202,7 +203,7 @@ def _show_little(message: Any) -> None:
 
 
 def _is_a_tasks(message: Any) -> bool:
-    """Whether it says a task and its id, and has a body of args, kwargs and nothing unknown."""
+    """Whether a message names a task and an id, and has a body of args, kwargs and known keys."""
     match message.headers, message.payload:
         case [{"task": str(), "id": str()}, [list(), dict(), embedded]]:
             return embedded is None or (isinstance(embedded, dict) and embedded.keys() <= _EMBEDDED)

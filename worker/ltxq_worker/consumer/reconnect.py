@@ -1,6 +1,7 @@
-"""Before a worker connects to its queue, again or for the first time, Redis must take writes. Else
-Celery would try many times a second while Redis is full or a replica, and once in half a minute,
-long after it is back, where it is away.
+"""A worker connects to its queue only while Redis takes writes.
+
+By itself, Celery would reconnect many times a second while Redis is full or a replica, and only
+every half minute while Redis is away.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LOOK_SECONDS = 1.0  # between two looks
 
 
 def reconnect_step(ledger: Ledger) -> type[bootsteps.Step]:
-    """The bootstep that makes a consumer wait for `ledger`'s Redis."""
+    """The bootstep that makes a consumer wait until the ledger's Redis takes writes."""
 
     class ReconnectStep(bootsteps.Step):
         def __init__(self, parent: Any, **options: Any) -> None:

@@ -1,6 +1,7 @@
-"""Celery's remote control, as far as a worker lets itself be controlled: what Flower reads, and
-cancelling. Whoever may write to Redis may also publish there, so all else is refused: a worker is
-stopped by its supervisor, and what it serves is not for a message to change.
+"""Celery's remote control, reduced to what Flower reads and to cancelling.
+
+Everybody who can write to Redis can send these commands, so all others are refused: only its
+supervisor stops a worker or decides what it serves.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from ltxq.logs import about_job
 
 log = logging.getLogger("ltxq.worker")
 
-# Without their arguments, some of which show any attribute of a task.
+# Called without arguments: with some, these commands show any attribute of a task.
 READING = frozenset(
     {
         *("ping", "stats", "conf", "report", "clock", "heartbeat", "enable_events"),
         *("active", "reserved", "scheduled", "revoked", "registered", "active_queues"),
     }
 )
-# Done in the ledger. Celery's own would discard an id for ever, also when it is sent again.
+# Done in the ledger. Celery's own commands would discard an id for ever, even if it is sent again.
 CANCELLING = frozenset({"revoke", "terminate"})
-MOST_CANCELLED = 1000  # by one message: the event loop waits for it
+MOST_CANCELLED = 1000  # by one message, for which the event loop waits
 
 
 def control_step(app: Celery, ledger: Ledger) -> type[bootsteps.StartStopStep]:
-    """The bootstep that stands in for Celery's own, which `app` must have switched off."""
+    """The bootstep that replaces Celery's own, which `app` must have switched off."""
 
     class ControlStep(bootsteps.StartStopStep):
         requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -50,7 +51,7 @@ def control_step(app: Celery, ledger: Ledger) -> type[bootsteps.StartStopStep]:
 
 
 class _Mailbox(Pidbox):
-    """Celery's mailbox; what is no message, or not for it to do, is dropped and logged."""
+    """Celery's mailbox. It drops and logs malformed messages and refused commands."""
 
     def __init__(self, consumer: Any, app: Celery, ledger: Ledger) -> None:
         super().__init__(consumer)
@@ -66,15 +67,15 @@ class _Mailbox(Pidbox):
         channel.handlers["LISTEN"] = _listening(channel, self._away)
 
     def on_message(self, body: Any, _message: Any) -> None:
-        """Do what it asks, if it is for this worker, allowed and of the right form."""
-        self._forward_clock()  # by one, not to the sender's: that may be any number
+        """Obey a command that is for this worker, allowed and well-formed."""
+        self._forward_clock()  # by one, not to the sender's clock, which may be any number
         try:
             match body:
                 case {"method": str(method)}:
                     if self._is_addressee(body):
                         self._obey(method, body)
                 case _:
-                    _drop("not of Celery's form")
+                    _drop("not in Celery's form")
         except self._away:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a stranger's fields cause
@@ -86,7 +87,7 @@ class _Mailbox(Pidbox):
                 return True
             case (list(names), _, _):
                 return self.hostname in names
-            case (None, str(pattern), "glob"):  # not "pcre": some patterns take for ever
+            case (None, str(pattern), "glob"):  # not "pcre": some patterns never end
                 return fnmatchcase(self.hostname, pattern)
         return False
 
@@ -97,7 +98,7 @@ class _Mailbox(Pidbox):
             case (dict(arguments), {"exchange": self._replies, "routing_key": str()} as reply_to):
                 pass
             case _:
-                _drop("not of Celery's form")
+                _drop("not in Celery's form")
                 return
         if method in READING:
             answer = Panel.data[method](self.node.state)
@@ -128,14 +129,14 @@ class _Mailbox(Pidbox):
 
 
 def away_errors(known: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
-    """Those by which kombu says that Redis is away. It counts KeyError and redis-py's DataError
-    among them; where a stranger's message is read, that is a field missing or of a wrong type.
+    """The errors by which kombu says that Redis is away, without KeyError and redis-py's DataError:
+    while a message is read, those mean that a field is missing or of a wrong type.
     """
     return tuple(kind for kind in known if not issubclass(kind, KeyError | DataError))
 
 
 def _listening(channel: Any, away: tuple[type[Exception], ...]) -> Callable[[], Any]:
-    """The reading of what is published to `channel`; garbage does not hide what came with it."""
+    """A handler that reads what is published to `channel`, and drops malformed messages."""
     read = channel.handlers["LISTEN"]
 
     def guarded() -> Any:

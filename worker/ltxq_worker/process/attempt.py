@@ -1,5 +1,5 @@
-"""One attempt at a job: keeps the lease, reports progress, learns that it must stop. The work
-itself, and what becomes of its outcome, is runner.py's.
+"""One attempt at a job: keeps the lease, reports progress, and learns when the job must stop.
+runner.py does the work.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
 
-REPORT_SECONDS = 0.2  # between two reports at least
-LISTEN_SECONDS = 0.5  # between two at most: how late a cancelling is heard of
+REPORT_SECONDS = 0.2  # between two reports, at least
+LISTEN_SECONDS = 0.5  # between two reports, at most: how late a cancellation may be noticed
 
-# A stage's share of a job's time, about: a bar should move evenly.
+# About the share of each stage in a job's time, so that a progress bar moves evenly.
 SHARES: dict[Stage, float] = {
     "encode_text": 0.05,
     "denoise": 0.6,
@@ -40,19 +40,19 @@ def progress_at(stage: Stage, step: int, steps: int) -> Progress:
 
 
 class ClaimLost(Exception):
-    """Another worker may have the job: drop it, write nothing."""
+    """Another worker may have the job: this attempt must write nothing more."""
 
 
 class Cancelled(Exception):
-    """The job was asked to stop."""
+    """A client has cancelled the job."""
 
 
 class Attempt:
-    """A claim being worked on. Used with `with`: its two threads live inside.
+    """A claim that is being worked on. A context manager: its two threads run inside `with`.
 
-    The renewing thread does nothing else, so that neither a slow report nor a busy GPU costs
-    the lease. While Redis is away both keep trying: the job goes on, and its claim may still
-    stand when Redis is back.
+    One thread only renews the lease, so neither a slow report nor a busy GPU can cost it. While
+    Redis is away both threads keep trying and the job goes on: its claim may still stand when
+    Redis is back.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Attempt:
         gpu_free: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
-        gpu_free: called as soon as the job does not need the GPU any more.
+        gpu_free: called when the job no longer needs the GPU.
         """
         self.claim = claim
         self.timings: dict[str, float] = {"queued": round(claim.waited, 3)}  # seconds by stage
@@ -80,11 +80,14 @@ class Attempt:
         self._gpu_free = gpu_free
         self.on_gpu = True
         self._standing: Standing = "held"
-        self._news = threading.Event()
+        self._changed = threading.Event()  # there is progress to report
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(
-                target=self._about_it, args=(act,), name=f"{name}-{claim.job_id}", daemon=True
+                target=self._with_log,
+                args=(act,),
+                name=f"{name}-{claim.job_id}",
+                daemon=True,
             )
             for name, act in (("lease", self._keep_lease), ("report", self._send_reports))
         ]
@@ -97,13 +100,13 @@ class Attempt:
 
     def __exit__(self, *exc: object) -> None:
         self._ended.set()
-        self._news.set()
+        self._changed.set()
         for thread in self._threads:
             thread.join()
         self._stats.ends()
 
     def report(self, stage: Stage, step: int, steps: int) -> None:
-        """Note that `step` of `steps` of `stage` are done, and stop if the job must.
+        """Note that `step` of `steps` of `stage` are done; raise if the job must stop.
 
         Raises:
             ClaimLost, Cancelled, TimedOut
@@ -111,11 +114,11 @@ class Attempt:
         if stage != self._progress.stage:
             self._end_stage()
         self._progress = progress_at(stage, step, steps)
-        self._news.set()
+        self._changed.set()
         self.check()
 
     def check(self) -> None:
-        """Stop here if the job must.
+        """Raise if the job must stop.
 
         Raises:
             ClaimLost, Cancelled, TimedOut
@@ -132,22 +135,25 @@ class Attempt:
             )
 
     def cancel(self) -> None:
-        """Stop at the next step."""
+        """Make the job stop at its next step."""
         self._learn("cancel")
 
     def free_gpu(self) -> None:
-        """The job no longer holds the GPU: if the worker dies now, it is not the job's fault."""
+        """Note that the job no longer holds the GPU: from now on a crash is not charged to it."""
         if not self.on_gpu:
             return
         self.on_gpu = False
-        self.timings["gpu"] = round(self.seconds(), 4)  # from the claim: what the job costs
+        self.timings["gpu"] = round(self.seconds(), 4)  # from the claim on
         self._stats.frees_gpu()
         self._gpu_free()
-        self._news.set()
+        self._changed.set()
 
     def encoded(self, on_device: dict[Stage, float]) -> None:
-        """The clip is made: uploading has its own patience. `on_device`: seconds by stage, where
-        the device knows better than the thread that only queued its work.
+        """Note that the clip is encoded: the request's timeout no longer applies.
+
+        Args:
+            on_device: seconds by stage on the device's own clock. The thread only queued that
+                work, so its own times for these stages are replaced.
         """
         self._deadline = None
         self.timings |= {stage: round(seconds, 4) for stage, seconds in on_device.items()}
@@ -167,7 +173,7 @@ class Attempt:
         self.timings[stage] = round(self.timings.get(stage, 0) + now - self._stage_began, 3)
         self._stage_began = now
 
-    def _about_it(self, act: Callable[[], None]) -> None:
+    def _with_log(self, act: Callable[[], None]) -> None:
         with about_job(self.claim.job_id):
             act()
 
@@ -183,8 +189,8 @@ class Attempt:
         self._events.started(self.claim)
         away = False
         while not self._ended.wait(REPORT_SECONDS):
-            self._news.wait(LISTEN_SECONDS)
-            self._news.clear()
+            self._changed.wait(LISTEN_SECONDS)
+            self._changed.clear()
             if self._ended.is_set():
                 return
             try:
@@ -199,5 +205,5 @@ class Attempt:
                 away = True
 
     def _learn(self, standing: Standing) -> None:
-        if self._standing != "lost":  # nothing comes back from that
+        if self._standing != "lost":  # a lost claim stays lost
             self._standing = standing

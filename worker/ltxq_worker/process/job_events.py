@@ -1,26 +1,26 @@
-"""What a worker tells Celery and Flower about its jobs, after it has told the ledger."""
+"""What a worker reports to Celery and Flower about its jobs, after the ledger has recorded it."""
 
 from __future__ import annotations
 
 from celery import Celery
 
 from ltxq.celery import follow_up, report_outcome
-from ltxq.celery.flower import Showcase
+from ltxq.celery.flower import TaskEvents
 from ltxq.job import Progress
 from ltxq.ledger import Claim, Ledger, Returned
 
 
 class JobEvents:
-    """The events of a worker's jobs. This class tells no one."""
+    """The events in the life of a worker's jobs. This base class ignores them."""
 
     def started(self, claim: Claim) -> None:
-        """The worker works on a claim. Comes before `progressed`, from the same thread."""
+        """The worker has begun to work on a claim. Called before `progressed`, in its thread."""
 
     def progressed(self, claim: Claim, progress: Progress) -> None:
-        """The ledger has new progress of a claim."""
+        """The ledger has recorded progress of a claim."""
 
     def finished(self, claim: Claim) -> None:
-        """The ledger has the final state of a claim's job."""
+        """The ledger has recorded the final state of a claim's job."""
 
     def given_back(self, *returned: Returned) -> None:
         """Jobs were given back to the queue."""
@@ -35,20 +35,20 @@ class CeleryJobEvents(JobEvents):
     def __init__(self, app: Celery, ledger: Ledger, worker: str) -> None:
         self._app = app
         self._ledger = ledger
-        self._showcase = Showcase(app, worker)
+        self._task_events = TaskEvents(app, worker)
 
     def started(self, claim: Claim) -> None:
-        self._showcase.begins(claim.job_id)
+        self._task_events.begins(claim.job_id)
 
     def progressed(self, claim: Claim, progress: Progress) -> None:
-        self._showcase.progress(claim.job_id, progress)
+        self._task_events.progress(claim.job_id, progress)
 
     def finished(self, claim: Claim) -> None:
-        self._showcase.ends(claim.job_id)
+        self._task_events.ends(claim.job_id)
         report_outcome(self._app, self._ledger, claim.job_id)
 
     def given_back(self, *returned: Returned) -> None:
         follow_up(self._app, self._ledger, *returned)
 
     def ended(self, claim: Claim) -> None:
-        self._showcase.ends(claim.job_id)
+        self._task_events.ends(claim.job_id)

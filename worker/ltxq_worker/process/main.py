@@ -1,5 +1,5 @@
-"""The worker process: loads a model, then takes messages from Celery, one GPU to itself. Started
-and watched over by the supervisor, `python -m ltxq_worker.process.main` is not for people.
+"""The worker process: it loads a model onto one GPU, then takes messages from Celery. The
+supervisor starts it with `python -m ltxq_worker.process.main`.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ log = logging.getLogger("ltxq.worker")
 
 
 class SupervisorLink:
-    """This process's end of the line to its supervisor: news go up, and when it breaks the
-    supervisor is dead.
+    """This process's end of the control channel to its supervisor. When the channel breaks, the
+    supervisor has died.
     """
 
     def __init__(self, fd: int) -> None:
-        self._line = socket.socket(fileno=fd)
+        self._channel = socket.socket(fileno=fd)
 
-    def tell(self, **news: Any) -> None:
-        """Send one JSON object: a packet of its own."""
-        self._line.sendall(json.dumps(news).encode())
+    def send(self, **message: Any) -> None:
+        """Send one JSON object as one packet."""
+        self._channel.sendall(json.dumps(message).encode())
 
-    def try_to_tell(self, **news: Any) -> bool:
-        """The same, unless it would have to wait for a supervisor that does not listen."""
+    def try_to_send(self, **message: Any) -> bool:
+        """The same, but returns False instead of waiting for a supervisor that does not read."""
         try:
-            self._line.send(json.dumps(news).encode(), socket.MSG_DONTWAIT)
+            self._channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
 
     def when_gone(self, act: Any) -> None:
-        """Call `act` from a thread of its own when the supervisor has died."""
+        """Call `act` in a separate thread when the supervisor has died."""
 
         def listen() -> None:
-            with suppress(OSError):  # a reset, where it died before it had read all
-                while self._line.recv(1024):
+            with suppress(OSError):  # a reset, if it died with unread messages
+                while self._channel.recv(1024):
                     pass
             act()
 
@@ -81,15 +81,15 @@ def load_pipeline(
         settings.model_dir.expanduser() / model,
         settings,
         device,
-        lambda what, fraction: supervisor.tell(loading=what, fraction=fraction),
+        lambda what, fraction: supervisor.send(loading=what, fraction=fraction),
     )
 
 
 def consume(app: Celery, runner: Runner) -> None:
-    """Make a Celery app a worker's: the task, and all that guards its consumer."""
+    """Give a Celery app the task, and the bootsteps that guard its consumer."""
     ledger, model, worker = runner.ledger, runner.pipeline.model, runner.worker
     app.conf.worker_disable_prefetch = True  # a message is taken when the GPU is free
-    app.conf.worker_enable_remote_control = False  # Celery's own takes any command
+    app.conf.worker_enable_remote_control = False  # Celery's own would obey any command
     app.steps["consumer"].update(
         (
             reconnect_step(ledger),
@@ -102,7 +102,7 @@ def consume(app: Celery, runner: Runner) -> None:
         )
     )
 
-    # Celery's events would name the message's job; the claimed one may be another.
+    # Celery's events would name the job of the message, but the claimed job may be another.
     @app.task(name=TASK, ignore_result=True, send_events=False)
     def generate(*args: Any, **kwargs: Any) -> None:
         if is_wakeup(args, kwargs):
@@ -112,19 +112,19 @@ def consume(app: Celery, runner: Runner) -> None:
 
 
 def show_why_not(app: Celery, ledger: Ledger, job_id: str, worker: str) -> None:
-    """The job that a message names may have ended without a worker, cancelled while it was queued:
-    Flower does not know yet.
+    """Show the outcome of the job that a message names, if it ended without a worker, for example
+    cancelled while it was queued: Flower does not know of that yet.
     """
     try:
         job = ledger.jobs.get(job_id)
     except LtxqError:
-        return  # of no job, or when Redis is away
+        return  # there is no such job, or Redis is away
     if job.finished and job.worker is None:
         show_outcome(app, job, worker)
 
 
 def main() -> None:
-    """The process's whole life."""
+    """Run the process."""
     options = _options()
     supervisor = SupervisorLink(options.control_channel)
     try:
@@ -132,19 +132,19 @@ def main() -> None:
         _set_up_logging(settings, options.name)
         runner, app = _prepare(options, settings, supervisor)
     except LtxqError as exc:
-        # The memory may be a process's that is still ending.
+        # The memory may belong to a process that is still ending.
         later = exc.retryable or isinstance(exc, OutOfMemory)
-        supervisor.tell(failed=str(exc), retryable=later)
+        supervisor.send(failed=str(exc), retryable=later)
         sys.exit(1)
     except DeviceBroken as exc:
-        supervisor.tell(failed=f"The GPU refuses all work: {exc}", retryable=True)
+        supervisor.send(failed=f"The GPU refuses all work: {exc}", retryable=True)
         sys.exit(1)
     _watch_for_the_end(runner, supervisor)
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
     reports = threading.Thread(
         target=runner.stats.keep_reporting,
-        args=(lambda figures: supervisor.try_to_tell(figures=figures), ended),
+        args=(lambda figures: supervisor.try_to_send(figures=figures), ended),
         name="figures",
         daemon=True,
     )
@@ -153,7 +153,7 @@ def main() -> None:
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: _drain(runner))
-        supervisor.tell(ready=True)
+        supervisor.send(ready=True)
 
     bound_decompression()
     worker = app.Worker(
@@ -175,8 +175,8 @@ def main() -> None:
 
 def _set_up_logging(settings: Settings, name: str) -> None:
     set_up_logging(settings.log, name)
-    signals.setup_logging.connect(lambda **_: None, weak=False)  # else Celery sets up its own
-    # Celery warns of pickle under root; ltxq's workers read JSON only.
+    signals.setup_logging.connect(lambda **_: None, weak=False)  # keeps Celery's handlers away
+    # Celery warns of pickle when run as root; ltxq's workers read JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
@@ -193,7 +193,7 @@ def _options() -> argparse.Namespace:
 def _prepare(
     options: argparse.Namespace, settings: Settings, supervisor: SupervisorLink
 ) -> tuple[Runner, Celery]:
-    shutil.rmtree(options.spool, ignore_errors=True)  # left by a process that died
+    shutil.rmtree(options.spool, ignore_errors=True)  # a process that died may have left files
     options.spool.mkdir(parents=True)
     storage = Storage.from_settings(settings)
     storage.check()
@@ -224,14 +224,16 @@ def _watch_for_the_end(runner: Runner, supervisor: SupervisorLink) -> None:
 
 
 def _drain(runner: Runner) -> None:
-    """First SIGTERM: take no more, finish what runs. A second one gives it back."""
+    """On the first SIGTERM: take no more jobs and finish the running ones. A second SIGTERM gives
+    them back.
+    """
     from celery.worker import state
 
     def give_back(*_: Any) -> None:
-        # In a thread: the one that is interrupted may hold a lock that this needs.
+        # In a thread, since the interrupted thread may hold a lock that this needs.
         threading.Thread(target=_give_back_and_exit, args=(runner, 0)).start()
 
-    # First: a second signal may come in the midst of the rest, which waits for a lock of its own.
+    # First, since a second signal may come during the rest, which waits for a lock.
     signal.signal(signal.SIGTERM, give_back)
     runner.close()
     state.should_stop = 0
@@ -245,7 +247,7 @@ def _give_back_and_exit(runner: Runner, code: int) -> None:
         log.warning("Not all jobs were given back; their leases end instead: %s", exc)
     shutil.rmtree(runner.spool, ignore_errors=True)
     logging.shutdown()
-    os._exit(code)  # the threads that run the jobs cannot be asked
+    os._exit(code)  # the threads that run the jobs cannot be stopped
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""One job from claim to final state: generate, encode, upload, finish. A turn, which is what a
-Celery task is, ends as soon as the frames are decoded; the rest goes on beside the next job.
+"""One job from claim to final state: generate, encode, upload, finish.
+
+A Celery task is one turn on the GPU: it ends when the job's frames are decoded. Encoding and
+uploading go on beside the next job.
 """
 
 from __future__ import annotations
@@ -15,31 +17,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
-
-from ltxq.errors import JobError, LtxqError, StorageUnavailable
+from ltxq.errors import JobError, LtxqError
 from ltxq.job import Stage, VideoResult
 from ltxq.ledger import CANCELLED, Claim, Ledger
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, full_disk_named, write_sidecar
+from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, full_disk_named
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.attempt import Attempt, Cancelled, ClaimLost
 from ltxq_worker.process.job_events import JobEvents
 from ltxq_worker.process.stats import WorkerStats
+from ltxq_worker.process.upload import Uploader
 
 log = logging.getLogger("ltxq.worker")
 
-LISTEN_SECONDS = 1.0  # between looks at whether to go on listening
+LISTEN_SECONDS = 1.0  # between two checks whether to go on listening
 FULL_DISK_SECONDS = 30.0  # without new jobs after the spool's disk was full
 
 
 @dataclass(kw_only=True)
 class Runner:
-    """What a worker process needs to run jobs, one turn after the other. Each job has a thread,
-    which encodes, uploads and waits; what needs the GPU is done on a thread of its own.
+    """Runs jobs, one turn after the other. Each job has a thread, which encodes and uploads; all
+    GPU work is done on one other thread, `gpu`.
     """
 
     ledger: Ledger
@@ -47,23 +48,25 @@ class Runner:
     pipeline: Pipeline
     settings: Settings
     worker: str  # this worker's stable name
-    spool: Path  # this worker's own folder for clips on their way to storage
+    spool: Path  # this worker's folder for clips until they are uploaded
     events: JobEvents = field(default_factory=JobEvents)
     stats: WorkerStats = field(default_factory=WorkerStats)
-    gpu: GpuThread = field(default_factory=GpuThread)  # the one `pipeline` was loaded on
-    end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor sees to the jobs
+    gpu: GpuThread = field(default_factory=GpuThread)  # the thread that loaded `pipeline`
+    end_process: Callable[[], None] = lambda: os._exit(1)  # the supervisor gives the jobs back
 
     def __post_init__(self) -> None:
         self._attempts: set[Attempt] = set()
         self._threads = ThreadPoolExecutor(1 + self.settings.spool_jobs, thread_name_prefix="job")
         self._spool_places = threading.Semaphore(self.settings.spool_jobs)
-        self._said_full = False  # that no more jobs are taken, for storage does not answer
-        self._rests_until = 0.0  # on the monotonic clock
+        self._uploader = Uploader(
+            self.storage, self.pipeline, self.settings, self.stats, self._spool_is_full
+        )
+        self._rests_until = 0.0  # of the monotonic clock: no job is claimed before
         self._closed = threading.Event()
 
     def take_turn(self) -> str | None:
-        """Claim the job that is first and run it, until the next one may have the GPU: this one
-        does not need it any more, and has one of the spool's places.
+        """Claim the first waiting job and run it until the next job may have the GPU: until this
+        job has freed the GPU and holds one of the spool's places.
 
         Returns:
             The job's id, if there was one.
@@ -87,15 +90,15 @@ class Runner:
         return claim.job_id
 
     def close(self) -> None:
-        """Claim no more, for good."""
+        """Claim no more jobs."""
         self._closed.set()
 
     def join(self) -> None:
-        """Wait for the jobs that are still encoded or uploaded."""
+        """Wait for the jobs that are still being encoded or uploaded."""
         self._threads.shutdown()
 
     def claim(self) -> Claim | None:
-        """The job that is first, if one waits."""
+        """Claim the first waiting job, if there is one."""
         try:
             return self.ledger.claims.take(self.pipeline.model, self.worker)
         except LtxqError as exc:
@@ -108,7 +111,7 @@ class Runner:
         """Bring a job to a final state.
 
         Args:
-            gpu_free: told when the job does not need the GPU any more.
+            gpu_free: called when the job no longer needs the GPU.
 
         Returns:
             The outcome that stands; None if the claim was lost on the way.
@@ -140,16 +143,17 @@ class Runner:
         except DiskFull as exc:
             self._postpone(claim, exc)
             return None
-        except LtxqError as exc:  # Redis was away for longer than a finished clip is worth
+        except LtxqError as exc:  # Redis was away for longer than LTXQ_UPLOAD_PATIENCE
             log.error("%s ended, and its outcome is not recorded: %s", claim.job_id, exc)
             return None
         finally:
             self._attempts.discard(attempt)
 
     def listen(self, until: threading.Event) -> None:
-        """Hear of cancelled jobs the moment they are; in a thread of its own.
+        """Stop jobs the moment they are cancelled. Runs in a separate thread.
 
-        Reports hear of them as well, up to half a second later: this is for the GPU's sake.
+        Progress reports learn of a cancellation too, but up to half a second later, for which the
+        GPU would work in vain.
         """
         while not until.is_set():
             try:
@@ -169,7 +173,7 @@ class Runner:
                 attempt.cancel()
 
     def give_back(self) -> None:
-        """Queue again all jobs of this worker, uncharged: it is going away."""
+        """Queue all jobs of this worker again, uncharged, because it ends."""
         self.events.given_back(
             *[self.ledger.claims.give_back(a.claim, charged=False) for a in list(self._attempts)]
         )
@@ -181,7 +185,7 @@ class Runner:
                 tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder,
             ):
                 encoded = self._make(attempt, Path(folder))
-                return self._upload(attempt, encoded, Path(folder))
+                return self._uploader.upload(attempt, encoded, Path(folder))
         except (ClaimLost, DiskFull):
             raise
         except Cancelled:
@@ -198,7 +202,7 @@ class Runner:
                 retryable=True,
             )
         finally:
-            attempt.free_gpu()  # where its turn did not come
+            attempt.free_gpu()  # it may have ended before its GPU work
 
     def _make(self, attempt: Attempt, folder: Path) -> Encoded:
         with Encoding(attempt.claim.request, folder) as encoding:
@@ -208,7 +212,7 @@ class Runner:
         return encoded
 
     def _generate(self, attempt: Attempt, encoding: Encoding) -> dict[Stage, float]:
-        """On the GPU's thread: from the prompt to the last frame.
+        """Make the clip, from the prompt to the last frame. Runs on the GPU's thread.
 
         Returns:
             Seconds by stage, on the device's own clock.
@@ -218,7 +222,7 @@ class Runner:
             clip = self.pipeline.generate(attempt.claim.request, attempt.report)
             encoding.take(clip)
         except DeviceBroken as exc:
-            # At once: the ledger must still know that it was this job that had the GPU.
+            # At once, while the ledger still says that this job holds the GPU.
             log.error("%s: %s. This process is replaced.", attempt.claim.job_id, exc)
             self.end_process()
             raise
@@ -226,49 +230,10 @@ class Runner:
             attempt.free_gpu()
         return clip.timings
 
-    def _upload(self, attempt: Attempt, encoded: Encoded, folder: Path) -> VideoResult:
-        claim, request = attempt.claim, attempt.claim.request
-        assert request.seed is not None  # noqa: S101  the ledger records it resolved
-        sidecar = folder / "clip.json"
-        keys = self.storage.clip_keys(claim.objects)
-        # The clip last: where it is, the rest is.
-        files = [
-            (keys.poster, encoded.poster, "image/jpeg"),
-            (keys.spritesheet, encoded.spritesheet, "image/jpeg"),
-            (keys.sidecar, sidecar, "application/json"),
-            (keys.clip, encoded.mp4, "video/mp4"),
-        ]
-        attempt.report("upload", 0, len(files))
-        write_sidecar(
-            sidecar,
-            request=request,
-            seed=request.seed,
-            model=self.pipeline.model,
-            versions=self.pipeline.versions,
-            timings=attempt.timings,
-            encoded=encoded,
-            job_id=claim.job_id,
-        )
-        for done, (key, path, content_type) in enumerate(files, start=1):
-            self._put(attempt, key, path, content_type)
-            attempt.report("upload", done, len(files))
-        return VideoResult(
-            **self.storage.clip_urls(keys.clip, request.expires_in),
-            key=keys.clip,
-            sha256=encoded.sha256,
-            size=encoded.size,
-            width=encoded.width,
-            height=encoded.height,
-            num_frames=encoded.num_frames,
-            frame_rate=encoded.frame_rate,
-            duration=encoded.duration,
-            seed=request.seed,
-            model=self.pipeline.model,
-            timings=attempt.end_timings(),
-        )
-
     def _postpone(self, claim: Claim, exc: DiskFull) -> None:
-        """Another worker may have room. It counts as a lost one: no job is made for ever."""
+        """Give a job back, since another worker's disk may have room. The attempt is charged, so
+        the job does not return for ever.
+        """
         log.error(
             "%s is given back, and no job taken for %g s: %s", claim.job_id, FULL_DISK_SECONDS, exc
         )
@@ -280,33 +245,6 @@ class Runner:
         except LtxqError as unavailable:
             log.warning("%s: %s The sweep does it.", claim.job_id, unavailable)
 
-    def _put(self, attempt: Attempt, key: str, path: Path, content_type: str) -> None:
-        def put() -> None:
-            attempt.check()
-            self.storage.put(key, path, content_type)
-
-        def wait(state: Any) -> None:
-            log.warning("%s waits for storage: %s", attempt.claim.job_id, _error(state))
-            self.stats.count("storage_failures")
-            if self._spool_is_full() and not self._said_full:
-                self._said_full = True
-                log.error(
-                    "No more jobs are taken: the spool holds as many finished clips as "
-                    "LTXQ_SPOOL_JOBS=%d allows. They are kept, and uploaded when storage answers.",
-                    self.settings.spool_jobs,
-                )
-
-        Retrying(
-            retry=retry_if_exception_type(StorageUnavailable),
-            stop=stop_after_delay(self.settings.upload_patience),
-            wait=wait_exponential_jitter(multiplier=0.5, max=30),
-            before_sleep=wait,
-            reraise=True,
-        )(put)
-        if self._said_full:
-            self._said_full = False
-            log.info("Storage answers: jobs are taken again.")
-
     def _spool_is_full(self) -> bool:
         attempts = list(self._attempts)
         return len(attempts) > self.settings.spool_jobs and not any(a.on_gpu for a in attempts)
@@ -315,7 +253,7 @@ class Runner:
         self, attempt: Attempt, outcome: VideoResult | JobError
     ) -> VideoResult | JobError | None:
         claim = attempt.claim
-        # A finished clip is worth waiting for Redis as long as for storage.
+        # For a finished clip the worker waits for Redis as long as for storage.
         if not self.ledger.claims.finish(claim, outcome, patience=self.settings.upload_patience):
             raise ClaimLost(claim.job_id)
         self.events.finished(claim)
@@ -327,12 +265,8 @@ class Runner:
         return outcome
 
     def _remove_objects(self, claim: Claim) -> None:
-        """What was uploaded under a claim that was lost: the ledger may not know of it."""
+        """Delete what was uploaded under a lost claim; the ledger may not know of it."""
         try:
             self.storage.delete_clips([claim.objects])
         except LtxqError as exc:
             log.warning("Objects under %s are left behind: %s", claim.objects, exc)
-
-
-def _error(state: Any) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None

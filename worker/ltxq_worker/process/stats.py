@@ -1,8 +1,8 @@
-"""What a worker process measures, until its supervisor is told: the supervisor serves `/metrics`,
-so its figures outlive a process that dies. A tick of news a second, over the line they have anyway.
+"""What a worker process measures. Once a second it reports to its supervisor over the control
+channel; the supervisor serves `/metrics`, so counters go on when a process dies.
 
-prometheus_client's own way for several processes, files mapped into memory, would need a folder to
-be cleared at the right moments and could not carry gauges of a process that was killed.
+prometheus_client's own multiprocess mode maps files into memory: its folder must be cleared at the
+right moments, and gauges of a killed process would stay.
 """
 
 from __future__ import annotations
@@ -12,58 +12,59 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-TICK_SECONDS = 1.0  # between two reports; what a killed process measured since the last is lost
-MOST_TIMINGS = 200  # in one report; each is one finished job's, and a report is one packet
+TICK_SECONDS = 1.0  # between two reports; a killed process loses what it measured since the last
+MOST_TIMINGS = 200  # in one report, which is one packet; each is one finished job's
 
 
 class WorkerStats:
-    """Counts, from any thread, the jobs in hand and what happened since the last report."""
+    """The jobs in hand, and what happened since the last report. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._timings: list[dict[str, float]] = []
         self._in_hand = self._on_gpu = 0  # jobs
-        self._busy = self._since = 0.0  # seconds the GPU was held; since when it is
+        self._busy = 0.0  # seconds for which a job held the GPU
+        self._since = 0.0  # the moment since which a job holds it
 
     def begins(self) -> None:
-        """A job is claimed, and has the GPU."""
+        """A job was claimed and holds the GPU."""
         with self._lock:
             self._in_hand += 1
             self._on_gpu += 1
             self._since = time.monotonic()
 
     def frees_gpu(self) -> None:
-        """A job does not need it any more."""
+        """A job no longer holds the GPU."""
         with self._lock:
             self._on_gpu -= 1
             self._busy += time.monotonic() - self._since
 
     def ends(self) -> None:
-        """A job is done with."""
+        """The worker has stopped working on a job."""
         with self._lock:
             self._in_hand -= 1
 
     def count(self, what: str) -> None:
-        """One more of `what`: storage_failures, lease_failures."""
+        """Count one of storage_failures or lease_failures."""
         with self._lock:
             self._counts[what] = self._counts.get(what, 0) + 1
 
     def finished(self, timings: Mapping[str, float]) -> None:
-        """A job succeeded; seconds by stage, as VideoResult has them."""
+        """A job succeeded. `timings`: seconds by stage, as in `VideoResult`."""
         with self._lock:
             if len(self._timings) < MOST_TIMINGS:
                 self._timings.append(dict(timings))
 
     def keep_reporting(
-        self, tell: Callable[[dict[str, Any]], bool], ended: threading.Event
+        self, send: Callable[[dict[str, Any]], bool], ended: threading.Event
     ) -> None:
-        """Until `ended`: what is in hand, and what happened since the supervisor was told last.
+        """Report every second until `ended`.
 
         Args:
-            tell: whether the supervisor could be told; if not, the next report says it.
+            send: sends a report; False if it could not be sent. The next one then has it too.
         """
-        told_busy = 0.0
+        reported_busy = 0.0
         while True:
             last = ended.wait(TICK_SECONDS)
             with self._lock:
@@ -76,14 +77,14 @@ class WorkerStats:
                 counts, self._counts = self._counts, {}
                 timings, self._timings = self._timings, []
             figures = {
-                "gpu_busy": round(busy - told_busy, 6),
+                "gpu_busy": round(busy - reported_busy, 6),
                 "on_gpu": on_gpu,
                 "spooled": spooled,
                 "counts": counts,
                 "timings": timings,
             }
-            if tell(figures):
-                told_busy = busy
+            if send(figures):
+                reported_busy = busy
             else:
                 self._put_back(counts, timings)
             if last:

@@ -1,5 +1,7 @@
-"""A worker slot of this machine and the process in it. No torch: what is told of the
-process comes over a line of its own, and when that line breaks the process knows to end.
+"""The worker slots of this machine and the processes in them. No torch.
+
+A process reports to its supervisor over a control channel (a socket). When the channel breaks, the
+process ends.
 """
 
 from __future__ import annotations
@@ -29,21 +31,21 @@ from ltxq_worker.gpus import read_gpus
 
 log = logging.getLogger("ltxq.supervisor")
 
-MOST_NEWS = 256 * 1024  # bytes of one packet of the line
-ORPHAN_SECONDS = 10.0  # given to the workers of a supervisor that died to notice and end
+MESSAGE_MOST = 256 * 1024  # bytes of one message on the control channel
+ORPHAN_SECONDS = 10.0  # for the workers of a supervisor that died to notice and end
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSlot:
-    """Where one worker runs. The name is stable: by it the ledger knows whose jobs are whose."""
+    """Where one worker runs. Its name stays the same: the ledger notes jobs under it."""
 
     name: str  # "gpu0@host"
     device: Literal["cuda", "cpu"]
-    gpu: str | None  # the only GPU it sees, by CUDA's index
+    gpu: str | None  # CUDA's index of the only GPU that the worker sees
 
     @property
     def file_name(self) -> str:
-        """The name, fit for a file."""
+        """The name as part of a file name."""
         return re.sub(r"[^A-Za-z0-9.-]", "_", self.name)
 
 
@@ -68,14 +70,14 @@ def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
     if not wanted or not set(wanted) <= set(present):
         raise ConfigurationError(
             f"No such GPU here: {gpus!r}; nvidia-smi lists {', '.join(present) or 'none'}.",
-            hint="Name those to use with --gpus, or use --gpus cpu (only the tiny model and the "
-            "instant test pipeline are quick enough for that).",
+            hint="Name GPUs of this list with --gpus, or use --gpus cpu (fast enough only for the "
+            "tiny model and the instant test pipeline).",
         )
     return [WorkerSlot(name=f"gpu{gpu}@{name}", device="cuda", gpu=gpu) for gpu in wanted]
 
 
 def spool_root(settings: Settings) -> Path:
-    """The folder clips are written in before they are uploaded."""
+    """The folder in which clips are written before they are uploaded."""
     return settings.spool_dir or Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
 
 
@@ -83,8 +85,8 @@ def lock_slot(slot: WorkerSlot, folder: Path) -> IO[str]:
     """Lock a slot for this supervisor and its workers, until the last of them has ended.
 
     Raises:
-        ConfigurationError: another supervisor has it, or other users can change the folder or
-            where its path leads.
+        ConfigurationError: another supervisor has the lock, or other users can replace the
+            folder or a part of its path.
     """
     lock = _open_lock(folder, f"{slot.file_name}.lock")
     end = time.monotonic() + ORPHAN_SECONDS
@@ -104,13 +106,15 @@ def lock_slot(slot: WorkerSlot, folder: Path) -> IO[str]:
 
 
 def read_instance(lock: IO[str]) -> str:
-    """The instance of the supervisor that had this slot before. It has ended: it held the lock."""
+    """The instance of the supervisor that had this slot before; it has ended, since it held the
+    lock.
+    """
     lock.seek(0)
     return lock.read(64).strip()
 
 
 def note_instance(lock: IO[str], instance: str) -> None:
-    """Note the instance of the supervisor that has this slot now."""
+    """Note in the lock file which supervisor instance has this slot now."""
     lock.seek(0)
     lock.truncate()
     lock.write(instance)
@@ -118,10 +122,10 @@ def note_instance(lock: IO[str], instance: str) -> None:
 
 
 def _open_lock(folder: Path, name: str) -> IO[str]:
-    """The lock file in the folder, which is made if it is missing.
+    """Open the lock file in the folder; make the folder if it is missing.
 
-    Folder and lock are opened once and looked at as opened, so that nobody can put another one in
-    its place between a look and its use.
+    The folder is opened once and checked as opened, so nobody can replace it between the check and
+    its use.
     """
     choose = "Set LTXQ_SPOOL_DIR to a folder of your own."
     try:
@@ -141,7 +145,7 @@ def _open_lock(folder: Path, name: str) -> IO[str]:
 
 
 def _refuse_strangers_links(folder: Path, hint: str) -> None:
-    """In a common temp folder another user may have made a link where ours was to be."""
+    """In a shared temp folder another user may have put a link where our folder should be."""
     path = folder.absolute()
     for part in (path, *path.parents):
         about = part.lstat()
@@ -170,12 +174,12 @@ class WorkerProcess:
     control_channel: socket.socket
     started: float = field(default_factory=time.monotonic)
     ready: bool = False
-    stops: int = 0  # times it was asked to stop
-    hung: bool = False  # killed for a job past its time
-    loaded: tuple[object, int] = ("", 0)  # what it loads, per cent of all
-    failure: str | None = None  # why it cannot start, in its own words
-    failure_is_final: bool = False  # and will not, however often it is tried
-    hear_figures: Callable[[WorkerSlot, dict[str, Any]], None]
+    stops: int = 0  # how many times it was asked to stop
+    hung: bool = False  # killed for a job past its timeout
+    loaded: tuple[object, int] = ("", 0)  # the part being loaded, per cent of the whole model
+    failure: str | None = None  # the process's own reason why it cannot start
+    failure_is_final: bool = False  # another try would fail too
+    on_figures: Callable[[WorkerSlot, dict[str, Any]], None]
 
     @classmethod
     def start(
@@ -184,14 +188,14 @@ class WorkerProcess:
         model: str,
         spool: Path,
         lock: IO[str],
-        hear_figures: Callable[[WorkerSlot, dict[str, Any]], None],
+        on_figures: Callable[[WorkerSlot, dict[str, Any]], None],
     ) -> WorkerProcess:
-        """Start the process, in a session of its own: Ctrl-C is the supervisor's to act on.
+        """Start the process in its own session, so that Ctrl-C reaches the supervisor alone.
 
         Args:
-            hear_figures: told what the process measures, from a thread of its own.
+            on_figures: called with what the process measures, in a separate thread.
         """
-        # Packets: what is sent without waiting is sent whole or not at all.
+        # A packet that is sent without waiting is sent whole or not at all.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             *(sys.executable, "-m", "ltxq_worker.process.main"),
@@ -205,26 +209,26 @@ class WorkerProcess:
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), lock.fileno()),  # the lock lives as long as it does
+            pass_fds=(theirs.fileno(), lock.fileno()),  # the process holds the lock too
             start_new_session=True,
         )
         theirs.close()
-        worker = cls(slot=slot, process=process, control_channel=ours, hear_figures=hear_figures)
+        worker = cls(slot=slot, process=process, control_channel=ours, on_figures=on_figures)
         threading.Thread(target=worker._listen, name=f"control-{slot.name}", daemon=True).start()
         return worker
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return self.process.poll() is not None
 
     def ask_to_stop(self) -> None:
-        """Once: running jobs finish. Twice: they are given back."""
+        """Ask it to stop. The first time running jobs finish, the second time it returns them."""
         self.stops += 1
         self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """At once, whatever it does."""
+        """Kill it at once."""
         self.process.kill()
         self.process.wait()
 
@@ -235,22 +239,22 @@ class WorkerProcess:
 
     def _listen(self) -> None:
         with self.control_channel:
-            while news := self.control_channel.recv(MOST_NEWS):
-                self._hear(json.loads(news))
+            while message := self.control_channel.recv(MESSAGE_MOST):
+                self._receive(json.loads(message))
 
-    def _hear(self, news: dict[str, object]) -> None:
+    def _receive(self, message: dict[str, object]) -> None:
         name = self.slot.name
-        if news.get("ready"):
+        if message.get("ready"):
             self.ready = True
             log.info("%s is ready after %.0f s", name, time.monotonic() - self.started)
-        elif "loading" in news:
-            percent = int(10 * float(str(news["fraction"]))) * 10
-            if (news["loading"], percent) != self.loaded:  # it is told tensor by tensor
-                log.info("%s loads the %s (%d %%)", name, news["loading"], percent)
-            self.loaded = news["loading"], percent
-        elif isinstance(figures := news.get("figures"), dict):
-            self.hear_figures(self.slot, figures)
-        elif "failed" in news:
-            self.failure = str(news["failed"])
-            self.failure_is_final = not news["retryable"]
+        elif "loading" in message:
+            percent = int(10 * float(str(message["fraction"]))) * 10
+            if (message["loading"], percent) != self.loaded:  # a message comes with each tensor
+                log.info("%s loads the %s (%d %%)", name, message["loading"], percent)
+            self.loaded = message["loading"], percent
+        elif isinstance(figures := message.get("figures"), dict):
+            self.on_figures(self.slot, figures)
+        elif "failed" in message:
+            self.failure = str(message["failed"])
+            self.failure_is_final = not message["retryable"]
             log.error("%s cannot start: %s", name, self.failure)

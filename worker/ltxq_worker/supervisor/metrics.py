@@ -1,5 +1,5 @@
-"""What a supervisor's `/metrics` says beside the fleet's figures: its workers, their stages, spool,
-GPUs and failures, and its own sweeps. The processes tell over their line (process/stats.py).
+"""A supervisor's own metrics, beside those of the fleet: its workers, their stages, spool, GPUs and
+failures, and its sweeps. Worker processes report over the control channel (process/stats.py).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ltxq_worker.supervisor.child import WorkerSlot
 
 log = logging.getLogger("ltxq.supervisor")
 
-# Seconds; the upper ends of a histogram's buckets: an instant test clip to the longest timeout.
+# Seconds: the upper ends of the histograms' buckets, from an instant test clip to a long timeout.
 STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 1800)
 WAIT_BUCKETS = (0.1, 1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 SWEEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 STAGES = ("encode_text", "denoise", "decode", "encode", "upload")
 
-GPU_SECONDS = 10.0  # between questions to nvidia-smi
-GPU_STALE_SECONDS = 60.0  # after which its last answer is not told any more
+GPU_SECONDS = 10.0  # between two calls of nvidia-smi
+GPU_STALE_SECONDS = 60.0  # after which its last answer is left out
 
 
 class WorkerMetrics:
-    """The figures of the workers on this machine; they outlive the processes."""
+    """The metrics of the workers on this machine. They go on when a process is replaced."""
 
     def __init__(self, model: str, slots: Sequence[WorkerSlot], spool_limit: int) -> None:
         self._model = model
@@ -83,10 +83,10 @@ class WorkerMetrics:
         )
         self._sweeps = Counter("ltxq_sweeps", "By outcome.", ("outcome",), registry=registry)
         self._sweep_seconds = histogram("ltxq_sweep_seconds", "One sweep.", SWEEP_BUCKETS)
-        self._make_known(slots, spool_limit)
+        self._create_series(slots, spool_limit)
 
-    def _make_known(self, slots: Sequence[WorkerSlot], spool_limit: int) -> None:
-        """Every series from the start: a counter that appears at 1 has no rate."""
+    def _create_series(self, slots: Sequence[WorkerSlot], spool_limit: int) -> None:
+        """Create every series at the start: a counter that appears at 1 has no rate."""
         for slot in slots:
             labels = (slot.name, self._model)
             self._ready.labels(*labels)
@@ -104,8 +104,8 @@ class WorkerMetrics:
         for outcome in ("done", "failed"):
             self._sweeps.labels(outcome)
 
-    def hear(self, slot: WorkerSlot, figures: dict[str, Any]) -> None:
-        """What a process measured since it told last."""
+    def add(self, slot: WorkerSlot, figures: dict[str, Any]) -> None:
+        """Add what a process has measured since its last report."""
         labels = (slot.name, self._model)
         self._gpu_busy.labels(*labels).inc(figures["gpu_busy"])
         self._jobs.labels(*labels, "gpu").set(figures["on_gpu"])
@@ -138,8 +138,8 @@ class WorkerMetrics:
         """Serve `/metrics` where the settings say so; the caller closes it.
 
         Args:
-            healthy: whether the supervisor does its work.
-            state: of the worker of a slot, now.
+            healthy: whether the supervisor still looks after its processes.
+            state: the present state of a slot's worker.
 
         Raises:
             ConfigurationError: the address cannot be listened on.
@@ -154,7 +154,7 @@ class WorkerMetrics:
         gpus = GpuCollector(slots)
         self.registry.register(gpus)
         gpus.start()
-        checks = {  # for who starts containers
+        checks = {  # for container orchestrators
             "/healthz": healthy,
             "/readyz": lambda: any(_is_ready(state, slot) for slot in slots),
         }
@@ -166,7 +166,7 @@ class WorkerMetrics:
 
     @contextmanager
     def sweep(self) -> Iterator[None]:
-        """One of this supervisor's sweeps."""
+        """Measure one of this supervisor's sweeps."""
         try:
             with self._sweep_seconds.time():
                 yield
@@ -176,13 +176,13 @@ class WorkerMetrics:
         self._sweeps.labels("done").inc()
 
     def ended(self, slot: WorkerSlot) -> None:
-        """The slot's process is gone: it has nothing in hand."""
+        """The slot's process has ended and holds no jobs."""
         for phase in ("gpu", "spool"):
             self._jobs.labels(slot.name, self._model, phase).set(0)
 
 
 class SpoolCollector(Collector):
-    """The disk that finished clips wait on."""
+    """The disk on which finished clips wait for their upload."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -206,9 +206,9 @@ class SpoolCollector(Collector):
 
 
 class GpuCollector(Collector):
-    """Memory and load as NVIDIA's driver reports them: also of a process that hangs or is gone.
+    """Memory and load as NVIDIA's driver reports them, also while a process hangs or has ended.
 
-    A thread of its own asks the driver: a broken GPU may delay the answer.
+    A separate thread asks the driver, since a broken GPU may delay the answer.
     """
 
     def __init__(self, slots: Sequence[WorkerSlot]) -> None:
@@ -217,7 +217,7 @@ class GpuCollector(Collector):
         self._found_at = 0.0
 
     def start(self) -> None:
-        """Ask from now on; nothing where there is no GPU."""
+        """Ask from now on; does nothing without a GPU."""
         if self._workers:
             threading.Thread(target=self._keep_asking, name="gpus", daemon=True).start()
 

@@ -1,8 +1,8 @@
-"""`ltxq worker`: keeps one worker process per GPU running; for the fleet it sweeps the ledger,
-sends webhooks, and removes what is past its retention and objects without a job.
+"""`ltxq worker`: keeps one worker process per GPU running, and shares in the fleet's maintenance
+(maintenance.py) and webhooks.
 
-No torch here: the supervisor outlives whatever a GPU does to a process. A worker that dies is
-noticed at once, its jobs are queued again, and only then is it replaced under the same name.
+The supervisor loads no torch, so it survives whatever a GPU does to a process. When a worker dies,
+the supervisor queues its jobs again and then replaces it under the same name.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import IO, Any
 
 from celery import Celery
 
-from ltxq.celery import follow_up, make_app, report_outcome
+from ltxq.celery import follow_up, make_app
 from ltxq.errors import LtxqError, NameTaken
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, WorkerState
 from ltxq.limits import ModelLimits
 from ltxq.logs import about_job
 from ltxq.ops.metrics import MetricsServer
-from ltxq.ops.orphans import CLEAN_SECONDS, clean
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.pipeline.registry import family_of, limits_of
@@ -40,39 +39,38 @@ from ltxq_worker.supervisor.child import (
     read_instance,
     spool_root,
 )
+from ltxq_worker.supervisor.maintenance import SWEEP_SECONDS, Maintenance
 from ltxq_worker.supervisor.metrics import WorkerMetrics
 from ltxq_worker.webhooks.sender import Webhooks
 
 log = logging.getLogger("ltxq.supervisor")
 
-LOOK_SECONDS = 0.1  # between looks at the processes
-SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
-NAME_SECONDS = 0.5  # between attempts to have the workers' names
-HOUSE_SECONDS = 5.0  # between looks for what is past its retention
-STUCK_SECONDS = 60.0  # without a look at the processes: this one hangs itself
-HUNG_SECONDS = 30.0  # past its timeout a job that still has the GPU does not answer any more
-BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each next replacement
+LOOK_SECONDS = 0.1  # between two looks at the processes
+NAME_SECONDS = 0.5  # between attempts to get the workers' names
+STUCK_SECONDS = 60.0  # without a look at the processes, after which the supervisor itself hangs
+HUNG_SECONDS = 30.0  # past its timeout, after which a job that still holds the GPU is hung
+BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before each replacement in a row
+STEADY_SECONDS = 60.0  # of running, after which a worker's next replacement is the first again
 _NEVER = float("inf")
-STEADY_SECONDS = 60.0  # a worker that ran for so long begins again at the first
 
 
 @dataclass
 class SupervisedSlot:
-    """A worker slot, its lock and spool, and the process in it, if there is one."""
+    """A worker slot with its lock, its spool folder, and its process, if one runs."""
 
     identity: WorkerSlot
     lock: IO[str]
     spool: Path
     worker: WorkerProcess | None = None
-    ends: int = 0  # of its processes, in a row
-    start_at: float = 0.0  # not before
-    holds_jobs: bool = True  # a process of this name, perhaps before a reboot, may have left some
-    hung: bool = False  # its last process was killed for a job past its time
-    leaves: bool = False  # its process was asked to finish and end, for the host is to drain
+    ends: int = 0  # how many processes in a row have ended
+    start_at: float = 0.0  # no process starts before this moment of the monotonic clock
+    holds_jobs: bool = True  # an ended process, perhaps from before a reboot, may hold jobs
+    hung: bool = False  # the last process was killed for a job past its timeout
+    leaves: bool = False  # the process was asked to finish and end, because the host is to drain
 
 
 class Supervisor:
-    """Keeps the slots manned until it is told to stop."""
+    """Keeps a worker process running in each slot until it is told to stop."""
 
     def __init__(
         self,
@@ -87,28 +85,32 @@ class Supervisor:
         self._host = host
         self._slots = slots
         self._settings = settings
-        self._instance = secrets.token_hex(8)  # by which the ledger knows whose the names are
+        self._instance = secrets.token_hex(
+            8
+        )  # the ledger's name for the holder of the workers' names
         self._gone = {slot.identity.name: read_instance(slot.lock) for slot in slots}
-        self._noted = False  # the instance, in the slots' lock files
-        self._name_taken: NameTaken | None = None  # by another supervisor: this one must end
-        self._drained = False  # no process is to run here until the operator says otherwise
+        self._noted = False  # whether the slots' lock files name the instance
+        self._name_taken: NameTaken | None = None  # set when this supervisor must end
+        self._drained = False  # whether the operator has drained this host
         self._app: Celery = make_app(settings)
         self._ledger = Ledger.from_settings(settings)
         self._storage = Storage.from_settings(settings)
+        self._maintenance = Maintenance(self._app, self._ledger, self._storage, settings)
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
         self._metrics = WorkerMetrics(model, [slot.identity for slot in slots], settings.spool_jobs)
-        self._looked = time.monotonic()  # at the slots, last
-        self._stops = 0  # asked for so far
+        self._looked = time.monotonic()  # the last look at the slots
+        self._stops = 0  # how many times it was asked to stop
         self._ended = threading.Event()
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT: then running jobs finish; a second one gives them back.
+        """Run until SIGTERM or SIGINT. After the first, running jobs finish; after a second, they
+        are given back to the queue.
 
         Returns:
             0; 1 if no worker can ever start.
 
         Raises:
-            NameTaken: another supervisor has workers of these names.
+            NameTaken: another supervisor holds these workers' names.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
@@ -116,19 +118,17 @@ class Supervisor:
         metrics = self._serve_metrics()
         threads = [
             threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True),
-            threading.Thread(target=self._keep_house, name="house", daemon=True),
-            threading.Thread(target=self._keep_clean, name="clean", daemon=True),
+            *self._maintenance.start(self._ended),
+            *self._webhooks.start(self._ended),
         ]
-        for thread in threads:
-            thread.start()
-        threads += self._webhooks.start(self._ended)
+        threads[0].start()
         try:
             while True:
                 self._looked = time.monotonic()
                 if self._name_taken:
                     raise self._name_taken
                 for slot in self._slots:
-                    self._look_after(slot)
+                    self._tend(slot)
                 if all(slot.worker is None for slot in self._slots) and self._stops:
                     return 0
                 if all(slot.start_at == _NEVER for slot in self._slots):
@@ -143,7 +143,7 @@ class Supervisor:
                     slot.worker.kill()
                     self._give_back(slot)
                 shutil.rmtree(slot.spool, ignore_errors=True)
-            with suppress(LtxqError):  # else the names are free after a lease
+            with suppress(LtxqError):  # if Redis is away, the names are free after a lease
                 self._ledger.fleet.leave(self._instance, list(self._gone))
             if metrics:
                 metrics.close()
@@ -159,11 +159,10 @@ class Supervisor:
         )
 
     def _on_stop(self, *_: Any) -> None:
-        # No more than this: it interrupts the loop wherever that is, also while it holds a lock or
-        # starts a process.
+        # Only counts: the signal may interrupt the loop while it holds a lock or starts a process.
         self._stops += 1
 
-    def _look_after(self, slot: SupervisedSlot) -> None:
+    def _tend(self, slot: SupervisedSlot) -> None:
         if slot.worker and slot.worker.has_ended:
             self._note_end(slot, slot.worker)
         if slot.worker:
@@ -177,7 +176,7 @@ class Supervisor:
             return
         if not (self._stops or self._drained) and time.monotonic() >= slot.start_at:
             slot.worker = WorkerProcess.start(
-                slot.identity, self._model, slot.spool, slot.lock, self._metrics.hear
+                slot.identity, self._model, slot.spool, slot.lock, self._metrics.add
             )
             self._metrics.started(slot.identity)
             log.info("%s starts (%s)", slot.identity.name, self._model)
@@ -196,7 +195,7 @@ class Supervisor:
             log.error("%s ended (%s)", slot.identity.name, worker.describe_end())
 
     def _give_back(self, slot: SupervisedSlot) -> bool:
-        """Queue again what the dead process of this slot had. False while Redis is away."""
+        """Queue the jobs of this slot's dead process again. Returns False while Redis is away."""
         try:
             why = TIMED_OUT if slot.hung else WORKER_LOST
             returned = self._ledger.claims.give_back_all(
@@ -217,12 +216,12 @@ class Supervisor:
         away = False
         while not self._ended.wait(SWEEP_SECONDS):
             try:
-                self._say_who_is_there()
+                self._send_heartbeat()
                 with self._metrics.sweep():
-                    self._sweep()
+                    self._maintenance.sweep()
                 self._kill_hung()
                 away = False
-            except NameTaken as exc:  # while this supervisor was not heard for a lease
+            except NameTaken as exc:  # this supervisor was silent for a lease
                 self._name_taken = exc
                 return
             except LtxqError as exc:
@@ -234,10 +233,8 @@ class Supervisor:
                     "A sweep failed with an unexpected error; the next one runs as usual."
                 )
 
-    def _say_who_is_there(self) -> None:
-        """Tell the ledger of the workers here: what estimates and readiness go by. Its answer
-        says whether this host is to drain.
-        """
+    def _send_heartbeat(self) -> None:
+        """Record the workers in the ledger, and learn whether this host is to drain."""
         states = {slot.identity.name: self._state(slot) for slot in self._slots}
         drained = self._ledger.fleet.heartbeat(
             self._model,
@@ -247,7 +244,7 @@ class Supervisor:
             instance=self._instance,
             gone=self._gone,
         )
-        if not self._noted:  # for the next supervisor of these slots
+        if not self._noted:  # the next supervisor of these slots reads it
             for slot in self._slots:
                 note_instance(slot.lock, self._instance)
             self._noted = True
@@ -261,16 +258,16 @@ class Supervisor:
         self._drained = drained
 
     def _take_names(self) -> None:
-        """Before any process starts: wait until the workers' names are free. Where Redis is away,
-        the first sweep sees to it.
+        """Wait until the workers' names are free, before any process starts. While Redis is away,
+        the first sweep takes the names instead.
 
         Raises:
-            NameTaken: another supervisor has a name, and lives: it was heard meanwhile.
+            NameTaken: another supervisor holds a name, and has sent a heartbeat meanwhile.
         """
         silent = 0.0
         while not self._stops:
             try:
-                self._say_who_is_there()
+                self._send_heartbeat()
             except NameTaken as exc:
                 if exc.silent < silent:
                     raise
@@ -279,8 +276,8 @@ class Supervisor:
                         "%s Waiting until that one is silent or reports again.", exc.message
                     )
                 silent = exc.silent + 0.001
-                with suppress(LtxqError):  # Redis goes away: the next look says so
-                    self._sweep()  # no name is free while no supervisor sweeps
+                with suppress(LtxqError):  # if Redis is away, the next heartbeat shows it
+                    self._maintenance.sweep()  # no name is free while no supervisor sweeps
                 time.sleep(NAME_SECONDS)
             except LtxqError as exc:
                 log.warning("Whether this host is to drain is not known yet: %s", exc)
@@ -289,48 +286,17 @@ class Supervisor:
                 return
 
     def _state(self, slot: SupervisedSlot) -> WorkerState:
-        worker = slot.worker  # the loop may take it away
+        worker = slot.worker  # the main loop may remove it meanwhile
         if worker is None:
             return "drained" if self._drained else "down"
         if slot.leaves or self._stops:
             return "draining"
         return "ready" if worker.ready else "loading"
 
-    def _sweep(self) -> None:
-        swept = self._ledger.sweeper.sweep(interval=SWEEP_SECONDS)
-        for returned in swept.lease_ended:
-            with about_job(returned.job_id):
-                log.warning("%s: its lease ended; %s", returned.job_id, returned.state)
-        follow_up(self._app, self._ledger, *swept.lease_ended)
-        for job_id in swept.unreported:
-            report_outcome(self._app, self._ledger, job_id)
-        if swept.corrupt:
-            log.error("An index of the jobs in Redis was written over: built anew from the records")
-            self._ledger.sweeper.rebuild()
-
-    def _keep_clean(self) -> None:
-        """Remove objects no job knows, a few times a day, one supervisor of the fleet each time."""
-        while True:
-            try:
-                if self._ledger.sweeper.may_clean(CLEAN_SECONDS):
-                    found = clean(
-                        self._ledger,
-                        self._storage,
-                        self._settings.retention,
-                        unwanted=self._ended.is_set,
-                    )
-                    if found.objects:
-                        log.info("removed %s without a job", found)
-            except LtxqError as exc:
-                log.warning("Orphaned objects are not removed now: %s", exc)
-            except Exception:
-                log.exception("Removing orphaned objects failed with an unexpected error")
-            if self._ended.wait(CLEAN_SECONDS / 10):
-                return
-
     def _kill_hung(self) -> None:
+        """Kill the workers whose jobs are far past their timeout."""
         for slot in self._slots:
-            worker = slot.worker  # the loop may take it away
+            worker = slot.worker  # the main loop may remove it meanwhile
             if not worker:
                 continue
             for job in self._ledger.claims.running_on(slot.identity.name):
@@ -340,31 +306,13 @@ class Supervisor:
                     worker.hung = True
                     worker.process.kill()
 
-    def _keep_house(self) -> None:
-        """Apart from the sweeps, which must wait for no storage."""
-        while not self._ended.wait(HOUSE_SECONDS):
-            try:
-                while self._delete_garbage():
-                    pass
-            except LtxqError as exc:
-                log.warning("Objects of ended claims are not deleted now: %s", exc)
-            except Exception:
-                log.exception("Deleting objects of ended claims failed with an unexpected error.")
-
-    def _delete_garbage(self) -> bool:
-        """Delete some objects that no job needs. Whether there may be more."""
-        claims, more = self._ledger.sweeper.take_garbage()
-        self._storage.delete_clips(claims)
-        self._ledger.sweeper.garbage_deleted(claims)
-        return more and not self._ended.is_set()
-
 
 def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:
     """Run workers for `model` until told to stop.
 
     Args:
         gpus: 'all', CUDA indexes ('0,1'), or 'cpu'.
-        name: of this machine, stable over restarts; default its host name.
+        name: of this machine, the same after a restart; default: its host name.
 
     Returns:
         The exit code: 0, or 1 if no worker can ever start.

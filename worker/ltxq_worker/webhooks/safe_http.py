@@ -1,8 +1,7 @@
-"""HTTP to where a stranger says, and no further: never into the operator's own network. What is
-sent, and how often, is for others to say.
+"""HTTP to URLs that strangers choose, and never into the operator's own network.
 
-The address that was checked is the one connected to, so a name that resolves otherwise a moment
-later changes nothing. No proxy, cookie or credential of this machine takes part.
+The connection goes to the address that was checked, so a name that resolves to another address a
+moment later changes nothing. No proxy, cookie or credential of this machine is used.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from ltxq.settings import Receiver
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0  # of one delivery with all its redirects, after names are resolved
 MOST_REDIRECTS = 3
-REDIRECTS = frozenset({301, 302, 307, 308})  # 303 asks for a GET, which tells nobody anything
+REDIRECTS = frozenset({301, 302, 307, 308})  # not 303, which asks for a GET without the body
 
-# What Python 3.11's `is_global` lets through: IANA's special-purpose registries name all but the
-# first, which inside Azure answers machines with their own secrets.
+# Networks that Python 3.11's `is_global` wrongly accepts. All are in IANA's special-purpose
+# registries except the first, Azure's metadata server, which answers machines with their secrets.
 NOT_PUBLIC = tuple(
     ip_network(network)
     for network in (
@@ -39,22 +38,22 @@ Address = IPv4Address | IPv6Address
 
 
 class NotSent(Exception):
-    """The receiver did not take it. The text tells hosts, never a path, query or password."""
+    """The receiver did not accept it. The text names hosts, never a path, query or password."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL taken apart once, so that what is checked is what is used."""
+    """A URL, parsed once, so that the checked parts are the used ones."""
 
     secure: bool
     host: str  # ASCII, without brackets
     port: int
-    path: str  # with the query, and nothing in it that HTTP forbids
-    url: str  # what a redirect from here is relative to
+    path: str  # with the query, quoted for HTTP
+    url: str  # the base of redirects from here
 
     @classmethod
     def parse(cls, url: str, *, base: str = "") -> Target:
-        """Raises: NotSent, for what is no http(s) URL, or has a user and password in it."""
+        """Raises: NotSent, if it is no http(s) URL or contains a user or password."""
         try:
             url = urljoin(base, url)
             parts = urlsplit(url)
@@ -73,14 +72,14 @@ class Target:
 
     @property
     def host_header(self) -> str:
-        """The host as HTTP names it."""
+        """The value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
 def is_public(address: Address) -> bool:
     """Whether `address` is on the open internet: not private, shared, loopback, link-local,
-    multicast, reserved, unspecified, a cloud's metadata, nor a way round to one of those.
+    multicast, reserved, unspecified, a cloud's metadata server, nor mapped to one of those.
     """
     address = _unmapped(address)
     return (
@@ -112,7 +111,7 @@ class Outbound:
         self._tls = tls or ssl.create_default_context()
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
-        """Send `body`, also to where it is redirected, until somebody answers 2xx.
+        """Send `body`, following redirects, until a host answers 2xx.
 
         Raises:
             NotSent: refused, unreachable, too slow, or another answer.
@@ -132,10 +131,10 @@ class Outbound:
         raise NotSent(f"There are more than {MOST_REDIRECTS} redirects.")
 
     def addresses(self, target: Target) -> list[str]:
-        """Where the host is, every address checked.
+        """The addresses of the host, after checking each.
 
         Raises:
-            NotSent: the name is unknown, or one of its addresses is not to be reached.
+            NotSent: the name is unknown, or one of its addresses is forbidden.
         """
         try:
             found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
@@ -158,7 +157,7 @@ class Outbound:
     def _post_once(
         self, target: Target, body: bytes, headers: Mapping[str, str], end: float
     ) -> tuple[int, str | None]:
-        """The answer's status and Location. Its body is not read: nobody needs it."""
+        """The answer's status and Location. Its body is not read."""
         addresses = self.addresses(target)
         try:
             with self._connected(target, addresses, end) as connection:
@@ -176,12 +175,12 @@ class Outbound:
     def _connected(
         self, target: Target, addresses: list[str], end: float
     ) -> Iterator[http.client.HTTPConnection]:
-        """A connection to one of the checked addresses, cut when time is up: a receiver may
-        keep each single read short of its own timeout for ever.
+        """A connection to one of the checked addresses. A timer cuts it at `end`, since a receiver
+        could send single bytes, each within the socket's timeout, for ever.
         """
         sock = _connect(addresses, target.port, end)
         connection = http.client.HTTPConnection(target.host, target.port)
-        connection.auto_open = 0  # else it would look the name up again
+        connection.auto_open = 0  # else it would resolve the name again
         # The plain socket's shutdown: SSLSocket's is not safe beside a read in another thread.
         cut = threading.Timer(max(0.0, end - time.monotonic()), lambda: _shut(sock))
         try:

@@ -1,8 +1,7 @@
-"""Tells webhook URLs how their jobs ended, signed as Standard Webhooks are, until they take it.
-Which are due is in the ledger; how to reach a stranger's host safely is safe_http.py's.
+"""Sends webhooks, signed as Standard Webhooks prescribe, until their receivers accept them.
 
-No torch, and no memory of its own: a supervisor that dies leaves nothing undone that another, or
-the next one, does not find in Redis.
+The ledger knows which webhooks are due, so any supervisor can go on where another died.
+safe_http.py reaches strangers' hosts safely.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from ltxq_worker.webhooks.safe_http import TOTAL_SECONDS, NotSent, Outbound
 log = logging.getLogger("ltxq.supervisor")
 
 BACKOFF = (2.0, 10.0, 60.0, 300.0, 900.0, 3600.0)  # seconds after each failure; the last repeats
-PATIENCE = 24 * 3600.0  # seconds after the job's end, then a failed attempt is the last
-LEASE_SECONDS = 2 * TOTAL_SECONDS  # one delivery, a slow resolver, and Redis away for a moment
-LOOK_SECONDS = 1.0  # between looks for due ones
-SENDERS = 16  # threads; one receiver, which may hang, has at most four of them
+PATIENCE = 24 * 3600.0  # seconds after the job's end in which a failed attempt is repeated
+LEASE_SECONDS = 2 * TOTAL_SECONDS  # covers one delivery, a slow resolver and a short outage
+LOOK_SECONDS = 1.0  # between two looks for webhooks that are due
+SENDERS = 16  # threads; at most four of them wait for one receiver
 
 _EVENTS = {
     "succeeded": "video.completed",
@@ -40,7 +39,7 @@ _EVENTS = {
 
 
 class Webhooks:
-    """Sends what is due. Many may do so at once: each delivery is one sender's for a while."""
+    """Sends the webhooks that are due. Many senders may work at once: each leases its webhook."""
 
     def __init__(
         self,
@@ -62,9 +61,9 @@ class Webhooks:
         self._lease = lease
 
     def start(self, ended: threading.Event) -> list[threading.Thread]:
-        """The threads that send until `ended`; what they are sending then, they finish."""
+        """Start the threads that send until `ended` is set. They finish deliveries under way."""
         if self._secret is None:
-            threads = [threading.Thread(target=self._say_what_is_missing, args=(ended,))]
+            threads = [threading.Thread(target=self._report_missing_secret, args=(ended,))]
         else:
             threads = [
                 threading.Thread(target=self._keep_sending, args=(ended,)) for _ in range(SENDERS)
@@ -104,7 +103,7 @@ class Webhooks:
         if self._secret is None or job.request.webhook_url is None:
             raise NotSent("There is nothing to sign it with, or nowhere to send it.")
         body = json.dumps(self._event(job))
-        # One final state, one event: receivers know a repeated delivery by its id.
+        # A job has one event, so receivers recognize a repeated delivery by the event's id.
         event_id, now = f"event_{job.id}", datetime.now(UTC)
         signature = Webhook(self._secret.get_secret_value()).sign(event_id, now, body)
         headers = {
@@ -117,7 +116,7 @@ class Webhooks:
         self._outbound.post(job.request.webhook_url, body.encode(), headers)
 
     def _event(self, job: Job) -> dict[str, Any]:
-        """{type, timestamp of the job's end, data}; URLs live from now."""
+        """{type, timestamp of the job's end, data}. The URLs are signed now."""
         if job.result is not None:
             urls = self._storage.clip_urls(job.result.key, job.request.expires_in)
             job = job.model_copy(update={"result": job.result.model_copy(update=urls)})
@@ -141,14 +140,14 @@ class Webhooks:
         while not ended.is_set():
             try:
                 sent = self.send_one()
-            except LtxqError as exc:  # Redis is away: the sweep says so
+            except LtxqError as exc:  # Redis is away, which the sweep logs
                 log.debug("No webhooks: %s", exc)
                 sent = False
             if not sent:
                 ended.wait(LOOK_SECONDS)
 
-    def _say_what_is_missing(self, ended: threading.Event) -> None:
-        """Nothing goes out unsigned: what is due waits, and the operator is told once."""
+    def _report_missing_secret(self, ended: threading.Event) -> None:
+        """Log once that webhooks wait: none is sent unsigned."""
         while not ended.wait(LOOK_SECONDS):
             try:
                 waiting = self._ledger.outbox.waiting()
