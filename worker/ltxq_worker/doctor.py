@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ltxq.job import VideoRequest
-from ltxq.ops.doctor import Check, Finding
+from ltxq.ops.doctor import Check, Finding, ok, problem, skipped, warning
 from ltxq.settings import Settings
 from ltxq_worker.gpus import Gpu, read_gpus
 from ltxq_worker.models.catalog import CATALOG, Repo
@@ -81,17 +81,14 @@ class WorkerChecks:
         """Its files; where they are missing, whether they can be had."""
         path = settings.model_dir.expanduser() / self.model
         if not path.is_dir() and self.model in CATALOG:
-            yield Finding(
-                "Model", "problem", f"{path} is not there.",
-                f"Download it: ltxq model download {self.model}",
-            )  # fmt: skip
+            yield problem(f"{path} is not there.", f"Download it: ltxq model download {self.model}")
             yield from check_access(self.model)
             return
         folder = family_of(self.model).open(path)
         if folder is None:
-            yield Finding("Model", "ok", f"{self.model} needs no files.")
+            yield ok(f"{self.model} needs no files.")
             return
-        yield Finding("Model", "ok", f"{self.model} is whole by its files' sizes and headers.")
+        yield ok(f"{self.model} is whole by its files' sizes and headers.")
         if self.hashes:
             yield from check_hashes(folder)
 
@@ -100,11 +97,11 @@ class WorkerChecks:
         path = settings.model_dir.expanduser() / self.model
         folder = family_of(self.model).open(path) if path.is_dir() else None
         if folder is None:
-            yield Finding("GPU memory", "skipped", "There is no model to measure it against.")
+            yield skipped("There is no model to measure it against.")
             return
         cards = read_gpus()
         if not cards:
-            yield Finding("GPU memory", "skipped", "There is no GPU.")
+            yield skipped("There is no GPU.")
         weights = weights_bytes(folder, settings.quantization or "fp8")
         for request in self.sizes:
             shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
@@ -117,30 +114,22 @@ def check_gpus(_: Settings) -> Iterator[Finding]:
     """Driver and cards, and who else is on them."""
     cards = read_gpus()
     if not cards:
-        yield Finding(
-            "GPU",
-            "warning",
+        yield warning(
             "nvidia-smi shows no GPU here.",
             "The real models need one: install NVIDIA's driver, or start the container with GPUs. "
             "The tiny model runs on a CPU.",
         )
     for card in cards:
         if int(card.driver.partition(".")[0]) < OLDEST_DRIVER:
-            yield Finding(
-                "GPU",
-                "problem",
+            yield problem(
                 f"The driver is {card.driver}; torch here is built for CUDA 13.",
                 f"Install NVIDIA's driver {OLDEST_DRIVER} or newer.",
             )
-        yield Finding(
-            "GPU",
-            "ok",
-            f"{card.index}: {card.name}, {card.memory_size / 1e9:.0f} GB, driver {card.driver}.",
+        yield ok(
+            f"{card.index}: {card.name}, {card.memory_size / 1e9:.0f} GB, driver {card.driver}."
         )
         if card.memory_used > IN_USE:
-            yield Finding(
-                "GPU",
-                "warning",
+            yield warning(
                 f"{card.index}: {card.memory_used / 1e9:.1f} GB are in use, by a worker or others.",
                 "nvidia-smi names the processes.",
             )
@@ -151,15 +140,12 @@ def check_torch(_: Settings) -> Iterator[Finding]:
     try:
         found = {name: version(name) for name in ("torch", "torchaudio", "ltx-core")}
     except PackageNotFoundError as exc:
-        yield Finding(
-            "torch", "problem", f"{exc.name} is not installed.",
-            "Install the worker: pip install 'ltxq[worker]'",
-        )  # fmt: skip
+        yield problem(
+            f"{exc.name} is not installed.", "Install the worker: pip install 'ltxq[worker]'"
+        )
         return
     if _minor(found["torch"]) != _minor(found["torchaudio"]):
-        yield Finding(
-            "torch",
-            "problem",
+        yield problem(
             f"torch is {found['torch']} and torchaudio {found['torchaudio']}: they must match.",
             "Install the locked versions: pip install --require-hashes -r requirements/worker.txt",
         )
@@ -173,10 +159,10 @@ def check_torch(_: Settings) -> Iterator[Finding]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        yield Finding(
-            "torch", "problem", f"torch or torchaudio cannot be imported: {last[:300]}",
+        yield problem(
+            f"torch or torchaudio cannot be imported: {last[:300]}",
             "Install the locked versions: pip install --require-hashes -r requirements/worker.txt",
-        )  # fmt: skip
+        )
         return
     yield from _what_torch_sees(json.loads(done.stdout.splitlines()[-1]))
 
@@ -184,36 +170,32 @@ def check_torch(_: Settings) -> Iterator[Finding]:
 def _what_torch_sees(seen: dict[str, Any]) -> Iterator[Finding]:
     built = f"torch {seen['torch']}" + (f" for CUDA {seen['cuda']}" if seen["cuda"] else "")
     if seen["gpus"]:
-        yield Finding("torch", "ok", f"{built} sees {', '.join(seen['gpus'])}.")
+        yield ok(f"{built} sees {', '.join(seen['gpus'])}.")
     elif read_gpus():
-        yield Finding(
-            "torch",
-            "problem",
+        yield problem(
             f"{built} sees no GPU, though nvidia-smi does.",
             "Install torch as the package index has it, not a build for CPUs; and look at "
             f"CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}).",
         )
     else:
-        yield Finding("torch", "ok", f"{built} is there; it sees no GPU, as there is none.")
+        yield ok(f"{built} is there; it sees no GPU, as there is none.")
 
 
 def check_compiler(settings: Settings) -> Iterator[Finding]:
     """What torch.compile and triton call at run time."""
     if not Optimizations.parse(settings.optimize, "cuda").compile:
-        yield Finding("Compiler", "skipped", "LTXQ_OPTIMIZE leaves compile out.")
+        yield skipped("LTXQ_OPTIMIZE leaves compile out.")
         return
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang"))), None)
     headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
     missing = [name for name, there in (("gcc", compiler), ("Python.h", headers)) if not there]
     if missing:
-        yield Finding(
-            "Compiler",
-            "warning",
+        yield warning(
             f"{' and '.join(missing)} not found: clips are made without torch.compile, slower.",
             "apt install gcc python3-dev",
         )
     else:
-        yield Finding("Compiler", "ok", f"{compiler} and Python's headers are there.")
+        yield ok(f"{compiler} and Python's headers are there.")
 
 
 def check_access(model: str) -> Iterator[Finding]:
@@ -228,7 +210,7 @@ def check_access(model: str) -> Iterator[Finding]:
         with advice(repo, Path()):
             HfApi().auth_check(repo.id)
             HfApi().model_info(repo.id, timeout=TIMEOUT)
-        yield Finding("Licences", "ok", f"The Hugging Face token may read {repo.id}.")
+        yield ok(f"The Hugging Face token may read {repo.id}.", about="Licences")
 
 
 def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
@@ -238,22 +220,20 @@ def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
     for place in {folder.path, folder.text_encoder}:
         sums = place / HASHES
         if not sums.is_file():
-            yield Finding("Model", "skipped", f"{sums} is not there: nothing to compare with.")
+            yield skipped(f"{sums} is not there: nothing to compare with.")
             continue
         for line in sums.read_text().splitlines():
             expected, _, name = line.partition("  ")
             with (place / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != expected:
-                yield Finding(
-                    "Model",
-                    "problem",
+                yield problem(
                     f"{place / name} is damaged: its SHA-256 is {found}.",
                     f"Delete {place} and download it again.",
                 )
                 break
         else:
-            yield Finding("Model", "ok", f"The files in {place} are as they were downloaded.")
+            yield ok(f"The files in {place} are as they were downloaded.")
 
 
 def weights_bytes(folder: ModelFolder, quantization: str) -> int:
@@ -270,10 +250,10 @@ def _fit(folder: ModelFolder, card: Gpu, weights: int, clip: int, shape: memory.
     need = f"{shape} takes about {(weights + clip + KEPT_FREE) / 1e9:.0f} GB with the model"
     has = f"GPU {card.index} has {card.memory_size / 1e9:.0f}"
     if clip <= budget:
-        return Finding("GPU memory", "ok", f"{need}; {has}.")
+        return ok(f"{need}; {has}.")
     fits = memory.largest_that_fits(folder.config, shape, budget)
     hint = f"The largest that fits: {fits}." if fits else "Set LTXQ_QUANTIZATION=fp8."
-    return Finding("GPU memory", "problem", f"{need}; {has}.", hint)
+    return problem(f"{need}; {has}.", hint)
 
 
 def check_spool(settings: Settings) -> Iterator[Finding]:
@@ -284,17 +264,15 @@ def check_spool(settings: Settings) -> Iterator[Finding]:
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free, wanted = shutil.disk_usage(there).free, SPOOL_CLIP * (1 + settings.spool_jobs)
     if free < wanted:
-        yield Finding(
-            "Spool",
-            "warning",
+        yield warning(
             f"{root} has {free / 1e9:.1f} GB free; {1 + settings.spool_jobs} large clips take "
             f"{wanted / 1e9:.1f}.",
             "Free some, set LTXQ_SPOOL_DIR to a larger disk, or lower LTXQ_SPOOL_JOBS.",
         )
     elif not os.access(there, os.W_OK):
-        yield Finding("Spool", "problem", f"{there} cannot be written.", "Set LTXQ_SPOOL_DIR.")
+        yield problem(f"{there} cannot be written.", "Set LTXQ_SPOOL_DIR.")
     else:
-        yield Finding("Spool", "ok", f"{root} has {free / 1e9:.0f} GB free.")
+        yield ok(f"{root} has {free / 1e9:.0f} GB free.")
 
 
 def check_ports(_: Settings) -> Iterator[Finding]:
@@ -304,12 +282,10 @@ def check_ports(_: Settings) -> Iterator[Finding]:
 
     taken = [str(port) for port in USUAL_PORTS.values() if not port_is_free(port)]
     if taken:
-        yield Finding(
-            "Ports", "ok", f"{', '.join(taken)} in use here: a first `ltxq up` would take others."
-        )
+        yield ok(f"{', '.join(taken)} in use here: a first `ltxq up` would take others.")
     else:
         usual = ", ".join(map(str, USUAL_PORTS.values()))
-        yield Finding("Ports", "ok", f"{usual} are free for `ltxq up`.")
+        yield ok(f"{usual} are free for `ltxq up`.")
 
 
 def _minor(number: str) -> list[str]:

@@ -81,32 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shown(exc: Exception, as_json: bool) -> int:
+    fields: dict[str, Any]
     if isinstance(exc, LtxqError):
-        screen.error(screen.error_fields(exc), as_json=as_json)
-        return exit_code(exc)
-    if isinstance(exc, typer.Abort):
-        screen.error({"code": "interrupted", "message": "Interrupted."}, as_json=as_json)
-        return _INTERRUPTED
-    if hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
+        code, fields = exit_code(exc), screen.error_fields(exc)
+    elif isinstance(exc, typer.Abort):
+        code, fields = _INTERRUPTED, {"code": "interrupted", "message": "Interrupted."}
+    elif hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
         context: Any = getattr(exc, "ctx", None)
-        where = context.command_path if context else "ltxq"
-        usage = {
-            "code": "usage",
-            "message": exc.format_message(),
-            "hint": f"See {where} --help.",
-        }
-        screen.error(usage, as_json=as_json)
-        return 2
-    if isinstance(exc, OSError):
-        screen.error({"code": "internal", "message": f"{exc}."}, as_json=as_json)
-        return 1
-    bug = {
-        "code": "internal",
-        "message": f"ltxq has a bug: {type(exc).__name__}: {exc}.",
-        "hint": "Run the command with LTXQ_DEBUG=1 for a traceback, and please report it.",
-    }
-    screen.error(bug, as_json=as_json)
-    return _BUG
+        hint = f"See {context.command_path if context else 'ltxq'} --help."
+        code, fields = 2, {"code": "usage", "message": exc.format_message(), "hint": hint}
+    elif isinstance(exc, OSError):
+        code, fields = 1, {"message": f"{exc}."}
+    else:
+        hint = "Run the command with LTXQ_DEBUG=1 for a traceback, and please report it."
+        message = f"ltxq has a bug: {type(exc).__name__}: {exc}."
+        code, fields = _BUG, {"message": message, "hint": hint}
+    screen.error(fields, as_json=as_json)
+    return code
 
 
 def _app() -> typer.Typer:

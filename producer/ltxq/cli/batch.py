@@ -9,17 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
+import ltxq
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableError
 from ltxq.job import Job, VideoRequest
-
-if TYPE_CHECKING:
-    from ltxq.client import Client
 
 MAX_LINE = 128 * 1024  # bytes; the longest request JSON can spell takes about 100,000
 
@@ -46,18 +44,16 @@ def batch(
     the others, and exits with 2.
     If the queue becomes unavailable, the error says how to continue without making a job twice.
     """
-    from ltxq.client import Client
-
     file_key = idempotency_key or f"batch-{secrets.token_hex(8)}"
     submitted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        lines = (
-            numbered for numbered in _numbered(_opened(file, stack)) if numbered[0] >= from_line
-        )
-        client = stack.enter_context(Client())
+        source = _opened(file, stack)
+        client = stack.enter_context(ltxq.Client())
         bar = stack.enter_context(screen.Bar()) if sys.stderr.isatty() else None
-        for number, line in lines:
+        for number, line in _numbered(source):
+            if number < from_line:
+                continue
             try:
                 job = _submit(client, line, f"{file_key}-{number}")
             except RetryableError as exc:
@@ -79,7 +75,7 @@ def batch(
         raise typer.Exit(2)
 
 
-def _submit(client: Client, line: bytes, key: str) -> Job:
+def _submit(client: ltxq.Client, line: bytes, key: str) -> Job:
     fields = _fields(line)
     own = fields.pop("idempotency_key", None)
     return client.submit(VideoRequest.parse(fields), idempotency_key=key if own is None else own)

@@ -58,8 +58,7 @@ def queue(as_json: AsJson = False) -> None:
         screen.emit({"queues": rows, "finished_within_an_hour": finished})
         return
     for found in queues:
-        for line in _queue_lines(found):
-            screen.say(line)
+        screen.say(*_queue_lines(found))
     if not queues:
         screen.note("No job was submitted yet, and no worker has started.")
     screen.say(f"{finished} job{'' if finished == 1 else 's'} finished within the last hour.")
@@ -84,14 +83,13 @@ def drain(
         operator.drain(host, undo=undo)
         if wait and not undo:
             _wait_until_drained(operator, host, wait_timeout)
-    if as_json:
-        screen.emit({"host": host, "draining": not undo})
-    elif undo:
-        screen.say(f"{host} takes jobs again.")
+    if undo:
+        outcome = "takes jobs again."
     elif wait:
-        screen.say(f"{host} is drained.")
+        outcome = "is drained."
     else:
-        screen.say(f"{host} takes no more jobs. Its running jobs: ltxq workers")
+        outcome = "takes no more jobs. Its running jobs: ltxq workers"
+    screen.result({"host": host, "draining": not undo}, f"{host} {outcome}", as_json=as_json)
 
 
 def clean(
@@ -106,10 +104,11 @@ def clean(
 
     with Operator() as operator:
         found = operator.clean(remove=not dry_run)
-    if as_json:
-        screen.emit({**dataclasses.asdict(found), "removed": not dry_run})
-    else:
-        screen.say(f"{'Found' if dry_run else 'Removed'} {found} without a job.")
+    screen.result(
+        {**dataclasses.asdict(found), "removed": not dry_run},
+        f"{'Found' if dry_run else 'Removed'} {found} without a job.",
+        as_json=as_json,
+    )
 
 
 def _wait_until_drained(operator: Operator, host: str, timeout: float | None) -> None:

@@ -35,10 +35,8 @@ def gateway(
     set_up_logging(settings.log, "gateway")
 
     def ready(url: str) -> None:
-        if as_json:
-            screen.emit({"url": url, "api": f"{url}/v1"})
-        else:
-            screen.say(f"The page is {url}/ and the API {url}/v1; Ctrl-C stops.")
+        text = f"The page is {url}/ and the API {url}/v1; Ctrl-C stops."
+        screen.result({"url": url, "api": f"{url}/v1"}, text, as_json=as_json)
 
     serve(settings, host=host, port=port, ready=ready)
 

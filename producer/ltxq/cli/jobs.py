@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+import ltxq
 from ltxq.cli import screen
 from ltxq.cli.options import AsJson, IdempotencyKey, WaitTimeoutSeconds, request_options
 from ltxq.job import Job, JobState
@@ -24,33 +25,26 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a prompt. Prints the job's id or, with --wait, the clip's URL."""
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         job = client.submit(prompt, idempotency_key=idempotency_key, **fields)
         if wait:
             _show_outcome(screen.follow(client, job.id, wait_timeout), as_json)
             return
-    if as_json:
-        screen.emit(job)
-        return
-    screen.say(job.id)
-    screen.note(f"{job.state.capitalize()}. Follow it with: ltxq watch {job.id}")
+    screen.result(job, job.id, as_json=as_json)
+    if not as_json:
+        screen.note(f"{job.state.capitalize()}. Follow it with: ltxq watch {job.id}")
 
 
 def status(job_id: JobId, as_json: AsJson = False) -> None:
     """Show the current state of a job. Exits with 0, also if the job failed."""
-    from ltxq.client import Client
-
-    with Client() as client:
-        _show(client.get(job_id), as_json)
+    with ltxq.Client() as client:
+        job = client.get(job_id)
+    screen.result(job, *screen.job_lines(job), as_json=as_json)
 
 
 def watch(job_id: JobId, wait_timeout: WaitTimeoutSeconds = None, as_json: AsJson = False) -> None:
     """Follow a job to its end. Prints the clip's URL; exits with 1 if it failed."""
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         _show_outcome(screen.follow(client, job_id, wait_timeout), as_json)
 
 
@@ -59,42 +53,25 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 
     A queued one at once, a running one within a denoising step.
     """
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         job = client.cancel(job_id)
-    if as_json:
-        screen.emit(job)
-    elif job.state == "running":
-        screen.say(f"{job.id} was asked to stop.")
-    elif job.state == "cancelled":
-        screen.say(f"{job.id} is cancelled.")
-    else:
-        screen.say(f"{job.id} had already {job.state}.")
+    outcomes = {"running": "was asked to stop", "cancelled": "is cancelled"}
+    outcome = outcomes.get(job.state, f"had already {job.state}")
+    screen.result(job, f"{job.id} {outcome}.", as_json=as_json)
 
 
 def retry(job_id: JobId, idempotency_key: IdempotencyKey = None, as_json: AsJson = False) -> None:
     """Submit a job's request again, as a new job. Prints the new id."""
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         job = client.retry(job_id, idempotency_key=idempotency_key)
-    if as_json:
-        screen.emit(job)
-    else:
-        screen.say(job.id)
+    screen.result(job, job.id, as_json=as_json)
 
 
 def delete(job_id: JobId, as_json: AsJson = False) -> None:
     """Delete a finished job and its clip."""
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         client.delete(job_id)
-    if as_json:
-        screen.emit({"id": job_id, "deleted": True})
-    else:
-        screen.say(f"{job_id} is deleted.")
+    screen.result({"id": job_id, "deleted": True}, f"{job_id} is deleted.", as_json=as_json)
 
 
 def list_jobs(
@@ -106,9 +83,7 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Show jobs, the newest first."""
-    from ltxq.client import Client
-
-    with Client() as client:
+    with ltxq.Client() as client:
         page = client.list(state=state, limit=limit, after=after)
     if as_json:
         screen.emit(page)
@@ -120,14 +95,6 @@ def list_jobs(
     if page.after:
         only = f" --state {state}" if state else ""
         screen.note(f"More jobs: ltxq list{only} --limit {limit} --after {page.after}")
-
-
-def _show(job: Job, as_json: bool) -> None:
-    if as_json:
-        screen.emit(job)
-    else:
-        for line in screen.job_lines(job):
-            screen.say(line)
 
 
 def _show_outcome(job: Job, as_json: bool) -> None:

@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
@@ -58,6 +57,14 @@ def emit(value: BaseModel | Mapping[str, Any]) -> None:
     """The one JSON object of a command run with --json, on one line."""
     fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     print(json.dumps(fields), flush=True)  # noqa: T201
+
+
+def result(value: BaseModel | Mapping[str, Any], *lines: str, as_json: bool) -> None:
+    """A command's result: `value` with --json, else `lines`."""
+    if as_json:
+        emit(value)
+    else:
+        say(*lines)
 
 
 def error_fields(exc: LtxqError) -> dict[str, Any]:
@@ -128,12 +135,7 @@ class Bar:
         self._rich.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._rich.stop()
 
     def at(self, stage: str, fraction: float, detail: str = "") -> None:

@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,8 @@ from ltxq.errors import LtxqError
 from ltxq.settings import Settings
 
 PINGS = 20
-SLOW_REDIS = (
-    0.02  # seconds an answer may take; a job costs some 80 commands, most beside the GPU's work
-)
+# Seconds an answer may take; a job costs some 80 commands, most beside the GPU's work.
+SLOW_REDIS = 0.02
 OLDEST_REDIS = (6, 2)  # the ledger's script needs ZADD's GT
 FULL = 0.8  # share of maxmemory from which a Redis counts as nearly full
 FETCH_TIMEOUT = 10.0  # seconds
@@ -41,11 +41,16 @@ Status = Literal["ok", "warning", "problem", "skipped"]
 class Finding:
     """One line of the report."""
 
-    about: str  # "Redis", "S3 storage"
     status: Status
     message: str
     hint: str = ""  # what to do; empty where all is well
+    about: str = ""  # "Redis", "S3 storage"; empty: what the check is about
 
+
+ok = partial(Finding, "ok")
+skipped = partial(Finding, "skipped")
+warning = partial(Finding, "warning")
+problem = partial(Finding, "problem")
 
 Check = Callable[[Settings], Iterator[Finding]]
 
@@ -57,13 +62,12 @@ def examine(settings: Settings, checks: tuple[tuple[str, Check], ...]) -> Iterat
     """
     for about, check in checks:
         try:
-            yield from check(settings)
+            for finding in check(settings):
+                yield replace(finding, about=finding.about or about)
         except LtxqError as exc:
-            yield Finding(about, "problem", exc.message, exc.hint)
+            yield problem(exc.message, exc.hint, about)
         except Exception as exc:  # noqa: BLE001
-            yield Finding(
-                about, "problem", f"The check itself failed: {type(exc).__name__}: {exc}."
-            )
+            yield problem(f"The check itself failed: {type(exc).__name__}: {exc}.", about=about)
 
 
 def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
@@ -81,11 +85,7 @@ def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
 
 def check_python(_: Settings) -> Iterator[Finding]:
     """The version, which the installer has seen to; the report names it."""
-    yield Finding(
-        "Python",
-        "ok",
-        f"ltxq {version('ltxq')} on Python {platform.python_version()}, {sys.platform}.",
-    )
+    yield ok(f"ltxq {version('ltxq')} on Python {platform.python_version()}, {sys.platform}.")
 
 
 def check_gateway(settings: Settings) -> Iterator[Finding]:
@@ -95,24 +95,23 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
     with Client(settings=settings) as client:
         models = client.models()
     ready = sum(model.ready_workers for model in models.values())
-    yield Finding("Gateway", "ok", f"The gateway answers; models: {', '.join(models)}.")
+    yield ok(f"The gateway answers; models: {', '.join(models)}.")
     if not ready:
-        yield Finding("Gateway", "warning", "No worker is ready: jobs wait.")
+        yield warning("No worker is ready: jobs wait.")
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
     """Reachable, new and fast enough, and does it keep what it accepts?"""
     from ltxq.ledger.connection import connect, patiently
 
-    connection = connect(settings)
-    with connection:
+    with connect(settings) as connection:
         info: dict[str, Any] = patiently(connection, lambda: connection.info("everything"))
         yield _version_of(info)
         yield _latency(connection)
         yield _persistence(connection, info)
         yield _memory(info)
         if info.get("role") != "master":
-            yield Finding("Redis", "problem", "It is a replica.", "Point LTXQ_URL at the primary.")
+            yield problem("It is a replica.", "Point LTXQ_URL at the primary.")
         yield from _exposure(settings)
 
 
@@ -120,8 +119,8 @@ def _version_of(info: dict[str, Any]) -> Finding:
     number = str(info["redis_version"])
     if tuple(int(part) for part in number.split(".")[:2]) < OLDEST_REDIS:
         oldest = ".".join(map(str, OLDEST_REDIS))
-        return Finding("Redis", "problem", f"Version {number} is too old.", f"{oldest} or newer.")
-    return Finding("Redis", "ok", f"Redis {number} answers.")
+        return problem(f"Version {number} is too old.", f"{oldest} or newer.")
+    return ok(f"Redis {number} answers.")
 
 
 def _latency(connection: Any) -> Finding:
@@ -132,40 +131,32 @@ def _latency(connection: Any) -> Finding:
         times.append(time.perf_counter() - start)
     middle = statistics.median(times)
     if middle > SLOW_REDIS:
-        return Finding(
-            "Redis",
-            "warning",
+        return warning(
             f"An answer takes {1000 * middle:.0f} ms (the median of {PINGS}).",
             "Have workers and Redis in one region.",
         )
-    return Finding("Redis", "ok", f"An answer takes {1000 * middle:.1f} ms.")
+    return ok(f"An answer takes {1000 * middle:.1f} ms.")
 
 
 def _persistence(connection: Any, info: dict[str, Any]) -> Finding:
     import redis.exceptions
 
     if not info.get("aof_enabled"):
-        return Finding(
-            "Redis",
-            "problem",
+        return problem(
             "The append-only file is off: a restart loses jobs that were accepted.",
             "Set `appendonly yes` in its configuration (CONFIG SET appendonly yes, and REWRITE).",
         )
     if info.get("aof_last_write_status") == "err":
-        return Finding(
-            "Redis",
-            "problem",
+        return problem(
             "It cannot write its append-only file: its disk is full or broken.",
             "See its log, and free space where its data lies.",
         )
     try:
         policy = connection.config_get("appendfsync").get("appendfsync")
     except redis.exceptions.RedisError:  # a managed Redis often refuses CONFIG
-        return Finding("Redis", "ok", "The append-only file is on; its fsync policy is hidden.")
+        return ok("The append-only file is on; its fsync policy is hidden.")
     if policy == "no":
-        return Finding(
-            "Redis",
-            "warning",
+        return warning(
             "appendfsync is no: a power loss costs all jobs that the system had not written, "
             "often half a minute of jobs.",
             "Set `appendfsync everysec`, or `always`.",
@@ -175,28 +166,24 @@ def _persistence(connection: Any, info: dict[str, Any]) -> Finding:
         "that gap, at the cost of a wait for the disk with each submission)",
         "always": "a power loss costs nothing",
     }[policy]
-    return Finding("Redis", "ok", f"The append-only file is on, appendfsync {policy}: {lost}.")
+    return ok(f"The append-only file is on, appendfsync {policy}: {lost}.")
 
 
 def _memory(info: dict[str, Any]) -> Finding:
     policy, limit = info.get("maxmemory_policy"), int(info.get("maxmemory", 0))
     if limit and policy != "noeviction":
-        return Finding(
-            "Redis",
-            "problem",
+        return problem(
             f"maxmemory-policy is {policy}: when it is full it deletes jobs.",
             "Set `maxmemory-policy noeviction`; submissions are then refused instead.",
         )
     used = int(info["used_memory"])
     if limit and used > FULL * limit:
-        return Finding(
-            "Redis",
-            "warning",
+        return warning(
             f"It uses {used / limit:.0%} of its maxmemory; full, it accepts no jobs.",
             "Raise maxmemory, or lower LTXQ_RETENTION.",
         )
     bound = f" of {limit / 1e6:,.0f}" if limit else ", no bound (maxmemory 0)"
-    return Finding("Redis", "ok", f"It uses {used / 1e6:,.0f} MB{bound}; nothing is evicted.")
+    return ok(f"It uses {used / 1e6:,.0f} MB{bound}; nothing is evicted.")
 
 
 def _exposure(settings: Settings) -> Iterator[Finding]:
@@ -204,16 +191,12 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
     if not url.hostname or url.hostname in LOOPBACK:
         return
     if url.scheme == "redis":
-        yield Finding(
-            "Redis",
-            "warning",
+        yield warning(
             "Prompts, results and the password cross the network unencrypted.",
             "Use rediss:// (TLS), unless the network is your own.",
         )
     if not url.password:
-        yield Finding(
-            "Redis",
-            "warning",
+        yield warning(
             "It has no password: anyone who reaches it can read and forge jobs.",
             "Set one (requirepass or ACL), and put it into LTXQ_URL.",
         )
@@ -225,7 +208,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
     storage = Storage.from_settings(settings)
     storage.check()
-    yield Finding("S3 storage", "ok", f"Writing, finding and deleting work in {storage.bucket!r}.")
+    yield ok(f"Writing, finding and deleting work in {storage.bucket!r}.")
     key = f"{storage.prefix}.check/{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "x")
@@ -245,51 +228,44 @@ def _fetched(url: str) -> Iterator[Finding]:
     try:
         answer = httpx2.get(url, timeout=FETCH_TIMEOUT)
     except httpx2.HTTPError as exc:
-        yield Finding(
-            "S3 storage",
-            "warning",
+        yield warning(
             f"A signed URL cannot be fetched from here: {host} does not answer "
             f"({type(exc).__name__}).",
             "If viewers cannot either, correct LTXQ_S3_PUBLIC_ENDPOINT or LTXQ_S3_PUBLIC_BASE_URL.",
         )
         return
     if answer.content != b"ltxq doctor":
-        yield Finding(
-            "S3 storage",
-            "problem",
+        yield problem(
             f"A signed URL answers HTTP {answer.status_code} at {host}: viewers get no clip.",
             "Check LTXQ_S3_PUBLIC_ENDPOINT (signed for another host?), "
             "LTXQ_S3_PUBLIC_BASE_URL (is the bucket public?) and the clocks.",
         )
     else:
-        yield Finding("S3 storage", "ok", f"A signed URL can be fetched from {host}.")
+        yield ok(f"A signed URL can be fetched from {host}.")
     if date := answer.headers.get("date"):
         yield _skew((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
 
 
 def _skew(seconds: float) -> Finding:
     if abs(seconds) < SKEW_ALLOWED:
-        return Finding("Clock", "ok", f"It agrees with the storage's within {SKEW_ALLOWED:.0f} s.")
-    status: Status = "problem" if abs(seconds) > SKEW_REFUSED else "warning"
+        return ok(f"It agrees with the storage's within {SKEW_ALLOWED:.0f} s.", about="Clock")
     return Finding(
-        "Clock",
-        status,
+        "problem" if abs(seconds) > SKEW_REFUSED else "warning",
         f"This machine's clock is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} "
         "the storage's. Over 15 minutes, S3 refuses what it signs.",
         "Turn on time synchronisation: timedatectl set-ntp true.",
+        about="Clock",
     )
 
 
 def check_webhooks(settings: Settings) -> Iterator[Finding]:
     """A secret, where they are used."""
-    if settings.webhook_secret is None:
-        yield Finding(
-            "Webhooks",
-            "ok",
-            "No LTXQ_WEBHOOK_SECRET: webhooks wait. They need one only if jobs have a webhook_url.",
-        )
-    else:
-        yield Finding("Webhooks", "ok", "They are signed with LTXQ_WEBHOOK_SECRET.")
+    if settings.webhook_secret is not None:
+        yield ok("They are signed with LTXQ_WEBHOOK_SECRET.")
+        return
+    yield ok(
+        "No LTXQ_WEBHOOK_SECRET: webhooks wait. They need one only if jobs have a webhook_url."
+    )
 
 
 def check_workers(settings: Settings) -> Iterator[Finding]:
@@ -300,22 +276,20 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
         with Operator(settings) as operator:
             queues, _ = operator.queues()
     except LtxqError:
-        yield Finding("Workers", "skipped", "Redis, which knows the workers, cannot be reached.")
+        yield skipped("Redis, which knows the workers, cannot be reached.")
         return
     for queue in queues:
         if queue.workers:
-            yield Finding("Workers", "ok", f"{queue.model}: {queue.workers} ready.")
+            yield ok(f"{queue.model}: {queue.workers} ready.")
         elif queue.depth:
-            yield Finding(
-                "Workers",
-                "warning",
+            yield warning(
                 f"{queue.model}: {queue.depth} queued, and no worker is ready.",
                 f"Start one: ltxq worker --model {queue.model}",
             )
     if not any(queue.workers or queue.depth for queue in queues):
-        yield Finding("Workers", "ok", "No worker is ready, and no job waits.")
+        yield ok("No worker is ready, and no job waits.")
 
 
 def no_worker(_: Settings) -> Iterator[Finding]:
     """Said in place of the worker's checks."""
-    yield Finding("Worker", "skipped", "The worker is not installed here, so GPUs are not checked.")
+    yield skipped("The worker is not installed here, so GPUs are not checked.")

@@ -4,7 +4,6 @@ waits, which host is to drain, what lies about. One job is `Client`'s.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from ltxq.errors import ConfigurationError, InvalidRequest
@@ -79,10 +78,5 @@ class Operator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -106,10 +106,8 @@ def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
         make_tiny(folder, kind, seed)  # type: ignore[arg-type]
     except FileExistsError as exc:
         raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
-    if as_json:
-        screen.emit({"folder": str(folder.absolute()), "kind": kind, "seed": seed})
-    else:
-        screen.say(str(folder))
+    made = {"folder": str(folder.absolute()), "kind": kind, "seed": seed}
+    screen.result(made, str(folder), as_json=as_json)
 
 
 def model_download(name: str, *, as_json: bool) -> None:
@@ -128,10 +126,8 @@ def model_download(name: str, *, as_json: bool) -> None:
 
         bar.at("asking the hub", 0)
         folder = download(name, model_dir, report=report)
-    if as_json:
-        screen.emit({"model": name, "folder": str(folder)})
-    else:
-        screen.say(str(folder))
+    screen.result({"model": name, "folder": str(folder)}, str(folder), as_json=as_json)
+    if not as_json:
         screen.note(f"Start a worker with it: ltxq worker --model {name}")
 
 
