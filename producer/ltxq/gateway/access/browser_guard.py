@@ -57,7 +57,7 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> Refused | None:
         host, origin = headers.get("host"), headers.get("origin")
-        if host is not None and not _is_here(host):
+        if host is not None and not is_loopback(re.sub(r":\d*$", "", host)):  # without the port
             return Refused(
                 403,
                 "wrong_host",
@@ -83,8 +83,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _is_here(host: str) -> bool:
-    """`host`: a Host header, with or without a port."""
-    return is_loopback(re.sub(r":\d*$", "", host))

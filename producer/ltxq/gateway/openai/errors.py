@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from ltxq import errors
@@ -17,10 +17,8 @@ RETRY_SECONDS = 2  # `retry-after` while the queue or the storage cannot be reac
 FULL_SECONDS = 10  # `retry-after` while the queue is full
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
-    404: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -34,8 +32,6 @@ class Problem(BaseModel):
 
 class ErrorBody(BaseModel):
     """An error, for programs and for people. OpenAI's fields come first, then ltxq's."""
-
-    model_config = ConfigDict(frozen=True)
 
     message: str = Field(description="What happened and why.")
     type: str = Field(description="The error's class, by OpenAI's names.")
@@ -71,14 +67,12 @@ class Refused(LtxqError):
         message: str,
         *,
         hint: str = "",
-        param: str | None = None,
         headers: dict[str, str] | None = None,
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.wire_code = wire_code
-        self.param = param
         self.headers = headers or {}
         self.retry_after = retry_after
 
@@ -131,13 +125,11 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         lost = errors.QueueUnavailable.of_submission(message, hint=hint, idempotency_key=key)
         message, hint = lost.message, lost.hint
     problems = getattr(error, "problems", ())
-    param = getattr(error, "param", None) or (problems[0][0] if problems else None)
+    other = "invalid_request_error" if kind.status < 500 else "server_error"
     body = ErrorBody(
         message=message,
-        type=_TYPES.get(
-            kind.status, "invalid_request_error" if kind.status < 500 else "server_error"
-        ),
-        param=param,
+        type=_TYPES.get(kind.status, other),
+        param=problems[0][0] if problems else None,
         code=kind.code,
         hint=hint,
         retryable=kind.retry_after is not None,

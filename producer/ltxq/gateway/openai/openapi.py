@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fastapi_offline
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
@@ -57,7 +57,7 @@ def mount(app: FastAPI) -> None:
         return page
 
     app.mount("/docs/static", StaticFiles(directory=SWAGGER), name="docs")
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: _corrected(FastAPI.openapi(app)))  # type: ignore[method-assign]
 
 
 def _swagger_ui() -> HTMLResponse:
@@ -125,24 +125,18 @@ READ = error_responses(400, 401, 403, 404, 429, 500, 503)
 CHANGED = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's description with three corrections: no 422 (this gateway answers 400), errors are
     always JSON, and an event is an object.
     """
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=app.version, routes=app.routes, tags=app.openapi_tags,
-            summary=app.summary, description=app.description,
-        )  # fmt: skip
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-                for status, answer in operation["responses"].items():
-                    if events := answer.get("content", {}).get("text/event-stream"):
-                        events["schema"]["type"] = "object"
-                    if status >= "400":
-                        answer["content"] = {"application/json": answer["content"].popitem()[1]}
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
-        app.openapi_schema = schema
-    return app.openapi_schema
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            for status, answer in operation["responses"].items():
+                if events := answer.get("content", {}).get("text/event-stream"):
+                    events["schema"]["type"] = "object"
+                if status >= "400":
+                    answer["content"] = {"application/json": answer["content"].popitem()[1]}
+    for name in ("HTTPValidationError", "ValidationError"):
+        del schema["components"]["schemas"][name]
+    return schema

@@ -20,27 +20,6 @@ from ltxq.job import Priority, VideoRequest
 from ltxq.limits import MAX_SECONDS, nearest_frames, side_to_make
 from ltxq.printable import one_line
 
-# Names in this API → names in VideoRequest.
-NAMES = {
-    "prompt": "prompt",
-    "model": "model",
-    "width": "width",
-    "height": "height",
-    "num_frames": "num_frames",
-    "fps": "frame_rate",
-    "seed": "seed",
-    "generate_audio": "audio",
-    "stages": "stages",
-    "priority": "priority",
-    "timeout": "timeout",
-    "expires_in": "expires_in",
-    "metadata": "metadata",
-    "webhook_url": "webhook_url",
-    "not_before": "not_before",
-    "start_within": "start_within",
-}
-_API_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
-
 
 class CreateVideo(BaseModel):
     """The video to make. Any other field is the error `unsupported_parameter`, for example
@@ -105,6 +84,15 @@ class CreateVideo(BaseModel):
     )
 
 
+_RENAMED = {"fps": "frame_rate", "generate_audio": "audio"}
+# Names in this API → names in VideoRequest.
+NAMES = {
+    name: _RENAMED.get(name, name)
+    for name in CreateVideo.model_fields
+    if name not in ("size", "seconds")
+}
+_API_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
+
 # Unsupported fields, and the values that are allowed because they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "input_reference": (),
@@ -125,8 +113,11 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
     given = {name: value for name, value in fields.items() if value is not None}
     _refuse_unsupported(given)
     chosen = {ours: given[theirs] for theirs, ours in NAMES.items() if theirs in given}
-    if isinstance(chosen.get("metadata"), str):
-        chosen["metadata"] = _json("metadata", chosen["metadata"])
+    if isinstance(metadata := chosen.get("metadata"), str):
+        try:
+            chosen["metadata"] = json.loads(metadata)
+        except (ValueError, RecursionError):
+            raise invalid(("metadata", "must be JSON")) from None
     sent_as: dict[str, str] = {}  # our field → the caller's field that it comes from
     _choose_frames(given, chosen, sent_as)
     _choose_size(given, chosen, sent_as)
@@ -144,7 +135,7 @@ def invalid(*problems: tuple[str, str]) -> InvalidRequest:
 
 def _refuse_unsupported(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if name in NAMES or name in ("size", "seconds"):
+        if name in CreateVideo.model_fields:
             continue
         if name in NEUTRAL:
             neutral = NEUTRAL[name]
@@ -211,10 +202,3 @@ def _number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise invalid((name, "must be JSON")) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ltxq.job import Job, JobPage, JobState, Priority, Stage
 
@@ -30,8 +30,6 @@ class VideoError(BaseModel):
 
 class Video(BaseModel):
     """A video: queued, in progress or finished."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     object: Literal["video"] = "video"
@@ -72,8 +70,6 @@ class Video(BaseModel):
 class VideoPage(BaseModel):
     """Videos in order of creation."""
 
-    model_config = ConfigDict(frozen=True)
-
     object: Literal["list"] = "list"
     data: tuple[Video, ...]
     first_id: str | None
@@ -84,8 +80,6 @@ class VideoPage(BaseModel):
 class VideoDeleted(BaseModel):
     """A finished video is deleted. An unfinished video is cancelled and stays in the list."""
 
-    model_config = ConfigDict(frozen=True)
-
     id: str
     deleted: Literal[True] = True
     object: Literal["video.deleted"] = "video.deleted"
@@ -94,14 +88,14 @@ class VideoDeleted(BaseModel):
 def video_of(job: Job) -> Video:
     """The job as a video object."""
     request, result = job.request, job.result
-    width, height = request.output_size
+    (width, height), duration = request.output_size, request.duration
     error = None
     if job.error is not None:
         text = f"{job.error.message} {job.error.hint}".strip()
         error = VideoError(code=job.error.code, message=text)
     made = {}
     if result is not None:
-        width, height = result.width, result.height
+        width, height, duration = result.width, result.height, result.duration
         made = {
             "url": result.url,
             "thumbnail_url": result.poster_url,
@@ -118,9 +112,7 @@ def video_of(job: Job) -> Video:
         created_at=int(job.submitted_at.timestamp()),
         completed_at=_seconds(job.finished_at),
         size=f"{width}x{height}",
-        seconds=f"{request.duration if result is None else result.duration:.3f}".rstrip("0").rstrip(
-            "."
-        ),
+        seconds=f"{duration:.3f}".rstrip("0").rstrip("."),
         prompt=request.prompt,
         error=error,
         remixed_from_video_id=request.metadata.get(REMIXED_FROM),

@@ -123,17 +123,16 @@ class _BatchReader:
     def __init__(self, queue: QueueReader, client: Client) -> None:
         self._queue = queue
         self._client = client
-        self._waiting: dict[str, list[asyncio.Future[Job]]] = {}
+        self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._task: asyncio.Task[None] | None = None
         self._single_reads: set[asyncio.Task[None]] = set()
         self._read_at = -math.inf
 
     async def get(self, job_id: str) -> Job:
-        reader: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(job_id, []).append(reader)
+        job = self._waiting.setdefault(job_id, asyncio.get_running_loop().create_future())
         if self._task is None:
             self._task = asyncio.create_task(self._read_batches())
-        return await reader
+        return await asyncio.shield(job)  # other readers may wait for it too
 
     async def _read_batches(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -147,33 +146,28 @@ class _BatchReader:
         finally:
             self._task = None
 
-    async def _read_batch(self, batch: dict[str, list[asyncio.Future[Job]]]) -> None:
+    async def _read_batch(self, batch: dict[str, asyncio.Future[Job]]) -> None:
         try:
             jobs = await self._queue.call(self._client.get_many, list(batch))
         except Exception as exc:  # noqa: BLE001  every reader gets it
-            for readers in batch.values():
-                _resolve(readers, exc)
+            for job in batch.values():
+                _fail(job, exc)
             return
-        for job_id, readers in batch.items():
+        for job_id, job in batch.items():
             if job_id in jobs:
-                _resolve(readers, jobs[job_id])
+                job.set_result(jobs[job_id])
             else:  # `get` raises the reason; the other readers need not wait for that
-                task = asyncio.create_task(self._read_one(job_id, readers))
+                task = asyncio.create_task(self._read_one(job_id, job))
                 self._single_reads.add(task)
                 task.add_done_callback(self._single_reads.discard)
 
-    async def _read_one(self, job_id: str, readers: list[asyncio.Future[Job]]) -> None:
+    async def _read_one(self, job_id: str, job: asyncio.Future[Job]) -> None:
         try:
-            _resolve(readers, await self._queue.call(self._client.get, job_id))
+            job.set_result(await self._queue.call(self._client.get, job_id))
         except Exception as exc:  # noqa: BLE001  every reader gets it
-            _resolve(readers, exc)
+            _fail(job, exc)
 
 
-def _resolve(readers: list[asyncio.Future[Job]], outcome: Job | Exception) -> None:
-    for reader in readers:
-        if reader.done():  # cancelled: its client disconnected
-            continue
-        if isinstance(outcome, Job):
-            reader.set_result(outcome)
-        else:
-            reader.set_exception(outcome)
+def _fail(job: asyncio.Future[Job], exc: Exception) -> None:
+    job.set_exception(exc)
+    job.exception()  # retrieved: its readers may have disconnected

@@ -5,7 +5,6 @@ Most requests are polls, and FastAPI's routing takes as much time as the answer 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -14,29 +13,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ltxq.gateway.routes import jobs, videos
-from ltxq.gateway.state import Caller, caller_of
-
-Read = Callable[[str, Caller], Awaitable[Response]]
+from ltxq.gateway.state import caller_of
 
 
 def mount(app: FastAPI) -> None:
     """Put both routes before FastAPI's; FastAPI's stay for the description."""
-    for router, read in ((videos.router, videos.get_video), (jobs.router, jobs.get_job)):
-        described = next(
-            route
-            for route in router.routes
-            if isinstance(route, APIRoute) and route.endpoint is read
-        )
-        route = Route(f"/v1{described.path}", _answering(read, described))
-        route.methods = {"GET"}  # without HEAD, which Starlette adds
-        app.router.routes.insert(0, route)
+    polled = (videos.get_video, jobs.get_job)
+    for described in (*videos.router.routes, *jobs.router.routes):
+        if isinstance(described, APIRoute) and described.endpoint in polled:
+            route = Route(f"/v1{described.path}", _answering(described))
+            route.methods = {"GET"}  # without HEAD, which Starlette adds
+            app.router.routes.insert(0, route)
 
 
-def _answering(read: Read, described: APIRoute) -> Callable[[Request], Awaitable[Response]]:
+def _answering(described: APIRoute) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        scope: Any = request.scope
-        scope["route"] = described  # the metrics count by route
+        request.scope["route"] = described  # the metrics count by route
         (job_id,) = request.path_params.values()
-        return await read(job_id, await caller_of(request))
+        response: Response = await described.endpoint(job_id, await caller_of(request))
+        return response
 
     return answer

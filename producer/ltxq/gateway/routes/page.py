@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from ltxq.settings import Settings
 
@@ -40,7 +39,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
-        return await page.index(request.scope)
+        return await page.get_response("index.html", request.scope)
 
     app.mount("/page", page, name="page")
 
@@ -74,7 +73,3 @@ class PageFiles(StaticFiles):
         policy = _POLICY.format(clips=f"'self' {self._clips}")
         response.headers.update({**_HEADERS, "content-security-policy": policy})
         return response
-
-    async def index(self, scope: Scope) -> Response:
-        """index.html."""
-        return await self.get_response("index.html", scope)

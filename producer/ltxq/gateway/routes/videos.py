@@ -60,9 +60,6 @@ class RemixVideo(BaseModel):
     prompt: str = Field(min_length=1, max_length=5000)
 
 
-_URL = {"type": "string", "format": "uri"}
-
-
 @router.post(
     "/videos",
     response_model=Video,
@@ -157,7 +154,7 @@ async def remix_video(
         **error_responses(409),
         302: {
             "description": "`location` is the file's URL.",
-            "headers": {"Location": {"schema": _URL}},
+            "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
         },
     },
 )
