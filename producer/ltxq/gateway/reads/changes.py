@@ -6,12 +6,19 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
 
 from ltxq.errors import LtxqError
-from ltxq.ledger import Subscription
 
 NEXT_SECONDS = 0.5  # how often the thread checks whether to end
 RESUBSCRIBE_SECONDS = 1.0  # between attempts to subscribe while the queue cannot be reached
+
+
+class Changes(Protocol):
+    """A subscription to the ids of changed jobs."""
+
+    def next(self, timeout: float) -> str | None:
+        """The next id, or None after `timeout` seconds."""
 
 
 class ChangeListener:
@@ -24,7 +31,7 @@ class ChangeListener:
 
     def __init__(
         self,
-        changes: Callable[[], AbstractContextManager[Subscription]],
+        changes: Callable[[], AbstractContextManager[Changes]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._changes = changes
