@@ -1,6 +1,4 @@
-"""`Client`: put a prompt on the queue, follow the job, get the clip's URL. A transport reaches the
-queue: transport.py, http.py.
-"""
+"""`Client`: put a prompt on the queue, follow the job, get the clip's URL."""
 
 from __future__ import annotations
 
@@ -93,7 +91,7 @@ class Client:
         Raises:
             JobNotFound
         """
-        return self._own(self._transport.get(job_id))
+        return owned(self._transport.get(job_id), self._owner)
 
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
         """The jobs that exist, by id. Cheaper than one `get` for each."""
@@ -136,8 +134,7 @@ class Client:
                         yield job
                     if job.finished:
                         return
-                pause = watch.pause(changes.look_after, time.monotonic())
-                _wait(changes, pause, stopped)
+                _wait(changes, watch.pause(changes.look_after, time.monotonic()), stopped)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once; ask a running one to stop (within a denoising step).
@@ -217,7 +214,7 @@ class Client:
         self,
         request: VideoRequest,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: str | None,
         retry_of: str | None = None,
         resent: bool | None = None,
     ) -> Job:
@@ -246,9 +243,6 @@ class Client:
             raise QueueUnavailable.of_submission(
                 exc.message, hint=exc.hint, idempotency_key=key
             ) from exc
-
-    def _own(self, job: Job) -> Job:
-        return owned(job, self._owner)
 
     def _check_own(self, job_id: str) -> None:
         if self._owner is not None:

@@ -1,7 +1,4 @@
-"""`HttpTransport`: the calls of a `Client` as requests to a gateway's `/v1/jobs`.
-
-http_connection.py sends the requests, http_events.py receives a job's events.
-"""
+"""`HttpTransport`: the calls of a `Client` as requests to a gateway's `/v1/jobs`."""
 
 from __future__ import annotations
 
@@ -101,10 +98,7 @@ class HttpTransport:
 
     def models(self) -> dict[str, ServedModel]:
         models = self._ask(_Models, "GET", "/v1/models")
-        return {
-            model.id: ServedModel(ready_workers=model.ready_workers, limits=model.limits)
-            for model in models.data
-        }
+        return {model.id: ServedModel(**dict(model)) for model in models.data}
 
     def check_storage(self) -> None:
         """Does nothing: the storage belongs to the gateway, and `/readyz` checks it."""

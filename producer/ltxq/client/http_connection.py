@@ -1,6 +1,6 @@
 """Requests to a gateway: one HTTP attempt, its errors as ltxq's, and retries for a few seconds.
 
-httpx2 is imported on first use. http.py knows the paths; this module does not.
+httpx2 is imported on first use.
 """
 
 from __future__ import annotations
@@ -62,12 +62,7 @@ class GatewayConnection:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             trust_env=not _is_loopback(url),  # HTTPS_PROXY is not for this machine
         )
-        self._poll_seconds: float | None = None  # the gateway's last advice
-
-    @property
-    def poll_seconds(self) -> float:
-        """Seconds between two readings of a job, as the gateway advised last."""
-        return self._poll_seconds or LOOK_SECONDS
+        self.poll_seconds = LOOK_SECONDS  # between readings of a job, as the gateway advised last
 
     def call(self, method: str, path: str, **what: Any) -> bytes:
         """The body of a 2xx answer. Sends the request again while the error is temporary.
@@ -120,12 +115,13 @@ class GatewayConnection:
                 body = self._read(response)
         except httpx2.HTTPError as exc:
             raise self._translated(exc) from exc
-        self._poll_seconds = _seconds(response.headers.get("openai-poll-after-ms"), 0.001)
+        advised = _seconds(response.headers.get("openai-poll-after-ms"), 0.001)
+        self.poll_seconds = advised or LOOK_SECONDS
         if response.is_success:
             return body
         error = refusal(self.where, response.status_code, response.headers, body)
         if response.status_code in (429, 502, 503, 504) and not isinstance(error, QueueFull):
-            pause = _seconds(response.headers.get("retry-after")) or 0
+            pause = _seconds(response.headers.get("retry-after"))
             raise _Temporary(error, perhaps_done=response.status_code != 429, pause=pause)
         raise error
 
@@ -179,9 +175,9 @@ def _pause(state: RetryCallState) -> float:
     return max(asked, _backoff(state))
 
 
-def _seconds(header: str | None, unit: float = 1.0) -> float | None:
-    """A header's whole number of `unit` seconds; None for anything else."""
-    return int(header) * unit if header and re.fullmatch("[0-9]{1,9}", header) else None
+def _seconds(header: str | None, unit: float = 1.0) -> float:
+    """A header's whole number of `unit` seconds; 0 for anything else."""
+    return int(header) * unit if header and re.fullmatch("[0-9]{1,9}", header) else 0
 
 
 def _is_loopback(url: str) -> bool:

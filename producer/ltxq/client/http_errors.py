@@ -24,7 +24,6 @@ from ltxq.errors import (
 LONGEST_TEXT = 2000  # characters of a message or a hint; the server may not be a gateway
 
 _KINDS: dict[str, type[LtxqError]] = {
-    "configuration_error": ConfigurationError,
     "idempotency_conflict": IdempotencyConflict,
     "job_not_finished": JobNotFinished,
     "job_not_found": JobNotFound,
@@ -69,7 +68,7 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
 def _ours(code: str, message: str, hint: str, fields: Mapping[str, Any]) -> LtxqError:
     retryable = bool(fields.get("retryable"))
     if code == "invalid_request":
-        return InvalidRequest(message, hint=hint, problems=_problems(message, fields))
+        return InvalidRequest(message, hint=hint, problems=_problems(fields))
     if code == "storage_unavailable":
         return (StorageUnavailable if retryable else StorageRefused)(message, hint=hint)
     # Rate limits and overload too: `watch` and `wait` survive them as they survive an outage.
@@ -94,11 +93,10 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
-def _problems(message: str, fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _problems(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """(field, reason) of each wrong field, as `InvalidRequest` has them."""
     listed = fields.get("problems")
-    if isinstance(listed, list):
-        found = [(p.get("field"), p.get("reason")) for p in listed if isinstance(p, dict)]
-        return tuple((str(field)[:100], str(reason)[:LONGEST_TEXT]) for field, reason in found)
-    param = _text(fields, "param")
-    return ((param, message.removeprefix(f"{param}: ")),) if param else ()
+    if not isinstance(listed, list):
+        return ()
+    found = [(p.get("field"), p.get("reason")) for p in listed if isinstance(p, dict)]
+    return tuple((str(field)[:100], str(reason)[:LONGEST_TEXT]) for field, reason in found)

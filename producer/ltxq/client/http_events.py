@@ -21,11 +21,7 @@ LONGEST_EVENT = 1024**2  # bytes
 
 
 class Events:
-    """Receives the events in a thread until it is closed.
-
-    Args:
-        path: of the job's events.
-    """
+    """Receives the events at `path` in a thread until it is closed."""
 
     def __init__(self, gateway: GatewayConnection, path: str) -> None:
         self._gateway, self._path = gateway, path

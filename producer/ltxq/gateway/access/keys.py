@@ -54,10 +54,8 @@ class ApiKeys:
 
     def __init__(self, text: str) -> None:
         self._hashes: list[tuple[str, str]] = []
-        for place, entry in enumerate(re.split(r"[,\s]+", text.strip(", \t\r\n")), start=1):
+        for place, entry in enumerate(re.findall(r"[^,\s]+", text), start=1):
             name, _, digest = entry.partition("=")
-            if not entry:
-                continue
             if _NAME.fullmatch(name) is None or _HASH.fullmatch(digest) is None:
                 raise ValueError(
                     f"entry {place} is not name=hash; `ltxq key NAME` makes a key and its entry"

@@ -152,11 +152,7 @@ def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:
 
 
 def _refuse_files_of(cut: bytes, boundary: bytes) -> None:
-    """Refuse a form that is too large by the name of its file, if it has one.
-
-    Args:
-        cut: the part of the form that was read.
-    """
+    """Refuse a form that is too large by the name of its file, if the part read has one."""
     with suppress(FormParserError):
         _parse(cut + b"\r\n--" + boundary + b"--\r\n", boundary, lambda _: None, lambda: None)
 
