@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 PROMPT := $(value PROMPT)
 export PROMPT
 
+# The tests start hundreds of processes: what Python has compiled is kept, outside of the tree.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+
 .PHONY: help demo quick test test-all chaos fuzz bench fix check docs lock clean
 .DEFAULT_GOAL := help
 

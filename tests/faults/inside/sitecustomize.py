@@ -17,7 +17,8 @@ from pathlib import Path
 
 import ltxq_worker.process.runner
 import ltxq_worker.supervisor.supervisor
-from ltxq.ledger import Ledger
+from ltxq.ledger.claims import Claims
+from ltxq.ledger.jobs import JobStore
 from ltxq.storage import Storage
 from ltxq_worker.pipeline.instant import InstantPipeline
 from ltxq_worker.process.attempt import Attempt
@@ -71,6 +72,6 @@ def hang(self, request, report):
 Attempt.report = report_and_misbehave
 before(Runner, "_outcome", lambda self, attempt, *_: now.set(attempt.claim))
 before(Storage, "put", lambda *_, **__: misbehave("upload"))
-before(Ledger, "finish", lambda *_, **__: misbehave("finish"))
-before(Ledger, "get", lambda *_: misbehave("tell"))
+before(Claims, "finish", lambda *_, **__: misbehave("finish"))
+before(JobStore, "get", lambda *_: misbehave("tell"))
 before(InstantPipeline, "generate", hang)
