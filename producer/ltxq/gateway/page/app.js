@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import * as dialogs from "./dialogs.js";
 import * as view from "./view.js";
+import { active, find } from "./view.js";
 import * as words from "./words.js";
 
 const BUSY_MS = 2000; // between refreshes while a job is queued or running
@@ -12,7 +13,6 @@ const FOLLOWED = 2; // event streams; a browser opens only six connections to a 
 const PAGE = 24; // clips
 const MOST = 100; // jobs in one answer
 
-const find = (selector) => document.querySelector(selector);
 const form = find("#form");
 
 const jobs = new Map(); // by id
@@ -23,8 +23,6 @@ let older; // start of the next page of older clips; null: no more pages
 let sending = false;
 let locked = false; // the gateway needs an API key, and this tab has none
 let timer = 0;
-
-const active = (job) => job.state === "queued" || job.state === "running";
 
 // `asked`: when the request was sent that read the job; Infinity: it is newer than all of them.
 function update(job, asked = Infinity) {

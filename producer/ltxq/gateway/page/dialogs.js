@@ -1,10 +1,9 @@
 // The three dialogs: the player, the API key, and the question before a deletion.
 
 import { key } from "./api.js";
-import { safe } from "./view.js";
+import { find, safe } from "./view.js";
 import * as words from "./words.js";
 
-const find = (selector) => document.querySelector(selector);
 const player = find("#player");
 const video = find("#player video");
 const sure = find("#sure");

@@ -5,7 +5,7 @@ import * as words from "./words.js";
 
 const EXPIRES_SOON_MS = 60_000;
 
-const find = (selector, within = document) => within.querySelector(selector);
+export const find = (selector, within = document) => within.querySelector(selector);
 
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -14,13 +14,15 @@ function setText(element, text) {
 // A URL of the storage. Other schemes than http(s) could run scripts.
 export const safe = (url) => (/^https?:/.test(url ?? "") ? url : "");
 
+export const active = (job) => job.state === "queued" || job.state === "running";
+
 function kindOf(job) {
-  if (job.state === "queued" || job.state === "running") return "job";
+  if (active(job)) return "job";
   return job.state === "succeeded" ? "clip" : "ended";
 }
 
 function made(job, kind) {
-  const item = find(`#${kind}`, document).content.firstElementChild.cloneNode(true);
+  const item = find(`#${kind}`).content.firstElementChild.cloneNode(true);
   item.dataset.id = job.id;
   item.dataset.kind = kind;
   setText(find(":scope > .prompt", item), job.request.prompt);
@@ -94,10 +96,10 @@ export function show(jobs) {
     (b.state === "running") - (a.state === "running") ||
     (a.queue_position ?? 0) - (b.queue_position ?? 0) ||
     newest(b, a);
-  const active = jobs.filter((job) => kindOf(job) === "job");
-  setText(find("#queue-title .count"), active.length ? String(active.length) : "");
-  arrange(find("#queue"), active.sort(turn));
-  arrange(find("#clips"), jobs.filter((job) => kindOf(job) !== "job").sort(newest));
+  const queue = jobs.filter(active);
+  setText(find("#queue-title .count"), queue.length ? String(queue.length) : "");
+  arrange(find("#queue"), queue.sort(turn));
+  arrange(find("#clips"), jobs.filter((job) => !active(job)).sort(newest));
 }
 
 export function showModels(models) {
