@@ -255,7 +255,7 @@ def test_an_ltxq_url_that_is_set_later_is_used(
         calls.append(1)
         return world.client() if len(calls) > 3 else None
 
-    playlist = Playlist()
+    playlist = Playlist(ClipCache())
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
     playlist.set_request(
@@ -276,7 +276,7 @@ def test_changed_settings_are_used_at_once(world: World, monkeypatch: pytest.Mon
         clients.append(world.client())
         return clients[-1]
 
-    playlist = Playlist()
+    playlist = Playlist(ClipCache())
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
     playlist.set_request(
@@ -296,7 +296,7 @@ def test_changed_settings_are_used_at_once(world: World, monkeypatch: pytest.Mon
 def test_the_queue_is_left_alone_while_scope_does_not_call() -> None:
     """Scope does not report a stopped stream; after a minute without calls the fetcher waits."""
     now = [0.0]
-    playlist = Playlist(clock=lambda: now[0])
+    playlist = Playlist(ClipCache(), clock=lambda: now[0])
     requested = PlaybackRequest(VideoRequest(prompt="a fox"), 1)
     playlist.set_request(requested)
     now[0] += IDLE_SECONDS + 1
@@ -320,9 +320,9 @@ def test_the_clip_cache_is_bounded() -> None:
     playlist = Playlist(cache)
     for seed in range(3 * MAX_CLIPS):
         playlist.add_clip(VideoRequest(prompt="a fox", seed=seed), DownloadedClip(b"x"))
-    assert len(cache) == MAX_CLIPS
+    assert len(cache._clips) == MAX_CLIPS
     playlist.add_clip(VideoRequest(prompt="a fox", seed=99), DownloadedClip(bytes(300 * 1024**2)))
-    assert len(cache) == 1
+    assert len(cache._clips) == 1
 
 
 def test_a_session_keeps_its_clip_when_other_sessions_evict_it_from_the_cache() -> None:
@@ -332,7 +332,7 @@ def test_a_session_keeps_its_clip_when_other_sessions_evict_it_from_the_cache() 
     playlist.set_request(PlaybackRequest(request, 1))
     playlist.add_clip(request, DownloadedClip(b"x"))
     other.add_clip(VideoRequest(prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
-    assert request not in cache
+    assert cache.get(request) is None
     assert playlist.to_submit([]) == []
     clip = playlist.next_to_decode()
     assert clip is not None

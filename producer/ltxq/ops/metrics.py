@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from socketserver import ThreadingMixIn
 from types import MappingProxyType
@@ -34,6 +36,7 @@ from ltxq.settings import Address, Settings
 log = logging.getLogger("ltxq")
 
 REQUEST_SECONDS = 10.0  # a scraper may take to say what it wants
+UP = "1 if Redis answers, else 0."
 OTHER = "other"  # models that had no worker for a week: a stranger may name any
 WORKER_STATES = (*get_args(WorkerState), "away")
 # What the ledger counts of a queue, as the metrics say it: name → (metric, label).
@@ -49,6 +52,8 @@ WEBHOOKS = {
     "webhook_given_up": "given_up",
 }
 
+Samples = Counter[tuple[str, ...]]  # by the values of the labels
+
 
 class FleetCollector(Collector):
     """What the ledger knows: queues, workers, outcomes, webhooks."""
@@ -63,62 +68,47 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics now; of a Redis that is away, only that it is."""
-        up = GaugeMetricFamily("ltxq_ledger_up", "1 if Redis answers, else 0.")
         try:
             figures = self._ledger.fleet.figures()
         except LtxqError as exc:
             log.debug("Redis gives no metrics of the fleet: %s", exc)
-            up.add_metric((), 0)
-            yield up
+            yield GaugeMetricFamily("ltxq_ledger_up", UP, 0)
             return
-        up.add_metric((), 1)
-        yield up
+        yield GaugeMetricFamily("ltxq_ledger_up", UP, 1)
         yield from _queues(figures, self._default_model)
         yield from _counts(figures, self._default_model)
         yield from _whole(figures)
 
 
-def _shown(figures: FleetFigures, default_model: str) -> Callable[[str], str]:
-    known = {default_model, *figures.served}
-    return lambda model: model if model in known else OTHER
-
-
 def _queues(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
-    shown = _shown(figures, default_model)
-    depth: dict[tuple[str, str], int] = {}
-    oldest: dict[tuple[str, str], float] = {}
-    running: dict[tuple[str], int] = {}
-    unfinished: dict[tuple[str], int] = {(default_model,): 0}
+    models = {default_model, *figures.served}
+    depth, running, unfinished = Samples(), Samples(), Samples({(default_model,): 0})
+    oldest: dict[tuple[str, ...], float] = {}
     for queue in figures.queues:
-        model = shown(queue.model)
+        model = queue.model if queue.model in models else OTHER
         for priority, waiting in queue.waiting.items():
-            _add(depth, (model, priority), waiting.jobs)
+            depth[model, priority] += waiting.jobs
             oldest[model, priority] = max(oldest.get((model, priority), 0.0), waiting.oldest)
-        _add(running, (model,), queue.running)
-        _add(unfinished, (model,), queue.running + queue.depth)
-    workers = {(model, s): 0 for model in (default_model, *figures.served) for s in WORKER_STATES}
+        running[model,] += queue.running
+        unfinished[model,] += queue.running + queue.depth
+    workers = Samples({(model, state): 0 for model in models for state in WORKER_STATES})
     for worker in figures.workers:
-        _add(workers, (shown(worker.model), worker.state), 1)
-    yield _family(
-        GaugeMetricFamily, "ltxq_queue_depth", "Queued jobs.", ("model", "priority"), depth
-    )
-    yield _family(
-        GaugeMetricFamily,
+        workers[worker.model if worker.model in models else OTHER, worker.state] += 1
+    yield _gauge("ltxq_queue_depth", "Queued jobs.", ("model", "priority"), depth)
+    yield _gauge(
         "ltxq_queue_oldest_age_seconds",
         "Seconds since the oldest queued job was submitted; 0 if none is queued.",
         ("model", "priority"),
         oldest,
     )
-    yield _family(GaugeMetricFamily, "ltxq_running_jobs", "Running jobs.", ("model",), running)
-    yield _family(
-        GaugeMetricFamily,
+    yield _gauge("ltxq_running_jobs", "Running jobs.", ("model",), running)
+    yield _gauge(
         "ltxq_unfinished_jobs",
         "Queued and running jobs; use it to scale workers.",
         ("model",),
         unfinished,
     )
-    yield _family(
-        GaugeMetricFamily,
+    yield _gauge(
         "ltxq_workers",
         "Workers by what their supervisor last said; away: it was not heard for 10 s.",
         ("model", "state"),
@@ -127,52 +117,43 @@ def _queues(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
 
 
 def _counts(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
-    shown = _shown(figures, default_model)
-    submitted: dict[tuple[str], int] = {}
-    claimed: dict[tuple[str], int] = {}
-    finished: dict[tuple[str, str, str], int] = {}
-    requeued: dict[tuple[str, str], int] = {}
-    webhooks: dict[tuple[str], int] = dict.fromkeys(((o,) for o in WEBHOOKS.values()), 0)
-    for model in (default_model, *figures.served):
-        requeued |= {(model, reason): 0 for reason in REQUEUED.values()}
-        finished |= {(model, state, ""): 0 for state in ("succeeded", "cancelled")}
+    models = {default_model, *figures.served}
+    submitted, claimed = Samples(), Samples()
+    webhooks = Samples({(outcome,): 0 for outcome in WEBHOOKS.values()})
+    requeued = Samples({(model, reason): 0 for model in models for reason in REQUEUED.values()})
+    finished = Samples(
+        {(model, state, ""): 0 for model in models for state in ("succeeded", "cancelled")}
+    )
     for name, counted in figures.totals.items():
-        model = shown(name)
+        model = name if name in models else OTHER
         for what, number in counted.items():
             state, _, code = what.partition(":")
             if what == "submitted":
-                _add(submitted, (model,), number)
+                submitted[model,] += number
             elif what == "claimed":
-                _add(claimed, (model,), number)
+                claimed[model,] += number
             elif what in REQUEUED:
-                _add(requeued, (model, REQUEUED[what]), number)
+                requeued[model, REQUEUED[what]] += number
             elif what in WEBHOOKS:
-                _add(webhooks, (WEBHOOKS[what],), number)
+                webhooks[WEBHOOKS[what],] += number
             elif state in ("succeeded", "failed", "cancelled"):
-                _add(finished, (model, state, code if state == "failed" else ""), number)
-    yield _family(
-        CounterMetricFamily, "ltxq_jobs_submitted", "Jobs accepted.", ("model",), submitted
-    )
-    yield _family(
-        CounterMetricFamily, "ltxq_jobs_claimed", "Claims by workers.", ("model",), claimed
-    )
-    yield _family(
-        CounterMetricFamily,
+                finished[model, state, code if state == "failed" else ""] += number
+    yield _counter("ltxq_jobs_submitted", "Jobs accepted.", ("model",), submitted)
+    yield _counter("ltxq_jobs_claimed", "Claims by workers.", ("model",), claimed)
+    yield _counter(
         "ltxq_jobs_finished",
         "Jobs by their final state; code: of the error of a failed one.",
         ("model", "state", "code"),
         finished,
     )
-    yield _family(
-        CounterMetricFamily,
+    yield _counter(
         "ltxq_jobs_requeued",
         "Jobs queued again: their worker was lost with them on its GPU, its lease ended, it gave "
         "them back, or their message was lost.",
         ("model", "reason"),
         requeued,
     )
-    yield _family(
-        CounterMetricFamily,
+    yield _counter(
         "ltxq_webhook_attempts",
         "Attempts to deliver a webhook; given_up: the last of a day's.",
         ("outcome",),
@@ -206,17 +187,21 @@ def _whole(figures: FleetFigures) -> Iterator[Metric]:
             yield GaugeMetricFamily(name, help_text, value)
 
 
-def _add(into: dict[Any, Any], labels: tuple[str, ...], number: float) -> None:
-    into[labels] = into.get(labels, 0) + number
-
-
 def _family(
-    kind: Callable[..., Any], name: str, text: str, labels: tuple[str, ...], values: dict[Any, Any]
+    kind: Callable[..., Any],
+    name: str,
+    text: str,
+    labels: tuple[str, ...],
+    samples: Mapping[tuple[str, ...], float],
 ) -> Metric:
     family = kind(name, text, labels=labels)
-    for value_labels, value in sorted(values.items()):
-        family.add_metric(value_labels, value)
+    for values, number in sorted(samples.items()):
+        family.add_metric(values, number)
     return family  # type: ignore[no-any-return]
+
+
+_gauge = partial(_family, GaugeMetricFamily)
+_counter = partial(_family, CounterMetricFamily)
 
 
 def new_registry() -> CollectorRegistry:
@@ -312,11 +297,7 @@ def served_metrics(settings: Settings, registry: CollectorRegistry) -> Iterator[
     if settings.metrics_address is None:
         yield
         return
-    ledger = Ledger.from_settings(settings)
-    registry.register(FleetCollector(ledger, default_model=settings.default_model))
-    server = MetricsServer(settings.metrics_address, registry)
-    try:
-        yield
-    finally:
-        server.close()
-        ledger.close()
+    with closing(Ledger.from_settings(settings)) as ledger:
+        registry.register(FleetCollector(ledger, default_model=settings.default_model))
+        with closing(MetricsServer(settings.metrics_address, registry)):
+            yield

@@ -19,13 +19,6 @@ class ClipCache:
         # By request; the most recently used clip is the last one.
         self._clips: OrderedDict[str, DownloadedClip] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def __contains__(self, request: VideoRequest) -> bool:
-        with self._lock:
-            return _key(request) in self._clips
-
     def get(self, request: VideoRequest) -> DownloadedClip | None:
         """The request's clip, which counts as used now."""
         with self._lock:

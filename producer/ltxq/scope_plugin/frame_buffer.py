@@ -79,7 +79,10 @@ class FrameBuffer:
         Args:
             patient: return no frames while there are fewer than `count` and more are decoded.
         """
-        if not self._frames or not self._can_start(self._frames[0].clip):
+        if not self._frames:
+            return []
+        first = self._frames[0].clip
+        if not (first.started or first.decoded) and self.has_room():
             return []
         rate = self.next_rate
         taken = list(
@@ -106,6 +109,3 @@ class FrameBuffer:
             clip.dropped = condition(clip)
         self.clips = [clip for clip in self.clips if not clip.dropped]
         self._frames = deque(frame for frame in self._frames if not frame.clip.dropped)
-
-    def _can_start(self, clip: BufferedClip) -> bool:
-        return clip.started or clip.decoded or not self.has_room()

@@ -7,11 +7,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from fractions import Fraction
 from typing import Any
 
 from scope.core.pipelines.interface import Pipeline
-from scope.server.media_packets import MediaTimestamp
 
 from ltxq.scope_plugin.clip_cache import ClipCache
 from ltxq.scope_plugin.config import Ltx2QueueConfig
@@ -36,7 +34,7 @@ class Ltx2QueuePipeline(Pipeline):  # type: ignore[misc]  # Scope has no types h
         """`parameters`: the settings' defaults and load parameters; unknown ones are ignored."""
         super().__init__()
         cache = ClipCache()
-        self._sessions = Sessions(lambda: Session(parameters, cache, _timestamp))
+        self._sessions = Sessions(lambda: Session(parameters, cache))
         self._last_logged: str | None = None  # the plugin's own last error in the log
         weakref.finalize(self, self._sessions.close)
 
@@ -59,9 +57,5 @@ class Ltx2QueuePipeline(Pipeline):  # type: ignore[misc]  # Scope has no types h
                 log.exception("%s", error)
             self._last_logged = error
             if session is not None:
-                session.last_error = error
+                session.playlist.last_error = error
             return {}
-
-
-def _timestamp(pts: int, time_base: Fraction) -> Any:
-    return MediaTimestamp(pts=pts, time_base=time_base)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
+
+from scope.server.media_packets import MediaTimestamp
 
 from ltxq.scope_plugin.clip import Picture
 from ltxq.scope_plugin.frame_buffer import Frame
@@ -18,8 +20,6 @@ CHUNK_FRAMES = 3
 AHEAD_SECONDS = 0.25  # output ahead of the wall clock
 LATE_SECONDS = 0.1  # with less than that ahead, the last frame is repeated if none is decoded
 
-TimestampFactory = Callable[[int, Fraction], Any]  # (pts, time base) to Scope's MediaTimestamp
-
 
 class Player:
     """Plays a playlist. Never waits; every output has as much sound as picture.
@@ -28,12 +28,9 @@ class Player:
     silence of its own, and all later sound would be late by that much.
     """
 
-    def __init__(
-        self, playlist: Playlist, timestamp: TimestampFactory, timeline: Timeline | None = None
-    ) -> None:
+    def __init__(self, playlist: Playlist) -> None:
         self._playlist = playlist
-        self._timestamp = timestamp
-        self._timeline = timeline or Timeline()
+        self._timeline = Timeline()
         self._rate = Fraction(24)  # frames per second of the last output
         self._last: Picture | None = None  # None: this session has not output a frame
 
@@ -74,7 +71,7 @@ class Player:
                 offset = start - starts[0]
                 sound[:, offset : offset + part.shape[1]] = part
         time_base = Fraction(1, SAMPLE_RATE)
-        stamps = [self._timestamp(start, time_base) for start in starts[:-1]]
+        stamps = [MediaTimestamp(pts=start, time_base=time_base) for start in starts[:-1]]
         return {
             # numpy copies here: torch would split a copy of that size among threads and wait for
             # the slowest.

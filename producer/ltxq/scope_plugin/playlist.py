@@ -31,10 +31,8 @@ class Playlist:
         cache: clips with a fixed seed; other sessions may share it.
     """
 
-    def __init__(
-        self, cache: ClipCache | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._cache = ClipCache() if cache is None else cache
+    def __init__(self, cache: ClipCache, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cache = cache
         self._clock = clock
         self._changed = threading.Condition()
         self._changes = 0

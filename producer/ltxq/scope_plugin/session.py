@@ -17,7 +17,7 @@ from ltxq.scope_plugin.clip_cache import ClipCache
 from ltxq.scope_plugin.decoder import decode
 from ltxq.scope_plugin.fetcher import Fetcher
 from ltxq.scope_plugin.playback_request import ParameterReader, PlaybackRequest
-from ltxq.scope_plugin.player import Player, TimestampFactory
+from ltxq.scope_plugin.player import Player
 from ltxq.scope_plugin.playlist import Playlist
 
 log = logging.getLogger("ltxq.scope")
@@ -31,41 +31,29 @@ class Session:
     Args:
         loaded: the pipeline's load parameters.
         cache: clips with a fixed seed, shared with other sessions.
-        timestamp: makes Scope's MediaTimestamp.
     """
 
-    def __init__(
-        self, loaded: Mapping[str, Any], cache: ClipCache, timestamp: TimestampFactory
-    ) -> None:
+    def __init__(self, loaded: Mapping[str, Any], cache: ClipCache) -> None:
+        self.playlist = Playlist(cache)
         self._reader = ParameterReader(loaded)
-        self._playlist = Playlist(cache)
-        self._player = Player(self._playlist, timestamp)
+        self._player = Player(self.playlist)
         self._init_cache = False  # the last call had `init_cache`
-        self._thread: weakref.ref[threading.Thread] | None = None
-        for name, function in (
-            ("ltxq-fetcher", Fetcher(self._playlist, connection.connect).run),
-            ("ltxq-decoder", lambda playlist=self._playlist: decode(playlist)),
-        ):
-            threading.Thread(target=function, name=name, daemon=True).start()
-
-    @property
-    def last_error(self) -> str | None:
-        """Why no clip plays; None: no error."""
-        return self._playlist.last_error
-
-    @last_error.setter
-    def last_error(self, error: str | None) -> None:
-        self._playlist.last_error = error
+        self._thread: Callable[[], threading.Thread | None] = lambda: None  # a weak reference
+        fetch = Fetcher(self.playlist, connection.connect).run
+        threading.Thread(target=fetch, name="ltxq-fetcher", daemon=True).start()
+        threading.Thread(
+            target=decode, args=(self.playlist,), name="ltxq-decoder", daemon=True
+        ).start()
 
     @property
     def free(self) -> bool:
         """Whether no living thread of Scope's uses this session."""
-        thread = None if self._thread is None else self._thread()
+        thread = self._thread()
         return thread is None or not thread.is_alive()
 
     def belongs_to(self, thread: threading.Thread) -> bool:
         """Whether `thread` uses this session."""
-        return self._thread is not None and self._thread() is thread
+        return self._thread() is thread
 
     def begin(self, thread: threading.Thread) -> None:
         """Hand the session to `thread`. It gets no frame that the thread before it was playing."""
@@ -73,20 +61,20 @@ class Session:
         self._init_cache = True
         self._reader.start_session()
         self._player.start_session()
-        self._playlist.restart(new_session=True)
+        self.playlist.restart(new_session=True)
 
     def output(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The output of one call by Scope; {}: none is due."""
         init_cache = bool(parameters.get("init_cache"))
         if init_cache and not self._init_cache:  # Scope's reset button
-            self._playlist.restart(new_session=False)
+            self.playlist.restart(new_session=False)
         self._init_cache = init_cache  # Scope repeats `init_cache` until it gets an output
-        self._playlist.set_request(self._read(parameters))
+        self.playlist.set_request(self._read(parameters))
         return self._player.output()
 
     def close(self) -> None:
         """End the two threads and cancel the session's jobs."""
-        self._playlist.close()
+        self.playlist.close()
 
     def _read(self, parameters: Mapping[str, Any]) -> PlaybackRequest | None:
         try:
@@ -94,9 +82,9 @@ class Session:
         except InvalidRequest as exc:
             # Only the text: the exception's traceback would keep the pipeline alive.
             error = f"A parameter is invalid, so no clip is requested: {exc}"
-            if error != self.last_error:
+            if error != self.playlist.last_error:
                 log.warning("%s", error)
-            self.last_error = error
+            self.playlist.last_error = error
             return None
 
 
@@ -119,7 +107,8 @@ class Sessions:
     @property
     def last_error(self) -> str | None:
         """The error of the first session that has one; None: no error."""
-        return next((s.last_error for s in self._sessions if s.last_error), None)
+        errors = (session.playlist.last_error for session in self._sessions)
+        return next(filter(None, errors), None)
 
     def of(self, thread: threading.Thread) -> Session:
         """The session of `thread`; at the thread's first call it begins."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from fractions import Fraction
 
 SAMPLE_RATE = 48_000  # Hz: what WebRTC plays, so that Scope resamples nothing
@@ -31,8 +30,7 @@ class Timeline:
     waits until Scope has played its queues.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._started_at: float | None = None  # wall-clock time of the first output
         self._position = Fraction(0)  # samples; a frame need not be a whole number of them
         self._queued = 0.0  # seconds in Scope's queues after the last output, at most
@@ -50,7 +48,7 @@ class Timeline:
         """Seconds of output that Scope has not played yet; negative: Scope ran out of it."""
         if self._started_at is None:
             return 0.0
-        return float(self._position / SAMPLE_RATE) - (self._clock() - self._started_at)
+        return float(self._position / SAMPLE_RATE) - (time.monotonic() - self._started_at)
 
     def must_drain(self, rate: Fraction) -> bool:
         """Whether to output nothing now, because Scope still plays what it queued before a stall.
@@ -60,7 +58,7 @@ class Timeline:
         Args:
             rate: frames per second of the last output.
         """
-        now = self._clock()
+        now = time.monotonic()
         pause, self._called_at = now - self._called_at, now
         if self._started_at is None:
             return False
@@ -76,7 +74,7 @@ class Timeline:
         Returns:
             The sample at which each frame begins, and the one at which the last frame ends.
         """
-        now = self._clock()
+        now = time.monotonic()
         if self._started_at is None:
             self._started_at = now
         wall = (now - self._started_at) * SAMPLE_RATE

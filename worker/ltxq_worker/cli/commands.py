@@ -133,9 +133,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
         with held_signals():
             _sleep_until_a_signal(stack)
             screen.note("Stopping after the running job; Ctrl-C again gives it back to the queue.")
-            stack.stop_flower()
-            stack.stop_gateway()
-            stack.stop_worker()
+            stack.close()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
 
 

@@ -27,6 +27,7 @@ from ltxq.errors import ConfigurationError, MissingExtra
 
 PATIENCE = 20.0  # seconds a server may take to start; Redis reads its whole file first
 POLL = 0.01  # seconds between two looks at a starting server's log
+GRACE = 10.0  # seconds a process may take to stop before it is killed
 TRIES = 5  # free ports tried: another process may take one before the server does
 
 LOOPBACK = "127.0.0.1"
@@ -43,15 +44,9 @@ class EmbeddedServer:
         self.port = port
         self.log = log
 
-    def stop(self, patience: float = 10.0) -> None:
-        """End the server, gently for `patience` seconds. A second call does nothing."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.process.wait()
+    def stop(self) -> None:
+        """End the server. A second call does nothing."""
+        stop(self.process)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +84,7 @@ class RedisServer(EmbeddedServer):
             ConfigurationError: there is no redis-server, or it does not start; with its reason.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        binary = redis_binary()
+        binary, log = redis_binary(), folder / "redis.log"
 
         def launch(port: int) -> RedisServer:
             settings = {
@@ -104,8 +99,7 @@ class RedisServer(EmbeddedServer):
                 settings["requirepass"] = _quoted(password)
             # By its standard input, so that the password is in no list of processes.
             config = "".join(f"{key} {value}\n" for key, value in settings.items())
-            process = spawn([binary, "-"], folder / "redis.log", config=config)
-            server = cls(process, port, folder / "redis.log")
+            server = cls(spawn([binary, "-"], log, config=config), port, log)
             server.password = password
             return _ready(server, "Redis", b"Ready to accept connections")
 
@@ -151,8 +145,7 @@ class S3Server(EmbeddedServer):
         (folder / bucket).mkdir(parents=True, exist_ok=True)
         access_key = access_key or secrets.token_hex(10)
         secret_key = secret_key or secrets.token_hex(20)
-        binary = rclone_binary()
-        log = folder / "s3.log"
+        binary, log = rclone_binary(), folder / "s3.log"
 
         def launch(port: int) -> S3Server:
             command = [binary, "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{port}"]
@@ -286,6 +279,17 @@ def spawn(
             env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C is for the parent, which stops things in order
         )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, gently at first, and wait."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
 
 
 def _ready(server: _Server, name: str, sign: bytes) -> _Server:

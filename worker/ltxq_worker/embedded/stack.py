@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Self
 
 from ltxq.errors import ConfigurationError, LtxqError
@@ -28,11 +29,11 @@ from ltxq_worker.embedded.servers import (
     free_port,
     port_is_free,
     spawn,
+    stop,
 )
 
 SERVERS = "servers.json"  # ports and keys
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-GATEWAY_SECONDS = 10.0  # for the requests under way when it is told to stop
 LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
 USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080, "flower_port": 5555}
 # What Flower's table of tasks shows, from the left.
@@ -62,9 +63,6 @@ class Stack:
     def __init__(self, folder: Path, *, model: str, ports: dict[str, int] | None = None) -> None:
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._gateway: subprocess.Popen[bytes] | None = None
-        self._flower: subprocess.Popen[bytes] | None = None
         with ExitStack() as parts:
             parts.enter_context(_lock(self.folder))
             kept = _kept(self.folder, ports or {})
@@ -83,13 +81,14 @@ class Stack:
                     secret_key=kept["secret_key"],
                 )
             )
-            self._http_port = kept["http_port"] or free_port()
-            ports = {"redis_port": self.redis.port, "s3_port": self.s3.port}
-            self._flower_port = kept["flower_port"] or free_port()
-            self._flower_password = kept["flower_password"]
-            kept |= ports | {"http_port": self._http_port, "flower_port": self._flower_port}
+            kept["redis_port"], kept["s3_port"] = self.redis.port, self.s3.port
+            kept["http_port"] = kept["http_port"] or free_port()
+            kept["flower_port"] = kept["flower_port"] or free_port()
             _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
+        self._kept = kept
+        # What runs, by a name for people.
+        self.processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
         self.environment = {
             "LTXQ_URL": self.redis.url,
             "LTXQ_S3_ENDPOINT": self.s3.endpoint,
@@ -118,12 +117,10 @@ class Stack:
         Args:
             log: gets what it says; None: standard error does.
         """
-        self.use_here()
-        command = [sys.executable, "-m", "ltxq", "worker", "--model", model, "--gpus", gpus]
         # Folder and name of its own: another stack's worker may run beside it.
         spool = {"LTXQ_SPOOL_DIR": str(self.folder / "spool")}
-        self._worker = spawn([*command, "--name", "local"], log, environment=spool)
-        self._parts.callback(self.stop_worker)
+        command = ["ltxq", "worker", "--model", model, "--gpus", gpus, "--name", "local"]
+        self._parts.callback(_stop_worker, self._start("The worker", command, log, spool))
 
     def start_gateway(self, log: Path | None = None) -> str:
         """Start `ltxq gateway` here; returns its address once it answers there.
@@ -134,14 +131,13 @@ class Stack:
         Raises:
             LtxqError: a part has ended by itself meanwhile, the gateway perhaps.
         """
-        self.use_here()
-        command = [sys.executable, "-m", "ltxq", "gateway", "--port", str(self._http_port)]
-        self._gateway = spawn(command, log)
-        self._parts.callback(self.stop_gateway)
-        while port_is_free(self._http_port):
+        port = self._kept["http_port"]
+        command = ["ltxq", "gateway", "--port", str(port)]
+        self._parts.callback(stop, self._start("The gateway", command, log))
+        while port_is_free(port):
             self.check()
             time.sleep(LOOK_SECONDS)
-        return f"http://{LOOPBACK}:{self._http_port}"
+        return f"http://{LOOPBACK}:{port}"
 
     def start_flower(self, log: Path | None = None) -> str:
         """Start Flower here; returns its address, with the user and password it asks for.
@@ -149,30 +145,30 @@ class Stack:
         Args:
             log: as of the worker.
         """
-        self.use_here()
-        command = [sys.executable, "-m", "celery", "-A", "ltxq.celery:app", "flower"]
+        port, login = self._kept["flower_port"], f"flower:{self._kept['flower_password']}"
+        # By the environment, so that the password is in no list of processes.
         options = {
             "FLOWER_ADDRESS": LOOPBACK,
-            "FLOWER_PORT": str(self._flower_port),
+            "FLOWER_PORT": str(port),
             "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
-            "FLOWER_BASIC_AUTH": f"flower:{self._flower_password}",
+            "FLOWER_BASIC_AUTH": login,
         }
-        # By the environment, so that the password is in no list of processes. Below errors it tells
-        # of workers that do not answer yet, while they load.
-        self._flower = spawn([*command, "--logging=error"], log, environment=options)
-        self._parts.callback(self.stop_flower)
-        return f"http://flower:{self._flower_password}@{LOOPBACK}:{self._flower_port}"
+        # Below errors it tells of workers that do not answer yet, while they load.
+        command = ["celery", "-A", "ltxq.celery:app", "flower", "--logging=error"]
+        self._parts.callback(stop, self._start("Flower", command, log, options))
+        return f"http://{login}@{LOOPBACK}:{port}"
 
-    @property
-    def processes(self) -> dict[str, subprocess.Popen[bytes]]:
-        """What runs, by a name for people."""
-        processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
-        started = {
-            "The worker": self._worker,
-            "The gateway": self._gateway,
-            "Flower": self._flower,
-        }
-        return processes | {name: process for name, process in started.items() if process}
+    def _start(
+        self,
+        name: str,
+        command: list[str],
+        log: Path | None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.Popen[bytes]:
+        self.use_here()
+        process = spawn([sys.executable, "-m", *command], log, environment=environment)
+        self.processes[name] = process
+        return process
 
     def check(self) -> None:
         """Raise LtxqError if a part has ended by itself."""
@@ -180,40 +176,26 @@ class Stack:
             if process.poll() is not None:
                 raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
 
-    def stop_gateway(self) -> None:
-        """Let the gateway finish what it answers, and wait."""
-        _stop(self._gateway)
-
-    def stop_flower(self) -> None:
-        """End Flower, which holds nothing."""
-        _stop(self._flower)
-
-    def stop_worker(self) -> None:
-        """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
-        if self._worker is None or self._worker.poll() is not None:
-            return
-        self._worker.terminate()
-        with held_signals():
-            while self._worker.poll() is None:
-                if signal.sigtimedwait(STOP_SIGNALS, LOOK_SECONDS):
-                    self._worker.terminate()
+    def close(self) -> None:
+        """End everything, the last started first."""
+        self._parts.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: Any) -> None:
-        self._parts.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _stop(process: subprocess.Popen[bytes] | None) -> None:
-    if process is None or process.poll() is not None:
+def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
+    """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
+    if worker.poll() is not None:
         return
-    process.terminate()
-    try:
-        process.wait(GATEWAY_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    worker.terminate()
+    with held_signals():
+        while worker.poll() is None:
+            if signal.sigtimedwait(STOP_SIGNALS, LOOK_SECONDS):
+                worker.terminate()
 
 
 @contextmanager
