@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
-from collections.abc import AsyncIterator, Collection
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ltxq.client.client import Client
 from ltxq.client.transport import Transport
-from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
-from ltxq.limits import ServedModel
+from ltxq.job import Job
 from ltxq.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_thread(
+    method: Callable[Concatenate[Client, P], T],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    @functools.wraps(method)
+    async def call(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(method, self._client, *args, **kwargs)
+
+    return call
 
 
 class AsyncClient:
@@ -31,27 +44,16 @@ class AsyncClient:
             url, api_key=api_key, settings=settings, transport=transport, owner=owner
         )
 
-    async def submit(
-        self,
-        request: VideoRequest | str,
-        /,
-        *,
-        idempotency_key: str | None = None,
-        resent: bool | None = None,
-        **fields: Any,
-    ) -> Job:
-        """As `Client.submit`."""
-        return await asyncio.to_thread(
-            self._client.submit, request, idempotency_key=idempotency_key, resent=resent, **fields
-        )
-
-    async def get(self, job_id: str) -> Job:
-        """As `Client.get`."""
-        return await asyncio.to_thread(self._client.get, job_id)
-
-    async def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """As `Client.get_many`."""
-        return await asyncio.to_thread(self._client.get_many, job_ids)
+    submit = _in_thread(Client.submit)
+    get = _in_thread(Client.get)
+    get_many = _in_thread(Client.get_many)
+    cancel = _in_thread(Client.cancel)
+    retry = _in_thread(Client.retry)
+    list = _in_thread(Client.list)
+    models = _in_thread(Client.models)
+    check_storage = _in_thread(Client.check_storage)
+    delete = _in_thread(Client.delete)
+    close = _in_thread(Client.close)
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """As `Client.wait`."""
@@ -68,43 +70,6 @@ class AsyncClient:
             stopped.set()
             with contextlib.suppress(ValueError):  # a thread still runs it, and ends it soon
                 jobs.close()
-
-    async def cancel(self, job_id: str) -> Job:
-        """As `Client.cancel`."""
-        return await asyncio.to_thread(self._client.cancel, job_id)
-
-    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
-        """As `Client.retry`."""
-        return await asyncio.to_thread(self._client.retry, job_id, idempotency_key=idempotency_key)
-
-    async def list(
-        self,
-        *,
-        state: JobState | None = None,
-        limit: int = 20,
-        after: str | None = None,
-        order: Order = "desc",
-    ) -> JobPage:
-        """As `Client.list`."""
-        return await asyncio.to_thread(
-            self._client.list, state=state, limit=limit, after=after, order=order
-        )
-
-    async def models(self) -> dict[str, ServedModel]:
-        """As `Client.models`."""
-        return await asyncio.to_thread(self._client.models)
-
-    async def check_storage(self) -> None:
-        """As `Client.check_storage`."""
-        await asyncio.to_thread(self._client.check_storage)
-
-    async def delete(self, job_id: str) -> None:
-        """As `Client.delete`."""
-        await asyncio.to_thread(self._client.delete, job_id)
-
-    async def close(self) -> None:
-        """As `Client.close`."""
-        await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> Self:
         return self

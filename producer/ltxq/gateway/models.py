@@ -74,10 +74,12 @@ class ServedModels:
             return
         served = self._served_for(model)
         if model not in served:
+            names = sorted({self._default, *served})
+            more = f" and {len(names) - NAMED_MOST} more" if len(names) > NAMED_MOST else ""
             raise UnknownModel(
                 f"There is no model '{one_line(model[:80])}' here: no worker has served it within "
                 "a week.",
-                hint=f"Served are: {_listed(sorted({self._default, *served}))}.",
+                hint=f"Served are: {', '.join(names[:NAMED_MOST])}{more}.",
             )
 
     def check_limits(self, request: VideoRequest) -> None:
@@ -116,9 +118,3 @@ class ServedModels:
         with self._lock:
             self._models, self._asked_at = models, now
         return models
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - NAMED_MOST
-    shown = ", ".join(names[:NAMED_MOST])
-    return shown if more <= 0 else f"{shown} and {more} more"

@@ -6,18 +6,14 @@ import base64
 import hashlib
 import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import fastapi_offline
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from ltxq.gateway.openai.errors import ErrorEnvelope
-
-SWAGGER = Path(fastapi_offline.__file__).parent / "static"
 
 ABOUT: dict[str, Any] = {
     "summary": "A queue for LTX-2 video generation.",
@@ -45,8 +41,6 @@ with the error's `idempotency_key`, and no second video is made.
     ],
 }
 
-_STRICT = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
 
 def mount(app: FastAPI) -> None:
     """Serve the description."""
@@ -56,7 +50,7 @@ def mount(app: FastAPI) -> None:
     async def docs() -> HTMLResponse:
         return page
 
-    app.mount("/docs/static", StaticFiles(directory=SWAGGER), name="docs")
+    app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
     app.openapi = cache(lambda: _corrected(FastAPI.openapi(app)))  # type: ignore[method-assign]
 
 
@@ -73,7 +67,8 @@ def _swagger_ui() -> HTMLResponse:
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     html.headers["content-security-policy"] = (
         f"default-src 'none'; script-src 'self' 'sha256-{digest}'; connect-src 'self'; "
-        f"style-src 'self' 'unsafe-inline'; img-src 'self' data:; {_STRICT}"
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html
 

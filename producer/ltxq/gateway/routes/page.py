@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,7 +63,7 @@ class PageFiles(StaticFiles):
     """
 
     def __init__(self, clips: str) -> None:
-        super().__init__(directory=str(files("ltxq.gateway").joinpath("page")))
+        super().__init__(packages=[("ltxq.gateway", "page")])
         self._clips = clips
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
