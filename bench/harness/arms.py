@@ -192,7 +192,6 @@ class LtxqArm:
 
     def _around(self, model: X0Model, optimizations: Optimizations) -> LtxPipeline:
         return LtxPipeline(
-            model=self._sizes.base,
             folder=self._sizes.folder,
             parts=Resident(
                 text=self._shared.text,

@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model="m", device="cuda", optimize="hoist", quantization="bf16")
+    return LtxPipeline.load(folder, device="cuda", optimize="hoist", quantization="bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +125,7 @@ def test_cudnns_attention_is_as_near_to_float32_as_eager(pipeline: LtxPipeline) 
 
 
 def test_everything_on_makes_clips_and_nothing_steps_down(folder: Path) -> None:
-    pipeline = LtxPipeline.load(
-        folder, model="m", device="cuda", optimize="all", quantization="bf16"
-    )
+    pipeline = LtxPipeline.load(folder, device="cuda", optimize="all", quantization="bf16")
     pipeline.warm_up([REQUEST])
     assert str(pipeline.optimizations) == "hoist,attention,compile,graphs,decode,text,frames"
     clip = pipeline.generate(REQUEST, ignore)

@@ -26,7 +26,7 @@ REQUEST = VideoRequest(prompt="a cat", height=512, width=768, num_frames=33)
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Iterator[LtxPipeline]:
     make_tiny(tmp_path / "ltx-2-tiny")
-    yield LtxPipeline.load(tmp_path / "ltx-2-tiny", model="ltx-2-tiny", device="cuda")
+    yield LtxPipeline.load(tmp_path / "ltx-2-tiny", device="cuda")
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 

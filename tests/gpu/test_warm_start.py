@@ -26,7 +26,7 @@ from ltxq_worker.pipeline.ltx import LtxPipeline
 from ltxq_worker.pipeline.fast.options import keep_compiled_code, parse_shapes
 
 keep_compiled_code()
-pipeline = LtxPipeline.load(sys.argv[1], model="m", device="cuda", optimize="hoist,compile")
+pipeline = LtxPipeline.load(sys.argv[1], device="cuda", optimize="hoist,compile")
 pipeline.warm_up([request.settled("m") for request in parse_shapes("256x256x9")])
 assert pipeline.optimizations.compile
 found = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="none")
+    return LtxPipeline.load(folder, device="cpu", optimize="none")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> LtxPipeline:
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("models") / "ltx-2.3-22b"
     make_tiny(path, "ltx-2.3-22b")
-    return LtxPipeline.load(path, model=path.name, device="cpu", optimize="none")
+    return LtxPipeline.load(path, device="cpu", optimize="none")
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_one_function_serves_all_blocks_and_each_size_has_its_own(
 def test_fp8_and_bf16_blocks_are_compiled_once_each(tmp_path: Path) -> None:
     make_tiny(tmp_path / "eight", "ltx-2-19b", blocks=8)  # of which two are in FP8
     pipeline = LtxPipeline.load(
-        tmp_path / "eight", model="m", device="cpu", quantization="fp8", optimize="hoist"
+        tmp_path / "eight", device="cpu", quantization="fp8", optimize="hoist"
     )
     blocks = CompiledBlocks(CPU, backend="aot_eager")
     context = pipeline._context("a cat")
@@ -159,12 +159,21 @@ def test_code_in_the_cache_is_found_only_for_the_attention_it_was_made_for(
 def test_what_was_compiled_for_the_oldest_size_goes(
     pipeline: LtxPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    functions: list[weakref.ref[Any]] = []
+    compile_block = compiled._compiled
+
+    def watched(backend: str) -> Any:
+        function = compile_block(backend)
+        functions.append(weakref.ref(function))
+        return function
+
+    monkeypatch.setattr(compiled, "_compiled", watched)
     monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
     blocks = CompiledBlocks(CPU, backend="eager")
     fast = FastTransformer(pipeline._parts.transformer, run_block=blocks)
     context = pipeline._context("a cat")
     made(fast, context)
-    first = weakref.ref(next(iter(blocks._functions.values())))
+    first = functions[0]
     for frames in (1, 17):
         assert first() is not None
         made(fast, context, SHAPE._replace(frames=frames))
@@ -180,8 +189,9 @@ def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
     def broken(graph: Any, inputs: Any) -> Any:
         raise OSError("ld: cannot find -lcuda")
 
-    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,compile")
-    pipeline._fast._blocks._backend = broken
+    pipeline = LtxPipeline.load(folder, device="cpu", optimize="hoist,compile")
+    compile_block = compiled._compiled
+    monkeypatch.setattr(compiled, "_compiled", lambda backend: compile_block(broken))
     with caplog.at_level(logging.WARNING):
         pipeline.warm_up([SMALL])
     (line,) = [record.getMessage() for record in caplog.records if "compile" in record.getMessage()]
@@ -189,7 +199,7 @@ def test_a_compiler_that_fails_is_told_and_clips_are_made_without(
     assert "ld: cannot find -lcuda" in line
     assert "gcc" in line
     assert str(pipeline.optimizations) == "hoist"
-    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
+    hoist = LtxPipeline.load(folder, device="cpu", optimize="hoist")
     assert frames_equal(pipeline, hoist)
 
 
@@ -199,7 +209,7 @@ def test_no_compiler_is_told_at_loading_and_stops_nothing(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.WARNING):
-        pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,compile")
+        pipeline = LtxPipeline.load(folder, device="cpu", optimize="hoist,compile")
     assert "there is no compiler: g++" in caplog.text
     assert "Install gcc" in caplog.text
     assert str(pipeline.optimizations) == "hoist"

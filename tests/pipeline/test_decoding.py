@@ -40,12 +40,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="hoist")
+    return LtxPipeline.load(folder, device="cpu", optimize="hoist")
 
 
 @pytest.fixture(scope="module")
 def fast(folder: Path) -> LtxPipeline:
-    return LtxPipeline.load(folder, model=folder.name, device="cpu", optimize="hoist,decode")
+    return LtxPipeline.load(folder, device="cpu", optimize="hoist,decode")
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -131,8 +131,8 @@ def test_a_decoder_that_cudnn_refuses_with_channels_last_is_the_librarys_from_th
     def refuse(*_: Any) -> torch.Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    pipeline = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist,decode")
-    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
+    pipeline = LtxPipeline.load(folder, device="cpu", optimize="hoist,decode")
+    hoist = LtxPipeline.load(folder, device="cpu", optimize="hoist")
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr("ltxq_worker.pipeline.decode.decoder.conv3d", refuse)
         ours = np.concatenate(list(pipeline.generate(SMALL, ignore).frames))
@@ -227,7 +227,7 @@ def test_files_from_yuv_frames_look_as_those_from_rgb(crop: dict[str, int], tmp_
 
 def test_the_pipeline_gives_yuv_frames_cropped_and_its_sound(folder: Path) -> None:
     request = SMALL.model_copy(update={"crop_width": 90, "crop_height": 58})
-    hoist = LtxPipeline.load(folder, model="m", device="cpu", optimize="hoist")
+    hoist = LtxPipeline.load(folder, device="cpu", optimize="hoist")
     clip = hoist.generate(request, ignore)
     rgb = np.concatenate(list(clip.frames))
     hoist._decoding._send, hoist._decoding.pixels = send_on_cpu, "yuv420p"  # as on a GPU

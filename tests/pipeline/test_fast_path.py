@@ -42,7 +42,7 @@ def pipeline(
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("models") / request.param
     make_tiny(path, request.param)
-    return LtxPipeline.load(path, model=request.param, device="cpu", optimize="none")
+    return LtxPipeline.load(path, device="cpu", optimize="none")
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
 ) -> None:
     """Also where it is off: on Hopper torch itself takes cuDNN's first."""
     make_tiny(tmp_path / "tiny")
-    pipeline = LtxPipeline.load(tmp_path / "tiny", model="m", device="cpu", optimize="hoist")
+    pipeline = LtxPipeline.load(tmp_path / "tiny", device="cpu", optimize="hoist")
     refused: list[str] = []
 
     def refuse(here: str) -> None:
@@ -152,7 +152,7 @@ def test_attention_that_cudnn_refuses_runs_on_other_kernels_and_nothing_else_is_
 
 
 class Records:
-    """A `Recorder` that does the work each time."""
+    """As `CudaGraphs`, but does the work each time."""
 
     kept = 0
 

@@ -36,7 +36,7 @@ PROMPTS = "a cat", "A lighthouse in a storm — rain on the glass."
 
 
 class Replays:
-    """A `Recorder` that does as CUDA's graphs do: no Python runs again but the work itself, on the
+    """A recorder that does as `CudaGraphs` does: no Python runs again but the work itself, on the
     memory it first had, into the memory it first wrote.
     """
 
@@ -69,7 +69,7 @@ def pipeline(
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("models") / request.param
     make_tiny(path, request.param)
-    return LtxPipeline.load(path, model=request.param, device="cpu", optimize="hoist")
+    return LtxPipeline.load(path, device="cpu", optimize="hoist")
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_on_the_way_no_weight_is_held_in_two_forms(
 def test_no_weight_asks_for_an_autograd_graph(models: Path) -> None:
     """And none is kept by a clip in FP8."""
     pipeline = LtxPipeline.load(
-        models / "published", model="m", device="cpu", quantization="fp8", optimize="none"
+        models / "published", device="cpu", quantization="fp8", optimize="none"
     )
     transformer = pipeline._parts.transformer
     assert not any(weight.requires_grad for weight in transformer.parameters())

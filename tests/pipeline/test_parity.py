@@ -65,7 +65,7 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = ModelFolder.open(path)
     give_statistics(folder.checkpoint)
     return Sides(
-        ours=LtxPipeline.load(folder, model=request.param, device="cpu", optimize="none"),
+        ours=LtxPipeline.load(path, device="cpu", optimize="none"),
         library=ModelLedger(torch.bfloat16, CPU, checkpoint_path=str(folder.checkpoint)),
         folder=folder,
     )

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from ltxq.errors import ConfigurationError, InvalidRequest, ModelUnusable, OutOfMemory
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.tiny.model import make_tiny
 from ltxq_worker.pipeline import ClipStream, memory
 from ltxq_worker.pipeline.fast.options import parse_shapes
@@ -36,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> LtxPipeline:
     torch.set_num_threads(1)
-    return LtxPipeline.load(folder, model="ltx-2-tiny", device="cpu")
+    return LtxPipeline.load(folder, device="cpu")
 
 
 @pytest.mark.parametrize("num_frames", [1, 9, 17])
@@ -106,9 +105,9 @@ def test_progress_of_two_stages_is_one_count(pipeline: LtxPipeline) -> None:
 def test_two_stages_without_the_upscaler_are_refused_with_what_to_do(
     folder: Path, tmp_path: Path
 ) -> None:
-    copy = copied(folder, tmp_path)
+    copy = copied(folder, tmp_path).rename(tmp_path / "ltx-2-19b-distilled")
     (copy / "spatial_upsampler.safetensors").unlink()
-    pipeline = LtxPipeline.load(copy, model="ltx-2-19b-distilled", device="cpu")
+    pipeline = LtxPipeline.load(copy, device="cpu")
     with pytest.raises(InvalidRequest, match="no spatial upscaler") as caught:
         pipeline.generate(SMALL.model_copy(update={"stages": 2}), ignore)
     assert "ltx-2-spatial-upscaler-x2-1.0.safetensors" in caught.value.hint
@@ -166,7 +165,7 @@ def test_no_autograd_graph_is_kept(pipeline: LtxPipeline, monkeypatch: pytest.Mo
 def test_a_prompt_is_encoded_once_while_it_is_among_the_last(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = LtxPipeline.load(folder, model="ltx-2-tiny", device="cpu")
+    pipeline = LtxPipeline.load(folder, device="cpu")
     encoded: list[str] = []
     encode = pipeline._parts.text.encode
     monkeypatch.setattr(
@@ -181,7 +180,7 @@ def test_a_prompt_is_encoded_once_while_it_is_among_the_last(
     assert encoded.count("first") == 1
     pipeline._context("first")
     assert encoded.count("first") == 2
-    assert len(pipeline._contexts) == PROMPTS_KEPT
+    assert pipeline._context.cache_info().currsize == PROMPTS_KEPT
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_with_their_count(pipeline: LtxPipeline) -> None:
@@ -234,7 +233,7 @@ def test_the_allocator_is_told_to_avoid_fragments_unless_the_user_says_otherwise
         monkeypatch.delenv(name)
     if users:
         monkeypatch.setenv(users, "backend:native")
-    LtxPipeline.load(folder, model="m", device="cpu")
+    LtxPipeline.load(folder, device="cpu")
     expected = (
         {users: "backend:native"}
         if users
@@ -245,7 +244,7 @@ def test_the_allocator_is_told_to_avoid_fragments_unless_the_user_says_otherwise
 
 def test_loading_tells_a_share_that_only_grows_and_ends_at_one(folder: Path) -> None:
     told: list[tuple[str, float]] = []
-    LtxPipeline.load(folder, model="m", device="cpu", report=lambda *now: told.append(now))
+    LtxPipeline.load(folder, device="cpu", report=lambda *now: told.append(now))
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -273,7 +272,7 @@ def test_versions_name_what_made_the_clip(pipeline: LtxPipeline) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="no device cuda"):
-        LtxPipeline.load(folder, model="m", device="cuda")
+        LtxPipeline.load(folder, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +322,7 @@ def test_a_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = copied(folder, tmp_path)
     (copy / "gemma" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelUnusable, match="tokenizer"):
-        LtxPipeline.load(copy, model="m", device="cpu")
+        LtxPipeline.load(copy, device="cpu")
 
 
 def ignore(stage: Stage, step: int, steps: int) -> None:
@@ -347,4 +346,4 @@ def load_changed(folder: Path, tmp_path: Path, file: str, change: Change) -> Non
         metadata = opened.metadata()
     change(weights)
     save_file(weights, copy / file, metadata)
-    LtxPipeline.load(ModelFolder.open(copy), model="m", device="cpu")
+    LtxPipeline.load(copy, device="cpu")

@@ -36,7 +36,7 @@ def _make(request: VideoRequest) -> bytes:
     from ltxq_worker.pipeline.instant import InstantPipeline
 
     with tempfile.TemporaryDirectory() as folder:
-        clip = InstantPipeline(steps=1).generate(request, lambda *_: None)
+        clip = InstantPipeline().generate(request, lambda *_: None)
         return encode(clip, request, Path(folder), lambda *_: None).mp4.read_bytes()
 
 

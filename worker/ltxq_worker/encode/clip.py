@@ -166,14 +166,12 @@ def write_sidecar(
 def _encode_all(handover: Handover, clip: ClipStream, request: VideoRequest, folder: Path) -> None:
     """The encoder's thread: writes the three files from the chunks handed over."""
     rate = exact_rate(request.frame_rate)
-    width, height = request.output_size
-    sound = clip.sound if request.audio else None
-    sheet = Spritesheet(request.num_frames, (width, height))
+    sheet = Spritesheet(request.num_frames, request.output_size)
     index = 0
     try:
-        with Mp4Writer(folder / MP4, size=(width, height), rate=rate, sound=sound) as mp4:
-            if sound is not None:
-                mp4.write_sound(sound, request.num_frames / rate)
+        with Mp4Writer(folder / MP4, size=request.output_size, rate=rate) as mp4:
+            if request.audio and clip.sound is not None:
+                mp4.write_sound(clip.sound, request.num_frames / rate)
             for chunk in handover.chunks():
                 for picture in _pictures(chunk, clip.pixels, request):
                     if index == 0:

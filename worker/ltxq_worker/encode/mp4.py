@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import av
@@ -78,10 +77,8 @@ def yuv_picture(planes: NDArray[np.uint8]) -> av.VideoFrame:
 class Mp4Writer:
     """An open MP4. Takes frames one by one, in order; leaving the `with` closes the file."""
 
-    def __init__(
-        self, path: Path, *, size: tuple[int, int], rate: Fraction, sound: Sound | None
-    ) -> None:
-        """`size`: width and height in pixels, both even. `sound`: passed to `write_sound` later."""
+    def __init__(self, path: Path, *, size: tuple[int, int], rate: Fraction) -> None:
+        """`size`: width and height in pixels, both even."""
         self.packets = 0  # coded frames written so far
         self._rate = rate
         self._container = av.open(
@@ -108,21 +105,11 @@ class Mp4Writer:
         context.color_trc = ColorTrc.BT709
         context.color_range = ColorRange.MPEG
         self._video = video
-        self._audio: av.AudioStream | None = None
-        if sound is not None:
-            self._audio = self._container.add_stream(
-                "aac", rate=sound.sample_rate, layout="stereo", bit_rate=AAC_BIT_RATE
-            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         try:
             self._container.close()
         except av.FFmpegError:
@@ -139,15 +126,17 @@ class Mp4Writer:
         Raises:
             PermanentError: the samples do not have the format of `Sound`.
         """
-        assert self._audio is not None  # noqa: S101  the constructor was given the sound
         samples, rate = _fitted(sound, seconds), sound.sample_rate
+        stream = self._container.add_stream(
+            "aac", rate=rate, layout="stereo", bit_rate=AAC_BIT_RATE
+        )
         for start in range(0, samples.shape[1], AAC_FRAME):
             part = np.ascontiguousarray(samples[:, start : start + AAC_FRAME])
             frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="stereo")
             frame.sample_rate = rate
             frame.pts, frame.time_base = start, Fraction(1, rate)
-            self._container.mux(self._audio.encode(frame))
-        self._container.mux(self._audio.encode(None))
+            self._container.mux(stream.encode(frame))
+        self._container.mux(stream.encode(None))
 
     def write_frame(self, picture: av.VideoFrame, index: int) -> None:
         """Write frame number `index`, in RGB or from `yuv_picture`."""

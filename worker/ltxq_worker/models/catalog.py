@@ -27,6 +27,15 @@ class Repo:
         return f"https://huggingface.co/{self.id}"
 
 
+GEMMA = Repo(
+    id="google/gemma-3-12b-it",
+    files=("*.json", "*.safetensors", "tokenizer.model"),
+    size=24_400_000_000,
+    licence="Gemma Terms of Use",
+)
+LTX_LICENCE = "LTX-2 Community License"
+
+
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
     """A model that `ltxq model download` offers."""
@@ -34,7 +43,7 @@ class KnownModel:
     name: str
     about: str
     weights: Repo  # the checkpoint, and the upscaler for two stages
-    text_encoder: Repo  # the same for every model, and stored once
+    text_encoder: Repo = GEMMA  # the same for every model, and stored once
 
     @property
     def parts(self) -> dict[str, Repo]:
@@ -46,15 +55,6 @@ class KnownModel:
         """The total download in bytes, approximate."""
         return sum(part.size for part in self.parts.values())
 
-
-LTX_LICENCE = "LTX-2 Community License"
-
-GEMMA = Repo(
-    id="google/gemma-3-12b-it",
-    files=("*.json", "*.safetensors", "tokenizer.model"),
-    size=24_400_000_000,
-    licence="Gemma Terms of Use",
-)
 
 # Sizes are those of the published files, rounded.
 CATALOG = {
@@ -72,7 +72,6 @@ CATALOG = {
                 size=44_300_000_000,
                 licence=LTX_LICENCE,
             ),
-            text_encoder=GEMMA,
         ),
         KnownModel(
             name="ltx-2-19b-distilled-fp8",
@@ -86,7 +85,6 @@ CATALOG = {
                 size=28_000_000_000,
                 licence=LTX_LICENCE,
             ),
-            text_encoder=GEMMA,
         ),
         KnownModel(
             name="ltx-2.3-22b-distilled",
@@ -100,7 +98,6 @@ CATALOG = {
                 size=47_200_000_000,
                 licence=LTX_LICENCE,
             ),
-            text_encoder=GEMMA,
         ),
     )
 }

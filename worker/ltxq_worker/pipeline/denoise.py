@@ -74,8 +74,8 @@ class LibraryTransformer:
             noisy_video: torch.Tensor, noisy_audio: torch.Tensor, index: int
         ) -> tuple[torch.Tensor, torch.Tensor]:
             clean_video, clean_audio = self._model(
-                video=_modality(video, noisy_video, context.video, sigmas[index]),
-                audio=_modality(audio, noisy_audio, context.audio, sigmas[index]),
+                video=modality(video, noisy_video, context.video, sigmas[index]),
+                audio=modality(audio, noisy_audio, context.audio, sigmas[index]),
                 perturbations=None,
             )
             return (
@@ -184,9 +184,10 @@ class _Pace:
         self._before = queued
 
 
-def _modality(
+def modality(
     state: LatentState, latent: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor
 ) -> Modality:
+    """A stream's input to the library's transformer at the noise level `sigma`."""
     return Modality(
         latent=latent,
         sigma=sigma,

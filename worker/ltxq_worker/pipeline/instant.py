@@ -32,20 +32,19 @@ class InstantPipeline:
 
     model = INSTANT
 
-    def __init__(self, denoise_seconds: float = 0.0, steps: int | None = None) -> None:
+    def __init__(self, denoise_seconds: float = 0.0) -> None:
         """`denoise_seconds`: how long all steps of a clip take together; an error raised by the
-        report ends them early. `steps`: number of steps; None: as many as the real pipeline.
+        report ends them early.
         """
         self.versions = {"instant": "1"}
         self._denoise_seconds = denoise_seconds
-        self._steps = steps
 
     def generate(self, request: VideoRequest, report: Report) -> ClipStream:
         """Make a clip, drawn from the prompt and the seed."""
         report("encode_text", 0, 1)
         tag = request_tag(request)
         report("encode_text", 1, 1)
-        self._denoise(self._steps or schedule.steps(request.stages), report)
+        self._denoise(schedule.steps(request.stages), report)
         return ClipStream(
             frames=_decode(request, tag, report),
             sound=_tone(request, tag) if request.audio else None,

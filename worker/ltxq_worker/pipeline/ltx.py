@@ -6,13 +6,12 @@ Combines text encoding, denoising and decoding, and translates the device's erro
 
 from __future__ import annotations
 
+import functools
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.weights import resident
 from ltxq_worker.models.weights.checkpoint import LoadReport
 from ltxq_worker.models.weights.resident import Quantization, Resident
-from ltxq_worker.models.weights.text import TextContext
-from ltxq_worker.pipeline import ClipStream, Report, Sound, memory, schedule
+from ltxq_worker.pipeline import ClipStream, Report, memory, schedule
 from ltxq_worker.pipeline.clock import StageClock
 from ltxq_worker.pipeline.decode.frames import Decoding, tiles
 from ltxq_worker.pipeline.denoise import in_one_stage, in_two_stages
@@ -48,48 +46,52 @@ from ltxq_worker.pipeline.fast.path import FastPath
 PROMPTS_KEPT = 16  # cached contexts of the last prompts, about 15 MB each on the 19B model
 
 
+def _ignore(*_: object, **__: object) -> None:
+    """A report that does nothing."""
+
+
 class LtxPipeline:
     """LTX-2 on one device. Satisfies `Pipeline`; one generation at a time."""
 
     def __init__(
         self,
         *,
-        model: str,
         folder: ModelFolder,
         parts: Resident,
         device: torch.device,
         optimizations: Optimizations,
     ) -> None:
         """Use `load`."""
-        self.model = model
+        self.model = folder.name
         self.versions = {
             **{name: version(name) for name in ("ltx-core", "torch", "transformers")},
             "checkpoint": folder.version,
         }
-        self._config: dict[str, Any] = folder.config
+        self._config = folder.config
         self._parts = parts
         self._fast = FastPath(parts.transformer, optimizations, device)
         self._decoding = Decoding(parts.video_decoder, optimizations, device)
         self._device = device
-        self._contexts: OrderedDict[str, TextContext] = OrderedDict()
+        # The contexts of the last prompts.
+        self._context = functools.lru_cache(PROMPTS_KEPT)(
+            lambda prompt: parts.text.encode(prompt, padded=not optimizations.text)
+        )
 
     @classmethod
     def load(
         cls,
-        folder: ModelFolder | Path,
+        path: Path,
         *,
-        model: str,
         device: str | None = None,
         quantization: Quantization | None = None,
         optimize: str = "auto",
         rgb: bool = False,
-        report: LoadReport | None = None,
+        report: LoadReport = _ignore,
     ) -> LtxPipeline:
         """Load a model and keep it.
 
         Args:
-            folder: The model's folder.
-            model: The model's name in requests.
+            path: The model's folder; requests name the model by the folder's name.
             device: 'cuda', 'cuda:1' or 'cpu'; None: a GPU if there is one.
             quantization: 'fp8' keeps the transformer's large layers in 8 bits: 22 GB instead of 38
                 in bf16. None: fp8 on a GPU; bf16, the library's exact arithmetic, on a CPU.
@@ -103,8 +105,7 @@ class LtxPipeline:
             DeviceBroken: the GPU refuses all work.
             ConfigurationError: there is no such device, or no such optimization.
         """
-        if not isinstance(folder, ModelFolder):
-            folder = ModelFolder.open(folder)
+        folder = ModelFolder.open(path)
         if not {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys():
             # Clips of many sizes would fragment memory. torch reads this when CUDA starts, below.
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
@@ -114,13 +115,11 @@ class LtxPipeline:
             optimizations = replace(optimizations, frames=False)
         quantization = quantization or ("fp8" if where.type == "cuda" else "bf16")
         try:
-            parts = resident.load(folder, where, quantization, report or _ignore_load_report)
+            parts = resident.load(folder, where, quantization, report)
         except (RuntimeError, MemoryError) as exc:
             raise_unless_out_of_memory(exc)
         else:
-            return cls(
-                model=model, folder=folder, parts=parts, device=where, optimizations=optimizations
-            )
+            return cls(folder=folder, parts=parts, device=where, optimizations=optimizations)
         free_memory(where)
         raise OutOfMemory(
             f"{folder.name} does not fit into the {total_memory(where) / 1e9:.0f} GB of memory "
@@ -157,7 +156,7 @@ class LtxPipeline:
     def warm_up(self, requests: Iterable[VideoRequest]) -> None:
         """Make these clips and drop them, since the first clip of a size is slow."""
         for request in requests:
-            for _ in self.generate(request, _ignore_progress).frames:
+            for _ in self.generate(request, _ignore).frames:
                 pass
 
     @torch.inference_mode()
@@ -189,7 +188,10 @@ class LtxPipeline:
             )
         clock.begin("decode")
         timings: dict[Stage, float] = {}
-        sound = self._sound(latents.audio) if request.audio else None
+        sound = None
+        if request.audio:
+            audio = decode_audio(latents.audio, self._parts.audio_decoder, self._parts.vocoder)
+            sound = self._decoding.sound(audio)
         chunks = self._frames(latents.video, shape, request, generator, clock)
         return ClipStream(
             frames=self._reported(chunks, request.num_frames, report, clock, timings),
@@ -198,22 +200,9 @@ class LtxPipeline:
             timings=timings,
         )
 
-    def _context(self, prompt: str) -> TextContext:
-        context = self._contexts.pop(prompt, None) or self._parts.text.encode(
-            prompt, padded=not self.optimizations.text
-        )
-        self._contexts[prompt] = context  # in order of last use
-        if len(self._contexts) > PROMPTS_KEPT:
-            self._contexts.popitem(last=False)
-        return context
-
     def _upsample(self, latent: torch.Tensor) -> torch.Tensor:
         # The library passes the video encoder, for its statistics; the decoder has the same ones.
         return upsample_video(latent, self._parts.video_decoder, self._parts.upsampler)
-
-    def _sound(self, latent: torch.Tensor) -> Sound:
-        audio = decode_audio(latent, self._parts.audio_decoder, self._parts.vocoder)
-        return self._decoding.sound(audio)
 
     def _reported(
         self,
@@ -313,11 +302,3 @@ def _no_upsampler(model: str) -> InvalidRequest:
         hint=f"Put {where} into the model's folder and start the worker again.",
         problems=(("stages", reason),),
     )
-
-
-def _ignore_load_report(what: str, share: float) -> None:
-    """A LoadReport that does nothing."""
-
-
-def _ignore_progress(stage: Stage, step: int, steps: int) -> None:
-    """A Report that does nothing."""

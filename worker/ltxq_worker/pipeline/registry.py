@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from ltxq.limits import ModelLimits
 from ltxq.settings import WorkerSettings
@@ -25,44 +24,12 @@ Progress = Callable[[str, float], None]  # the part being loaded, and the share 
 WARM_UP = {"cuda": "768x512x33", "cpu": "64x64x9"}
 
 
-class Family(Protocol):
-    """Models that are checked and loaded in the same way. A model's folder has its name."""
-
-    def open(self, folder: Path) -> ModelFolder | None:
-        """The model's files, checked by their headers. None: the family needs no files.
-
-        Raises:
-            ModelUnusable: a file is missing, cut short, foreign or too new.
-        """
-
-    def load(
-        self,
-        folder: Path,
-        settings: WorkerSettings,
-        device: str | None,
-        progress: Progress,
-        *,
-        warm_up: bool = True,
-        rgb: bool = False,
-    ) -> Pipeline:
-        """The model's pipeline.
-
-        Args:
-            device: 'cuda' or 'cpu'; None: cuda if there is one.
-            warm_up: make clips of the sizes in LTXQ_SHAPES first; `device` must be given.
-            rgb: frames leave the device as RGB.
-
-        Raises:
-            ModelUnusable, OutOfMemory, DeviceBroken
-            ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
-        """
-
-
 class Instant:
     """The test pipeline: real MP4s in milliseconds, without a model."""
 
-    def open(self, folder: Path) -> None:
+    def open(self, folder: Path) -> ModelFolder | None:  # noqa: ARG002
         """None: the pipeline needs no files."""
+        return None
 
     def load(self, folder: Path, settings: WorkerSettings, *_: object, **__: object) -> Pipeline:  # noqa: ARG002
         """The pipeline; its denoising takes LTXQ_INSTANT_SECONDS."""
@@ -74,8 +41,12 @@ class Instant:
 class DistilledLtx:
     """LTX-2 and LTX-2.3, distilled, and tiny models of the same architecture."""
 
-    def open(self, folder: Path) -> ModelFolder:
-        """The folder, checked by the headers of its files."""
+    def open(self, folder: Path) -> ModelFolder | None:
+        """The model's files, checked by their headers; its folder has the model's name.
+
+        Raises:
+            ModelUnusable: a file is missing, cut short, foreign or too new.
+        """
         return ModelFolder.open(folder)
 
     def load(
@@ -88,13 +59,22 @@ class DistilledLtx:
         warm_up: bool = True,
         rgb: bool = False,
     ) -> Pipeline:
-        """Load all parts onto the device, where they stay."""
+        """Load all parts onto the device, where they stay.
+
+        Args:
+            device: 'cuda' or 'cpu'; None: cuda if there is one.
+            warm_up: make clips of the sizes in LTXQ_SHAPES first; `device` must be given.
+            rgb: frames leave the device as RGB.
+
+        Raises:
+            ModelUnusable, OutOfMemory, DeviceBroken
+            ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
+        """
         shapes = parse_shapes(settings.shapes or WARM_UP[device or "cpu"]) if warm_up else []
         from ltxq_worker.pipeline.ltx import LtxPipeline  # imports torch, once settings are valid
 
         pipeline = LtxPipeline.load(
             folder,
-            model=folder.absolute().name,
             device=device,
             quantization=settings.quantization,
             optimize=settings.optimize,
@@ -106,6 +86,10 @@ class DistilledLtx:
             pipeline.warm_up(shapes)
             log.info("optimizations: %s", pipeline.optimizations)
         return pipeline
+
+
+# Models that are checked and loaded in the same way.
+Family = Instant | DistilledLtx
 
 
 def limits_of(files: ModelFolder | None) -> ModelLimits:

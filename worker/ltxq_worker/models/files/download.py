@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -279,12 +278,7 @@ class _Progress:
             def __enter__(self) -> Self:
                 return self
 
-            def __exit__(
-                self,
-                kind: type[BaseException] | None,
-                error: BaseException | None,
-                tb: TracebackType | None,
-            ) -> None:
+            def __exit__(self, *_: object) -> None:
                 """Nothing to close."""
 
         return Bar

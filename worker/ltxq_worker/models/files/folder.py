@@ -53,7 +53,8 @@ class ModelFolder:
             again = f"Get it with `ltxq model download {path.name}`."
         if not path.is_dir():
             raise ModelUnusable(f"There is no model folder {path}.", hint=again)
-        headers = {file: SafetensorsHeader.read(file, again) for file in _weights(path)}
+        weights = sorted(path.glob("[!.]*.safetensors"))
+        headers = {file: SafetensorsHeader.read(file, again) for file in weights}
         configs = {file: _config(header) for file, header in headers.items()}
         checkpoint, config = _only_checkpoint(path, configs, again)
         version = headers[checkpoint].metadata.get("model_version", "")
@@ -71,10 +72,6 @@ class ModelFolder:
             fp8_scales=_fp8_scales(headers[checkpoint], again),
             tiny=bool(config.get("random_weights", False)),
         )
-
-
-def _weights(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
 
 
 def _config(header: SafetensorsHeader) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from ltxq.errors import ModelUnusable
 
@@ -105,15 +105,13 @@ class SafetensorsHeader:
         """
         try:
             with self.path.open("rb", buffering=0) as file:
-                return [self._float(file, name) for name in names]
+                values: list[float] = []
+                for name in names:
+                    file.seek(self.tensors[name].start)
+                    values += struct.unpack("<f", file.read(4))
+                return values
         except (OSError, struct.error) as exc:
             raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=again) from exc
-
-    def _float(self, file: BinaryIO, name: str) -> float:
-        file.seek(self.tensors[name].start)
-        value: float
-        (value,) = struct.unpack("<f", file.read(4))
-        return value
 
 
 def _cut_short(path: Path, size: int, whole: int, again: str) -> ModelUnusable:

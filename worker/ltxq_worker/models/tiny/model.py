@@ -88,17 +88,12 @@ def shrunk(base: Base, blocks: int) -> dict[str, Any]:
         "audio_attention_head_dim": 16,
         "audio_cross_attention_dim": 64,
         "connector_num_layers": 2,
+        # Of Gemma's width, in LTX-2.3 of the transformer's widths.
+        "connector_num_attention_heads": 4,
+        "connector_attention_head_dim": 16 if base == "ltx-2-19b" else 32,
+        "audio_connector_num_attention_heads": 4,
+        "audio_connector_attention_head_dim": 16,
     }
-    config["transformer"] |= (
-        {"connector_num_attention_heads": 4, "connector_attention_head_dim": 16}  # Gemma's width
-        if base == "ltx-2-19b"
-        else {
-            "connector_num_attention_heads": 4,  # the transformer's widths
-            "connector_attention_head_dim": 32,
-            "audio_connector_num_attention_heads": 4,
-            "audio_connector_attention_head_dim": 16,
-        }
-    )
     config["vae"]["decoder_base_channels"] = 8
     for name, settings in config["vae"]["decoder_blocks"]:
         if name == "res_x":

@@ -60,8 +60,8 @@ class Checkpoint:
         return [weight.removesuffix(fp8.WEIGHT) for weight in weights if weight]
 
     def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
-        """Build one part and load the weights that `keys` selects: in FP8 for an `Fp8Linear`, or
-        where `keys` converts them to FP8; else in bf16.
+        """Build one part and load the weights that `keys` selects: in FP8 for an `Fp8Linear`, else
+        in bf16.
 
         Raises:
             ModelUnusable: the part cannot be built or read, or its weights do not match the file's.

@@ -65,10 +65,6 @@ class Fp8Linear(torch.nn.Module):
             y = (exact if self.bias is None else exact + self.bias.float()).to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def extra_repr(self) -> str:
-        """As torch.nn.Linear's."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
-
 
 def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a matrix [n, m] to E4M3 [n, m], row-major, with the dequantization scale of each

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,6 @@ from ltx_core.model.audio_vae import (
 from ltx_core.model.transformer import LTXV_MODEL_COMFY_RENAMING_MAP, LTXModelConfigurator, X0Model
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from ltx_core.model.video_vae import VAE_DECODER_COMFY_KEYS_FILTER, VideoDecoderConfigurator
-from ltx_core.quantization import QuantizationPolicy
 from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
 
 from ltxq.errors import ConfigurationError
@@ -33,8 +32,7 @@ from ltxq_worker.models.weights.text import (
     load_tokenizer,
 )
 
-# fp8_cast is ltx-core's FP8, which converts each weight to bf16 on use: for comparison only.
-Quantization = Literal["bf16", "fp8", "fp8_cast"]
+Quantization = Literal["bf16", "fp8"]
 
 _FP8_CARDS = (8, 9)  # the first compute capability with FP8 arithmetic: Ada; Hopper has 9.0
 
@@ -120,14 +118,7 @@ def _transformer(file: Checkpoint, quantization: Quantization, until: float) -> 
             fp8.use_fp8(model, file.fp8_layers(keys) or fp8.large_layers(model))
         return model
 
-    if quantization != "fp8_cast":
-        return X0Model(file.part("transformer", build, keys, until)).eval()
-    policy = QuantizationPolicy.fp8_cast()
-    keys = replace(keys, name="fp8_cast", mapping=(*keys.mapping, *policy.sd_ops.mapping))
-    velocity = file.part("transformer", build, keys, until)
-    for operation in policy.module_ops:
-        velocity = operation.mutator(velocity)
-    return X0Model(velocity).eval()
+    return X0Model(file.part("transformer", build, keys, until)).eval()
 
 
 def _require_fp8(device: torch.device) -> None:

@@ -7,7 +7,6 @@ read and write memory more often. Equal to the library's decoder up to rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +19,24 @@ LAST = torch.channels_last_3d
 
 
 def channels_last(decoder: torch.nn.Module) -> torch.nn.Module:
-    """A channels-last version of `decoder`. `decoder` itself changes only in the memory order of
-    its weights.
+    """`decoder` itself, or a copy of it with channels-last modules; `decoder` changes only in the
+    memory order of its weights.
     """
-    return _exchanged(decoder, _replacement)
+    match decoder:
+        case CausalConv3d():
+            return _Convolution(decoder)
+        case PixelNorm() if decoder.dim == 1:
+            return _Norm(decoder.eps)
+        case DepthToSpaceUpsample():
+            return _Upsample(decoder)
+    parts: dict[str, Any] = {
+        name: part and channels_last(part) for name, part in decoder._modules.items()
+    }
+    if all(part is decoder._modules[name] for name, part in parts.items()):
+        return decoder
+    view = copy.copy(decoder)
+    view._modules = parts
+    return view
 
 
 def channels_first(decoder: torch.nn.Module) -> torch.nn.Module:
@@ -31,33 +44,6 @@ def channels_first(decoder: torch.nn.Module) -> torch.nn.Module:
     for weight in decoder.parameters():
         weight.data = weight.data.contiguous()
     return decoder
-
-
-def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
-    match module:
-        case CausalConv3d():
-            return _Convolution(module)
-        case PixelNorm() if module.dim == 1:
-            return _Norm(module.eps)
-        case DepthToSpaceUpsample():
-            return _Upsample(module)
-    return None
-
-
-def _exchanged(
-    module: torch.nn.Module, replacement: Callable[[torch.nn.Module], torch.nn.Module | None]
-) -> torch.nn.Module:
-    """`module` itself, or a copy in which every submodule that has a replacement is replaced."""
-    if (new := replacement(module)) is not None:
-        return new
-    parts: dict[str, Any] = {
-        name: part and _exchanged(part, replacement) for name, part in module._modules.items()
-    }
-    if all(part is module._modules[name] for name, part in parts.items()):
-        return module
-    view = copy.copy(module)
-    view._modules = parts
-    return view
 
 
 class _Convolution(torch.nn.Module):

@@ -22,7 +22,6 @@ from ltxq_worker.pipeline.decode.transfer import (
     Frames,
     PendingSound,
     Send,
-    as_rgb,
     as_yuv420,
     send_on_cpu,
 )
@@ -52,14 +51,12 @@ class Decoding:
         generator: torch.Generator,
         all_queued: Callable[[], None],
     ) -> Iterator[Frames]:
-        """A clip's frames in chunks, as in `ClipStream.frames`.
-
-        Args:
-            all_queued: called once all of the decoder's work is queued on the device.
+        """A clip's frames in chunks, as in `ClipStream.frames`. Calls `all_queued` once all of the
+        decoder's work is queued on the device.
         """
-        chunks = _followed_by(all_queued, _decoded(latent, self._decoder, tiling, generator))
+        chunks = _decoded(latent, self._decoder, tiling, generator, all_queued)
         if self._send is None:
-            return as_rgb(chunks)
+            return (chunk.contiguous().cpu().numpy() for chunk in chunks)
         left, top = crop_offset(request)
         width, height = request.output_size
         crop = slice(top, top + height), slice(left, left + width)
@@ -93,16 +90,11 @@ def _decoded(
     decoder: torch.nn.Module,
     tiling: TilingConfig | None,
     generator: torch.Generator,
+    all_queued: Callable[[], None],
 ) -> Iterator[torch.Tensor]:
     """Frames in chunks, uint8 [n, H, W, 3] on the device."""
     yield from decode_video(latent, decoder, tiling, generator)
-
-
-def _followed_by(
-    callback: Callable[[], None], chunks: Iterator[torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    yield from chunks
-    callback()
+    all_queued()
 
 
 def tiles(shape: memory.Shape) -> TilingConfig | None:

@@ -24,12 +24,6 @@ Fetch = Callable[[], NDArray[Any]]  # waits until the copy is complete
 Send = Callable[[torch.Tensor], Fetch]  # starts a copy to the host
 
 
-def as_rgb(chunks: Iterator[torch.Tensor]) -> Iterator[Frames]:
-    """Chunks of frames in the host's memory, not converted: uint8 [n, H, W, 3]."""
-    for chunk in chunks:
-        yield chunk.contiguous().cpu().numpy()
-
-
 @torch.inference_mode()
 def as_yuv420(
     chunks: Iterator[torch.Tensor], crop: tuple[slice, slice], send: Send

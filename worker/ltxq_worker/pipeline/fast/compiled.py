@@ -4,11 +4,11 @@ blocks. If compiling fails, the blocks run uncompiled, and the log says so.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
 import sysconfig
-from collections import OrderedDict
 from pathlib import Path
 from types import FunctionType
 from typing import cast
@@ -28,10 +28,6 @@ from ltxq_worker.pipeline.fast.transformer import RunBlock, Streams, run_one_blo
 
 SHAPES_KEPT = 8  # sizes whose code is kept; a clip in two stages has two sizes
 
-# Part of the key in torch's cache of compiled code, which does not itself depend on the order of
-# attention kernels.
-_TAG = "ltxq {kernels}"
-
 # Predicates of errors that are not the compiler's: they would be raised without compiling too.
 _NOT_COMPILER_ERRORS = (is_out_of_memory, is_broken, is_refused_by_cudnn, is_about_capturing)
 
@@ -50,12 +46,10 @@ class CompiledBlocks:
     ) -> None:
         """`attention`: the order of attention kernels. `backend`: of torch.compile."""
         self._attention = attention or AttentionKernels()
-        self._backend = backend
-        self._functions: OrderedDict[tuple[str | torch.Size, ...], RunBlock] = OrderedDict()
+        self._function = functools.lru_cache(SHAPES_KEPT)(lambda *_size: _compiled(backend))
         self.on = True  # until `_step_down`
         keep_compiled_code()
-        missing = missing_compiler(device.type) if backend == "inductor" else None
-        if missing:
+        if backend == "inductor" and (missing := missing_compiler(device.type)):
             self._step_down(missing)
 
     def __call__(
@@ -67,8 +61,9 @@ class CompiledBlocks:
         kernels = self._attention.tag
         run = self._function(kernels, video.x.shape, audio.x.shape)
         try:
+            # The key in torch's cache of compiled code does not itself depend on these kernels.
             with torch.compiler.config.patch(  # type: ignore[attr-defined]
-                cache_key_tag=_TAG.format(kernels=kernels)
+                cache_key_tag=f"ltxq {kernels}"
             ):
                 return run(block, video, audio)
         except Exception as exc:  # compilers raise errors of any type
@@ -78,16 +73,9 @@ class CompiledBlocks:
             self._step_down(describe_error(cause))
         return run_one_block(block, video, audio)
 
-    def _function(self, *key: str | torch.Size) -> RunBlock:
-        run = self._functions.pop(key, None) or _compiled(self._backend)
-        self._functions[key] = run  # in order of last use
-        if len(self._functions) > SHAPES_KEPT:
-            self._functions.popitem(last=False)
-        return run
-
     def _step_down(self, why: str) -> None:
         self.on = False
-        self._functions.clear()
+        self._function.cache_clear()
         step_down(
             "compile",
             why,

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from ltx_core.types import LatentState
@@ -44,27 +43,10 @@ TOKENS_GRAPHED = 8192
 Run = Callable[[], Streams]
 
 
-class Recorder(Protocol):
-    """Records work on the device for replay."""
-
-    kept: int
-    """Bytes of device memory that the recordings keep."""
-
-    def record(self, run: Run) -> Run:
-        """Run `run` and return a function that replays it.
-
-        `run` must not read values from the device. A replay reads the current contents of the
-        memory that `run` read, and always returns the same tensors, with new contents.
-        """
-
-    def forget(self) -> None:
-        """Release the memory of all recordings; none may be replayed any more."""
-
-
 class GraphedTransformer:
     """A `Transformer` that replays recorded steps of a `FastTransformer`."""
 
-    def __init__(self, transformer: FastTransformer, recorder: Recorder) -> None:
+    def __init__(self, transformer: FastTransformer, recorder: CudaGraphs) -> None:
         self._transformer = transformer
         self._recorder = recorder
         self._recorded: OrderedDict[tuple[torch.Size, ...], _Recorded] = OrderedDict()
@@ -150,7 +132,7 @@ class _Recorded:
         prepared: PreparedInputs,
         video: torch.Tensor,
         audio: torch.Tensor,
-        recorder: Recorder,
+        recorder: CudaGraphs,
     ) -> None:
         """`prepared`: tensors that belong to this recording from now on, except the shared text."""
         self._prepared = prepared
@@ -172,10 +154,12 @@ class _Recorded:
 
 
 class CudaGraphs:
-    """A `Recorder` by CUDA graphs. They share one memory pool, since no two run at once."""
+    """Records work on the device for replay. The graphs share one memory pool, since no two run at
+    once.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.kept = 0
+        self.kept = 0  # bytes of device memory that the recordings keep
         self._device = device
         # One stream for all recordings: cuBLAS keeps a workspace for each stream, and graphs of
         # different streams cannot reuse each other's memory in the pool.
@@ -183,7 +167,11 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Run) -> Run:
-        """As `Recorder.record`."""
+        """Run `run` and return a function that replays it.
+
+        `run` must not read values from the device. A replay reads the current contents of the
+        memory that `run` read, and always returns the same tensors, with new contents.
+        """
         now = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(now)
         with torch.cuda.stream(self._stream):
@@ -203,7 +191,7 @@ class CudaGraphs:
         return replay
 
     def forget(self) -> None:
-        """As `Recorder.forget`."""
+        """Release the memory of all recordings; none may be replayed any more."""
         self.kept = 0
         self._pool = torch.cuda.graph_pool_handle()
 

@@ -72,7 +72,7 @@ class Optimizations:
 def parse_shapes(setting: str) -> list[VideoRequest]:
     """Requests of the sizes in `LTXQ_SHAPES`, such as 768x512x33,512x768x121@30.
 
-    An entry is width x height x frames, optionally x stages and @ frames per second (24), which
+    An entry is width x height x frames, optionally x stages (1) and @ frames per second (24), which
     determines the length of the sound.
 
     Raises:
@@ -89,31 +89,27 @@ def _request(entry: str) -> VideoRequest:
             hint="Write width x height x frames: 768x512x33.",
         )
     width, height, frames, stages, rate = match.groups()
-    size: dict[str, object] = {
+    size = {
         "prompt": "warm-up",
         "width": int(width),
         "height": int(height),
         "num_frames": int(frames),
+        "stages": int(stages or 1),
+        "frame_rate": float(rate or 24),
     }
-    if rate:
-        size["frame_rate"] = float(rate)
-    if stages:
-        size["stages"] = int(stages)
     try:
         return VideoRequest.parse(size)
     except InvalidRequest as exc:
         raise ConfigurationError(f"LTXQ_SHAPES: {entry}: {exc}", hint=exc.hint) from exc
 
 
-def keep_compiled_code() -> Path:
-    """Set the folder where torch caches compiled code between processes, and return it.
-
-    To be called before torch compiles anything. TORCHINDUCTOR_CACHE_DIR overrides the folder.
+def keep_compiled_code() -> None:
+    """Set the folder where torch caches compiled code between processes, unless
+    TORCHINDUCTOR_CACHE_DIR names one. To be called before torch compiles anything.
     """
-    folder = os.environ.setdefault(
+    os.environ.setdefault(
         "TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/ltxq/compiled").expanduser())
     )
-    return Path(folder)
 
 
 def step_down(name: str, why: str, hint: str) -> None:

@@ -1,9 +1,8 @@
-"""ltx-core's transformer without repeated work: values that are constant over a clip or a step are
-computed once.
+"""ltx-core's transformer without repeated work: values that the library recomputes for every token,
+block or step are computed once and passed in.
 
-The blocks, their weights and their arithmetic are the library's. The library recomputes some equal
-values for every token, block or step; this module computes them once and passes them in. Equal to
-`LibraryTransformer` up to rounding.
+The blocks, their weights and their arithmetic are the library's. Equal to `LibraryTransformer` up
+to rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
-from ltx_core.model.transformer import Modality, X0Model
+from ltx_core.model.transformer import X0Model
 from ltx_core.model.transformer.attention import Attention, PytorchAttention
 from ltx_core.model.transformer.transformer_args import (
     MultiModalTransformerArgsPreprocessor,
@@ -26,7 +25,7 @@ from ltx_core.types import LatentState
 from ltx_core.utils import to_denoised
 
 from ltxq_worker.models.weights.text import TextContext
-from ltxq_worker.pipeline.denoise import Step
+from ltxq_worker.pipeline.denoise import Step, modality
 from ltxq_worker.pipeline.fast.attention import AttentionKernels
 
 Streams = tuple[torch.Tensor, torch.Tensor]  # picture and sound, [1, tokens, width]
@@ -62,10 +61,10 @@ def leaves(tree: Tree) -> Iterator[torch.Tensor]:
 
 def mapped(change: Callable[[torch.Tensor], torch.Tensor], tree: T) -> T:
     """`tree` with `change` applied to every tensor, once for a tensor that occurs repeatedly."""
-    changed = {id(tensor): change(tensor) for tensor in {id(t): t for t in leaves(tree)}.values()}
+    once = functools.cache(change)  # by the tensor's identity
 
     def walk(tree: Tree) -> Tree:
-        return tuple(map(walk, tree)) if isinstance(tree, tuple) else changed[id(tree)]
+        return tuple(map(walk, tree)) if isinstance(tree, tuple) else once(tree)
 
     return cast("T", walk(tree))
 
@@ -127,8 +126,12 @@ class FastTransformer:
     ) -> PreparedInputs:
         """Compute a clip's constant inputs for `predict`."""
         sigma = torch.ones((), device=video.latent.device)
-        noisy_video = _modality(video, context.video, sigma)
-        noisy_audio = _modality(audio, context.audio, sigma)
+        # One token carries the timestep, since all have the same.
+        video, audio = (
+            replace(state, denoise_mask=state.denoise_mask[:, :1]) for state in (video, audio)
+        )
+        noisy_video = modality(video, video.latent, context.video, sigma)
+        noisy_audio = modality(audio, audio.latent, context.audio, sigma)
         of_video = self._model.video_args_preprocessor.prepare(noisy_video, noisy_audio)
         of_audio = self._model.audio_args_preprocessor.prepare(noisy_audio, noisy_video)
         return PreparedInputs(
@@ -208,20 +211,8 @@ def _euler_step(
     return (noisy.float() + velocity.float() * (after - sigma)).to(noisy.dtype)
 
 
-def _modality(state: LatentState, context: torch.Tensor, sigma: torch.Tensor) -> Modality:
-    """A clip at any noise level. One token carries the timestep, since all have the same."""
-    return Modality(
-        latent=state.latent,
-        sigma=sigma,
-        timesteps=state.denoise_mask[:, :1] * sigma,
-        positions=state.positions,
-        context=context,
-    )
-
-
 def _step_constants(args: TransformerArgs, state: LatentState) -> StepConstants:
-    mask = state.denoise_mask[:, :1]
-    return args.positional_embeddings, args.cross_positional_embeddings, mask
+    return args.positional_embeddings, args.cross_positional_embeddings, state.denoise_mask
 
 
 def _at(
