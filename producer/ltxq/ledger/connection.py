@@ -1,6 +1,4 @@
-"""Redis with patience: calls that are safe to repeat are, for a few seconds; what it then still
-answers becomes one of ltxq's errors, here and nowhere else.
-"""
+"""Calls of Redis: repeated for a few seconds while it is away, and its errors as ltxq's."""
 
 from __future__ import annotations
 
@@ -16,18 +14,18 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 from ltxq.errors import ConfigurationError, LtxqError, QueueUnavailable
 from ltxq.settings import Settings, without_password
 
-ATTEMPT_SECONDS = 1.0  # one connection attempt, and one answer, may take this long each
-PATIENCE = 2.8  # seconds a call tries again: with the last attempt under 5 in all
+ATTEMPT_SECONDS = 1.0  # for one attempt to connect, and for one answer
+PATIENCE = 2.8  # seconds for which a call is repeated: with the last attempt under 5 in all
 
-# Answers that may be others in a moment: Redis is full, a replica, loading, cannot save, or busy
-# with a script; its primary or its replicas are away.
+# Errors that may pass: Redis is full, a replica, loading, cannot save, or busy with a script; its
+# primary or its replicas are away.
 PASSING = ("OOM ", "READONLY", "LOADING", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS")
 
 T = TypeVar("T")
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """A connection pool that connects on first use, not here.
+    """A connection pool. It connects on first use.
 
     Raises:
         ConfigurationError: the URL's options are wrong, or it is a gateway's.
@@ -42,26 +40,26 @@ def connect(settings: Settings) -> redis.Redis:
             settings.url.get_secret_value(),
             **settings.redis_tls,
             decode_responses=True,
-            # Bytes that are no UTF-8 spoil the record they are in, not the connection.
+            # Bytes that are no UTF-8 damage their record, not the connection.
             encoding_errors="surrogateescape",
             socket_timeout=ATTEMPT_SECONDS,
             socket_connect_timeout=ATTEMPT_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # `patiently` tries again: it knows for how long
+            retry=Retry(NoBackoff(), 0),  # `patiently` repeats calls instead
         )
-        connection.connection_pool.make_connection()  # looks at the options, connects to nothing
-    except (TypeError, ValueError, redis_errors.RedisError):  # their words may hold the password
+        connection.connection_pool.make_connection()  # checks the options without connecting
+    except (TypeError, ValueError, redis_errors.RedisError):  # its text may contain the password
         raise ConfigurationError(
             "LTXQ_URL has an option that Redis's client does not know, or a wrong value of one.",
-            hint="Correct what follows the ? in it.",
+            hint="Correct the part after the ?.",
         ) from None
     return connection
 
 
 def patiently(connection: redis.Redis, ask: Callable[[], T], patience: float = PATIENCE) -> T:
-    """`ask()`, again and again while Redis is away, loading, full or read-only.
+    """`ask()`, repeated while Redis is away, loading, full or read-only.
 
     Args:
-        patience: seconds; the last attempt may take two more.
+        patience: seconds; the last attempt may take two seconds more.
 
     Raises:
         QueueUnavailable, ConfigurationError
@@ -97,7 +95,7 @@ def _translated(connection: redis.Redis, exc: redis_errors.RedisError) -> LtxqEr
     if "CERTIFICATE_VERIFY_FAILED" in str(exc):
         return ConfigurationError(
             f"Redis at {where} shows a certificate that is not trusted.",
-            hint="Set LTXQ_REDIS_CA to the file of who signed it, and name the host as it does.",
+            hint="Set LTXQ_REDIS_CA to its CA's file, and name the host as the certificate does.",
         )
     if _passes(exc):
         return QueueUnavailable(
@@ -108,7 +106,7 @@ def _translated(connection: redis.Redis, exc: redis_errors.RedisError) -> LtxqEr
 
 
 def _passes(exc: BaseException) -> bool:
-    """Whether Redis may answer otherwise in a moment."""
+    """Whether the error may pass in a moment."""
     if isinstance(exc, redis_errors.AuthenticationError) or "[SSL: " in str(exc):
         return False
     return isinstance(

@@ -1,4 +1,4 @@
-"""What the ledger knows of the fleet: its workers, its queues, the hosts that are to drain."""
+"""The fleet: workers, queues, and hosts that are to drain."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from ltxq.ledger.script import Script
 from ltxq.limits import ModelLimits, ServedModel
 
 WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
-"""What a supervisor says of a worker: its model is being loaded; it takes jobs; it finishes those
-it has; it is stopped, for its host is to drain; it has ended and is not back yet."""
+"""loading: the worker loads its model; ready: it takes jobs; draining: it finishes its jobs and
+takes no more; drained: it is stopped, because its host is to drain; down: it has ended and is not
+replaced yet."""
 
-AWAY_SECONDS = 10.0  # since its supervisor was last heard, after which a worker counts as away
+AWAY_SECONDS = 10.0  # without a heartbeat, after which a worker counts as away
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """A worker of the fleet, as its supervisor last told of it."""
+    """A worker of the fleet, from its supervisor's last heartbeat."""
 
     name: str  # "gpu0@host"
     host: str
     model: str
-    state: WorkerState | Literal["away"]  # away: its supervisor has not been heard for 10 s
-    seen: float  # seconds since it was
-    jobs: tuple[str, ...]  # ids of what it has: one on the GPU, others encoding or uploading
+    state: WorkerState | Literal["away"]  # away: no heartbeat for 10 s
+    seen: float  # seconds since the last heartbeat
+    jobs: tuple[str, ...]  # ids: one on the GPU, others encoding or uploading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Waiting:
     """The queued jobs of one priority."""
 
     jobs: int
-    oldest: float  # seconds since the first of them was submitted; 0 where there is none
+    oldest: float  # seconds since the first of them was submitted; 0 without jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +51,17 @@ class QueueStats:
     waiting: Mapping[Priority, Waiting]
     running: int
     workers: int  # ready now
-    gpu_seconds: float | None  # about what a job has the GPU for, of late
-    job_seconds: float | None  # and from its claim to its URL
+    gpu_seconds: float | None  # for which recent jobs held the GPU, about
+    job_seconds: float | None  # from claim to URL of recent jobs, about
 
     @property
     def depth(self) -> int:
-        """Queued jobs of all priorities."""
+        """The number of queued jobs."""
         return sum(waiting.jobs for waiting in self.waiting.values())
 
     @property
     def empty_in(self) -> float | None:
-        """Seconds until all that waits now is done, about; None where nothing says so."""
+        """Estimated seconds until all jobs that wait now are done; None without an estimate."""
         pace = self.gpu_seconds or self.job_seconds
         if not self.depth:
             return 0.0
@@ -71,23 +72,23 @@ class QueueStats:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetFigures:
-    """What metrics are made of."""
+    """The numbers behind the fleet's metrics."""
 
     queues: tuple[QueueStats, ...]
     workers: tuple[Worker, ...]
     served: frozenset[str]  # models that had a worker within a week
-    totals: Mapping[str, Mapping[str, int]]  # model → what happened → how often, since ever
+    totals: Mapping[str, Mapping[str, int]]  # model → event → how often it has happened
     webhooks: int  # due now or later
-    webhooks_overdue: float  # seconds the one due longest has been
-    leases_overdue: int  # ended, and not swept
-    unreported: int  # final states Celery is yet to be told
-    sweep_age: float | None  # seconds since anybody swept
+    webhooks_overdue: float  # seconds for which a webhook has been due, at most
+    leases_overdue: int  # leases that have ended and are not swept yet
+    unreported: int  # final states without Celery's result
+    sweep_age: float | None  # seconds since the last sweep
     memory_used: float | None  # bytes, of Redis
     memory_limit: float | None  # its maxmemory; 0: none
 
 
 class FleetStore:
-    """What supervisors tell of their workers, and what operators and metrics read."""
+    """What supervisors record about their workers, and what operators and metrics read."""
 
     def __init__(self, script: Script, *, lease: float) -> None:
         self._script = script
@@ -137,7 +138,7 @@ class FleetStore:
         self._script.run("leave", instance, *workers)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
-        """Have a host's workers finish what they have and stop; `undo`: start again."""
+        """Make a host's workers finish their jobs and stop; `undo`: start again."""
         self._script.run("drain", host, int(undo))
 
     def served(self) -> dict[str, ServedModel]:
@@ -150,22 +151,22 @@ class FleetStore:
         }
 
     def workers(self) -> tuple[tuple[Worker, ...], frozenset[str]]:
-        """The workers heard of within a day, by name; and the hosts that are to drain."""
+        """The workers with a heartbeat within a day, by name, and the hosts that are to drain."""
         rows, draining = self._script.run("fleet")
         found = [worker for row in rows if (worker := _read_worker(*row))]
         return tuple(sorted(found, key=lambda worker: worker.name)), frozenset(draining)
 
     def queues(self, *, retention: float) -> tuple[tuple[QueueStats, ...], int]:
-        """The queues by model; and how many jobs of all of them finished within an hour.
+        """The queues by model, and how many jobs of all queues finished within an hour.
 
         Args:
-            retention: seconds, that of the workers.
+            retention: seconds, as the workers have it.
         """
         rows, finished = self._script.run("queues", int(retention * 1000))
         return tuple(sorted((_read_queue(*row) for row in rows), key=lambda q: q.model)), finished
 
     def figures(self) -> FleetFigures:
-        """What metrics are made of, in four calls."""
+        """The numbers behind the fleet's metrics, in four calls."""
         queues, _ = self.queues(retention=0)
         workers, _ = self.workers()
         rows, webhooks, overdue, leases, unreported, swept, used, limit = self._script.run("totals")
@@ -184,9 +185,9 @@ class FleetStore:
         )
 
 
-def _read_worker(name: str, told: str, silent: int, jobs: list[str]) -> Worker | None:
+def _read_worker(name: str, entry: str, silent: int, jobs: list[str]) -> Worker | None:
     try:
-        queue, host, state = json.loads(told)
+        queue, host, state = json.loads(entry)
     except (ValueError, TypeError):  # written over
         return None
     if state not in get_args(WorkerState) or silent / 1000 > AWAY_SECONDS:

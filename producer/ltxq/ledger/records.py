@@ -1,4 +1,4 @@
-"""What the ledger hands out: claims, jobs; and how they are read from its answers."""
+"""What the ledger returns (claims, jobs, …), and how it is read from Redis's answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ltxq.errors import JobError, JobUnreadable
 from ltxq.job import CONTRACT, Job, JobState, Priority, VideoRequest
 
 BANDS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
-"""In the order in which they are claimed."""
+"""The queue's number of each priority; lower numbers are claimed first."""
 STEPS = {1: 8, 2: 8 / 4 + 3}
-"""Denoising steps at full size, by stages: of two, the first makes a quarter of the pixels."""
-TELLING = 0.1  # share of a job after which its own progress says when it ends
+"""Denoising steps at full size, by stages. The first of two makes a quarter of the pixels."""
+TELLING = 0.1  # share of a job after which its own progress predicts its end
 
 Standing = Literal["held", "cancel", "lost"]
-"""What a worker learns of its claim: still its own; asked to stop; no longer its own."""
+"""held: the claim stands; cancel: it stands, and a client has cancelled the job; lost: it no longer
+stands."""
 
 READ_MOST = 200  # records in one call of the script, during which Redis does nothing else
 
@@ -56,16 +57,14 @@ class Claim:
     """The right to run a job, while the lease is renewed."""
 
     job_id: str
-    nonce: (
-        str  # 16 random hex digits: the claim's identity; every write and every object's key has it
-    )
-    attempt: int  # 1, 2, …: how often the job was claimed
+    nonce: str  # 16 random hex digits, in every write of the claim and in its objects' keys
+    attempt: int  # 1, 2, …: which claim of the job this is
     request: VideoRequest
     waited: float  # seconds from submission to this claim
 
     @property
     def objects(self) -> str:
-        """Under which its objects lie in the bucket: '<job id>/<nonce>'."""
+        """'<job id>/<nonce>', under which its objects lie in the bucket."""
         return f"{self.job_id}/{self.nonce}"
 
 
@@ -82,7 +81,7 @@ class RunningJob:
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookAttempt:
-    """One attempt at telling a job's webhook_url of its outcome."""
+    """One attempt to deliver a job's webhook."""
 
     job_id: str
     attempt: int  # 1, 2, …
@@ -91,7 +90,7 @@ class WebhookAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """What became of a job taken from a worker: queued again, final, or lost to another claim."""
+    """A job that was taken from a worker: queued again, final, or lost to another claim."""
 
     job_id: str
     state: JobState | Literal["lost"]
@@ -101,9 +100,9 @@ class Returned:
 class Swept:
     """What a sweep found."""
 
-    unreported: tuple[str, ...] = ()  # finished jobs that Celery was not told of
+    unreported: tuple[str, ...] = ()  # finished jobs without Celery's result
     lease_ended: tuple[Returned, ...] = ()
-    corrupt: bool = False  # an index was written over: to be built anew from the records
+    corrupt: bool = False  # an index was written over and must be rebuilt from the records
 
 
 def read_returned(row: list[Any]) -> Returned:
@@ -113,18 +112,18 @@ def read_returned(row: list[Any]) -> Returned:
 
 
 def cost_of(request: VideoRequest) -> float:
-    """About the work of a clip: millions of pixels denoised."""
+    """The work of a clip, about: millions of pixels × denoising steps."""
     pixels = request.width * request.height * request.num_frames
     return pixels * STEPS[request.stages] / 1e6
 
 
 def read_time(milliseconds: int | str) -> datetime:
-    """A moment of Redis's clock."""
+    """A moment of Redis's clock, from milliseconds since 1970."""
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 def read_timeout(request: str | None) -> float | None:
-    """The timeout of a request's JSON; None where that is damaged."""
+    """The timeout in a request's JSON; None if that is damaged."""
     try:
         return float(json.loads(request or "")["timeout"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -132,7 +131,7 @@ def read_timeout(request: str | None) -> float | None:
 
 
 def read_job(job_id: str, record: Mapping[str, str]) -> Job:
-    """A job from the fields of its hash; fields it does not know are left alone.
+    """A job from the fields of its hash; unknown fields are ignored.
 
     Raises:
         JobUnreadable
@@ -141,7 +140,7 @@ def read_job(job_id: str, record: Mapping[str, str]) -> Job:
         contract = int(record["contract"])
         if contract == CONTRACT:
             for text in record.values():
-                text.encode()  # bytes that are no UTF-8 came as lone surrogates
+                text.encode()  # raises for lone surrogates: bytes that were no UTF-8
             return _read_job(job_id, record)
     except (KeyError, TypeError, ValueError, OverflowError, OSError, RecursionError) as exc:
         raise unreadable(job_id) from exc
@@ -153,7 +152,7 @@ def read_job(job_id: str, record: Mapping[str, str]) -> Job:
 
 
 def read_queue_position(job: Job, place: Sequence[Any], now: int) -> Job:
-    """The job with its position and about how long it will take, from the ledger's `place`.
+    """The job with its queue position and estimated time, from the script's `place`.
 
     Args:
         now: milliseconds of Redis's clock.
@@ -162,22 +161,21 @@ def read_queue_position(job: Job, place: Sequence[Any], now: int) -> Job:
         return job
     ahead, workers, gpu, whole = place
     eta = None
-    with suppress(ValueError, OverflowError):  # the pace may have been written over
+    with suppress(ValueError, OverflowError):  # the averages may have been written over
         if job.state == "running":
             eta = _seconds_left(job, float(whole or "nan"), now)
         elif workers:
             eta = (ahead / workers * float(gpu or whole or "nan") + float(whole or "nan")) / 1000
-    known = eta is not None and math.isfinite(eta)
     return job.model_copy(
         update={
             "queue_position": ahead if job.state == "queued" and ahead != "" else None,
-            "eta_seconds": round(eta, 1) if known and eta is not None else None,
+            "eta_seconds": None if eta is None or not math.isfinite(eta) else round(eta, 1),
         }
     )
 
 
 def _seconds_left(job: Job, whole: float, now: int) -> float | None:
-    """Of a running job: by its own progress once that says something, else by the others' pace."""
+    """Of a running job: from its own progress after its first tenth, else from recent jobs."""
     if job.started_at is None:
         return None
     elapsed = now / 1000 - job.started_at.timestamp()
@@ -187,7 +185,7 @@ def _seconds_left(job: Job, whole: float, now: int) -> float | None:
 
 
 def unreadable(job_id: str) -> JobUnreadable:
-    """What to say of a record that makes no sense."""
+    """The error for a record that cannot be read."""
     return JobUnreadable(
         f"The record of {job_id} in Redis is damaged.",
         hint="Submit it again; `ltxq delete` removes this one.",
