@@ -72,7 +72,7 @@ def main() -> None:
         redis.Redis.from_url(server.url, socket_timeout=60, decode_responses=True) as direct,
     ):
         settings = Settings(url=server.url, max_queued=10 * MILLION)
-        ledger = Ledger.from_settings(settings)
+        ledger = Ledger(settings)
         figures["a deep queue"] = load(ledger, direct, options.jobs)
         figures["asked of it"] = ask(ledger)
         pace = options.workers / options.job_seconds
@@ -179,7 +179,7 @@ def run(
 def simulate(options: argparse.Namespace) -> None:
     """The process of claimers: prints the durations of its calls as JSON."""
     settings = Settings(url=options.claim_from, lease=30)
-    ledger = Ledger.from_settings(settings)
+    ledger = Ledger(settings)
     end = time.monotonic() + options.seconds
     took: dict[str, list[float]] = {"claim": [], "report": [], "finish": []}
     jobs = count()
@@ -217,7 +217,7 @@ def simulate(options: argparse.Namespace) -> None:
 
 def supervise(options: argparse.Namespace) -> None:
     """Make the calls of these workers' supervisors, in one thread."""
-    ledger = Ledger.from_settings(Settings(url=options.supervise, lease=30))
+    ledger = Ledger(Settings(url=options.supervise, lease=30))
     end = time.monotonic() + options.seconds
     hosts = range(0, options.workers, HOST)
     while time.monotonic() < end:

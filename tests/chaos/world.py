@@ -90,7 +90,7 @@ class World:
         )
         self.client = Client(settings=self.settings)
         self.plain = PlainProducer(self.redis.url, self.model)
-        self.ledger = Ledger.from_settings(self.settings)
+        self.ledger = Ledger(self.settings)
         self.hosts = {name: self._start_host(name) for name in HOSTS}
         for host in self.hosts.values():
             host.wait_until_ready(times=2)

@@ -20,7 +20,7 @@ NAMES = 30_000
 
 def ask_for_many_models(url: str) -> list[str]:
     """Submissions of 30,000 names, as the ledger's script takes them. Ids of those accepted."""
-    ledger = Ledger.from_settings(Settings(url=url))
+    ledger = Ledger(Settings(url=url))
     request = VideoRequest(prompt="x", model="m", seed=1).model_dump_json()
     accepted = []
     for start in range(0, NAMES, 500):

@@ -55,7 +55,7 @@ class Book:
     def __init__(self, url: str, lease: float = 1) -> None:
         self.settings = Settings(url=url, default_model="instant", lease=lease, retention=60)
         self.redis = redis.Redis.from_url(url, socket_timeout=10)
-        self.ledger = Ledger.from_settings(self.settings)
+        self.ledger = Ledger(self.settings)
         self.client = Client(settings=self.settings)
         self.app = make_app(self.settings)
 

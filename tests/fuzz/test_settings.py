@@ -48,7 +48,7 @@ def test_a_url_with_a_password_is_taken_or_refused_without_showing_it(
     with patch.dict(os.environ, {"LTXQ_URL": url}):
         try:
             settings = Settings.read()
-            Ledger.from_settings(settings).close()
+            Ledger(settings).close()
         except ConfigurationError as exc:
             assert "LTXQ_URL" in exc.message
             assert SECRET not in str(exc)

@@ -21,7 +21,7 @@ from ltxq_worker.process.runner import Runner
 
 @pytest.fixture
 def ledger(redis_url: str) -> Iterator[Ledger]:
-    made = Ledger.from_settings(Settings(url=redis_url, lease=1))
+    made = Ledger(Settings(url=redis_url, lease=1))
     yield made
     made.close()
 

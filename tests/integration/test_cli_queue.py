@@ -83,7 +83,7 @@ def test_delete_takes_the_clip_with_the_record(at_redis: str, s3: S3) -> None:
     environment = {**s3.worker_environment, "LTXQ_URL": at_redis}
     job_id = ltxq("submit", "a fox", **environment).stdout.strip()
     storage = Storage.from_settings(Settings(s3_endpoint=s3.endpoint, s3_bucket=s3.bucket))
-    ledger = Ledger.from_settings(Settings(url=at_redis))
+    ledger = Ledger(Settings(url=at_redis))
     claim = ledger.claims.take(str(ledger.jobs.get(job_id).request.model), "w")
     assert claim
     storage.put(storage.clip_keys(claim.objects).clip, Path(__file__), "video/mp4")

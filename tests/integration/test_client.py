@@ -57,7 +57,7 @@ class LedgerWorker:
     """Writes to the ledger as a worker does."""
 
     def __init__(self, settings: Settings) -> None:
-        self.ledger = Ledger.from_settings(settings)
+        self.ledger = Ledger(settings)
         self.claims: dict[str, Claim] = {}
 
     def start(self, job_id: str) -> None:

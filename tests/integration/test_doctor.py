@@ -170,7 +170,7 @@ def test_a_clock_that_is_off(seconds: float, status: str) -> None:
 def test_jobs_that_nobody_makes(redis_url: str) -> None:
     settings = Settings(url=redis_url, default_model="instant")
     assert said(base.check_workers(settings), "ok") == ["No worker is ready, and no job waits."]
-    ledger = Ledger.from_settings(settings)
+    ledger = Ledger(settings)
     from ltxq import Client
 
     with Client(settings=settings) as client:

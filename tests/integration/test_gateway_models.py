@@ -38,7 +38,7 @@ def server(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def ledger(redis_url: str) -> Iterator[Ledger]:
-    made = Ledger.from_settings(Settings(url=redis_url))
+    made = Ledger(Settings(url=redis_url))
     yield made
     made.close()
 

@@ -52,7 +52,7 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 
 
 def make_ledger(url: str, **settings: Any) -> Ledger:
-    return Ledger.from_settings(Settings(url=url, **settings))
+    return Ledger(Settings(url=url, **settings))
 
 
 def submit(ledger: Ledger, **fields: Any) -> Job:

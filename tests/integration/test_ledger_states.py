@@ -57,7 +57,7 @@ class Ledgers(RuleBasedStateMachine):
         super().__init__()
         self.redis = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
         self.redis.flushdb()
-        self.ledger = Ledger.from_settings(Settings(url=self.url, max_lost=MAX_LOST))
+        self.ledger = Ledger(Settings(url=self.url, max_lost=MAX_LOST))
         self.jobs: dict[str, Model] = {}
 
     def teardown(self) -> None:

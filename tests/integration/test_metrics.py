@@ -30,7 +30,7 @@ FAILED = JobError(code="out_of_memory", message="it is too large")
 
 @pytest.fixture
 def ledger(redis_url: str) -> Iterator[Ledger]:
-    made = Ledger.from_settings(Settings(url=redis_url))
+    made = Ledger(Settings(url=redis_url))
     yield made
     made.close()
 
@@ -112,7 +112,7 @@ def test_why_jobs_are_queued_again_is_told(ledger: Ledger) -> None:
 
 
 def test_a_lease_that_ended_is_told_before_and_after_the_sweep(redis_url: str) -> None:
-    with_short_leases = Ledger.from_settings(Settings(url=redis_url, lease=1))
+    with_short_leases = Ledger(Settings(url=redis_url, lease=1))
     claim(with_short_leases, submit(with_short_leases))
     with_short_leases.sweeper.sweep(interval=60)  # or the first sweep would extend it
     eventually(lambda: told(with_short_leases).value("ltxq_leases_overdue") == 1)
@@ -140,7 +140,7 @@ def test_models_that_strangers_make_up_share_one_label(ledger: Ledger) -> None:
 
 def test_without_redis_the_metrics_say_that_and_nothing_stale(tmp_path: Path) -> None:
     with start_or_skip(lambda: RedisServer.start(tmp_path)) as server:
-        ledger = Ledger.from_settings(Settings(url=server.url))
+        ledger = Ledger(Settings(url=server.url))
         assert told(ledger).value("ltxq_ledger_up") == 1
     assert told(ledger).names == {"ltxq_ledger_up"}
     assert told(ledger).value("ltxq_ledger_up") == 0

@@ -51,7 +51,7 @@ def operator(settings: Settings) -> Iterator[Operator]:
 
 @pytest.fixture
 def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger.from_settings(settings)
+    made = Ledger(settings)
     yield made
     made.close()
 
@@ -154,7 +154,7 @@ def test_draining_outlives_a_restart_of_the_supervisor(
     operator: Operator, settings: Settings, redis_url: str, bucket: S3Server, tmp_path: Path
 ) -> None:
     environment = worker_environment(redis_url, bucket, tmp_path / "spool")
-    ledger = Ledger.from_settings(settings)
+    ledger = Ledger(settings)
     ledger.fleet.heartbeat("instant", "box", {"cpu0@box": "ready"})
     operator.drain("box")
     with Fleet(environment, name="box") as fleet:
@@ -194,9 +194,9 @@ def test_objects_without_a_job_are_removed_and_all_others_stay(
     place(tmp_path, bucket, young, days=7.5)  # past the retention, not yet a day
 
     assert str(operator.clean(remove=False)) == "4 objects, 0.0 MB"
-    assert all(storage.exists(key) for key in old)
+    assert all(exists(storage, key) for key in old)
     assert operator.clean(remove=True).size == 40
-    assert storage.exists(old[-1])
+    assert exists(storage, old[-1])
     mark = f"ltxq/.queues/{ledger.queue_id()}"
     assert set(storage.list()) == {*old[4:-1], young, mark}
     assert operator.clean(remove=True).objects == 0
@@ -211,7 +211,7 @@ def test_a_bucket_where_another_queue_has_clips_is_left_alone(
     storage.mark("ltxq/.queues/0123456789abcdef")
     with pytest.raises(BucketShared, match=r"delete ltxq/\.queues/0123456789abcdef"):
         operator.clean(remove=True)
-    assert storage.exists(anothers)
+    assert exists(storage, anothers)
 
 
 def test_a_supervisor_cleans_by_itself_and_one_of_the_fleet_at_a_time(
@@ -222,7 +222,7 @@ def test_a_supervisor_cleans_by_itself_and_one_of_the_fleet_at_a_time(
     place(tmp_path, bucket, orphan, days=9)
     with Fleet(worker_environment(redis_url, bucket, tmp_path / "spool")) as fleet:
         fleet.wait_for("removed 1 object, 0.0 MB without a job")
-    assert not storage.exists(orphan)
+    assert not exists(storage, orphan)
     assert not ledger.sweeper.may_clean(60)
 
 

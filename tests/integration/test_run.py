@@ -27,7 +27,7 @@ from servers import S3
 @pytest.fixture
 def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
     settings: Settings = s3.settings(url=redis_url)
-    ledger = Ledger.from_settings(settings)
+    ledger = Ledger(settings)
     yield Runner(
         ledger=ledger,
         storage=Storage.from_settings(settings),
@@ -94,7 +94,7 @@ def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
     runner: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
     job, ledger = submit(runner), runner.ledger
-    runner.ledger = Ledger.from_settings(Settings(url="redis://127.0.0.1:1/0"))
+    runner.ledger = Ledger(Settings(url="redis://127.0.0.1:1/0"))
     assert runner.claim() is None
     assert "No job is claimed" in caplog.text
     runner.ledger.close()

@@ -317,4 +317,4 @@ def test_the_ledger_refuses_a_gateways_url() -> None:
     from ltxq.ledger import Ledger
 
     with pytest.raises(ConfigurationError, match=r"operators take redis://"):
-        Ledger.from_settings(Settings(url="https://gateway"))
+        Ledger(Settings(url="https://gateway"))

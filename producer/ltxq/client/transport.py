@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from ltxq.celery import forget_outcome, make_app, report_outcome
 from ltxq.celery.flower import queued_event
@@ -36,20 +36,30 @@ class Changes(Protocol):
         """True as soon as the job may have changed; False after `timeout` seconds."""
 
 
+class Submission(TypedDict):
+    """What a submission has beside the request and the new job's id."""
+
+    digest: str  # of the request as the caller gave it
+    idempotency_key: str
+    retry_of: str | None
+    resent: bool | None
+    owner: str | None
+
+
+class Selection(TypedDict):
+    """Which jobs `list` returns."""
+
+    state: JobState | None
+    limit: int
+    after: str | None
+    order: Order
+    owner: str | None  # None: all jobs
+
+
 class Transport(Protocol):
     """What a `Client` calls. Errors are those of `ltxq.errors`."""
 
-    def submit(
-        self,
-        job_id: str,
-        request: VideoRequest,
-        *,
-        digest: str,
-        idempotency_key: str | None,
-        retry_of: str | None,
-        resent: bool | None,
-        owner: str | None,
-    ) -> Job:
+    def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
         """Choose the model and the seed, and queue the job. Returns the earlier job instead if the
         idempotency key was used before, or if the request was `resent`.
         """
@@ -60,16 +70,8 @@ class Transport(Protocol):
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
         """The jobs that exist and are readable, by id."""
 
-    def list(
-        self,
-        *,
-        state: JobState | None,
-        limit: int,
-        after: str | None,
-        order: Order,
-        owner: str | None,
-    ) -> JobPage:
-        """Jobs of an owner; None: all jobs."""
+    def list(self, **which: Unpack[Selection]) -> JobPage:
+        """Jobs in order of submission."""
 
     def cancel(self, job_id: str) -> None:
         """Cancel a queued job; ask a running job to stop; leave a final job."""
@@ -95,33 +97,15 @@ class RedisTransport:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._ledger = Ledger.from_settings(settings)
+        self._ledger = Ledger(settings)
         self._app = make_app(settings)
         # Without a bucket the URLs stay as the worker signed them.
         self._storage = Storage.from_settings(settings) if settings.s3_bucket else None
 
-    def submit(
-        self,
-        job_id: str,
-        request: VideoRequest,
-        *,
-        digest: str,
-        idempotency_key: str | None = None,
-        retry_of: str | None = None,
-        resent: bool | None = None,
-        owner: str | None = None,
-    ) -> Job:
+    def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
         request = request.settled(self.settings.default_model)
-        job = self._ledger.jobs.submit(
-            job_id,
-            request,
-            digest=digest,
-            idempotency_key=idempotency_key,
-            retry_of=retry_of,
-            resent=resent,
-            owner=owner,
-            event=queued_event(self._app, job_id, request),
-        )
+        event = queued_event(self._app, job_id, request)
+        job = self._ledger.jobs.submit(job_id, request, event=event, **about)
         return job if job.id == job_id else self._signed(job)
 
     def get(self, job_id: str) -> Job:
@@ -131,18 +115,8 @@ class RedisTransport:
         jobs = self._ledger.jobs.get_many(job_ids)
         return {job_id: self._signed(job) for job_id, job in jobs.items()}
 
-    def list(
-        self,
-        *,
-        state: JobState | None = None,
-        limit: int = 20,
-        after: str | None = None,
-        order: Order = "desc",
-        owner: str | None = None,
-    ) -> JobPage:
-        page = self._ledger.jobs.list(
-            state=state, limit=limit, after=after, order=order, owner=owner
-        )
+    def list(self, **which: Unpack[Selection]) -> JobPage:
+        page = self._ledger.jobs.list(**which)
         return page.model_copy(update={"jobs": tuple(self._signed(job) for job in page.jobs)})
 
     def cancel(self, job_id: str) -> None:

@@ -24,6 +24,7 @@ from ltxq.ledger.records import (
     unreadable,
 )
 from ltxq.ledger.script import Script
+from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
 
@@ -31,11 +32,11 @@ log = logging.getLogger("ltxq")
 class Claims:
     """What workers, and the supervisors of workers that died, do with claims."""
 
-    def __init__(self, script: Script, *, lease: float, retention: float, max_lost: int) -> None:
+    def __init__(self, script: Script, settings: Settings) -> None:
         self._script = script
-        self._lease = int(lease * 1000)
-        self._retention = int(retention * 1000)
-        self._max_lost = max_lost
+        self._lease = int(settings.lease * 1000)
+        self._retention = int(settings.retention * 1000)
+        self._max_lost = settings.max_lost
 
     # --- a worker's -----------------------------------------------------------------------
 

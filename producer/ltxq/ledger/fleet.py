@@ -14,6 +14,7 @@ from ltxq.job import Priority
 from ltxq.ledger.records import BANDS, QUEUE_PREFIX, queue_name
 from ltxq.ledger.script import Script
 from ltxq.limits import ModelLimits, ServedModel
+from ltxq.settings import Settings
 
 WorkerState = Literal["loading", "ready", "draining", "drained", "down"]
 """loading: the worker loads its model; ready: it takes jobs; draining: it finishes its jobs and
@@ -90,9 +91,9 @@ class FleetFigures:
 class FleetStore:
     """What supervisors record about their workers, and what operators and metrics read."""
 
-    def __init__(self, script: Script, *, lease: float) -> None:
+    def __init__(self, script: Script, settings: Settings) -> None:
         self._script = script
-        self._lease = int(lease * 1000)
+        self._lease = int(settings.lease * 1000)
 
     def heartbeat(
         self,

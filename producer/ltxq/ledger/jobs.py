@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any, get_args
 
 from ltxq.errors import (
@@ -29,6 +28,7 @@ from ltxq.ledger.records import (
     unreadable,
 )
 from ltxq.ledger.script import Script
+from ltxq.settings import Settings
 
 ALL_STATES: tuple[JobState, ...] = get_args(JobState)
 
@@ -40,21 +40,12 @@ time of reading in milliseconds."""
 class JobStore:
     """What clients do with jobs. Reading changes nothing."""
 
-    def __init__(
-        self,
-        script: Script,
-        *,
-        retention: float,
-        max_queued: int,
-        max_queued_per_key: int,
-        weights: Mapping[str, float] = MappingProxyType({}),
-    ) -> None:
-        """`weights`: each owner's share of the GPUs; 1 for one that is not named."""
+    def __init__(self, script: Script, settings: Settings) -> None:
         self._script = script
-        self._retention = int(retention * 1000)
-        self._max_queued = max_queued
-        self._max_owned = max_queued_per_key
-        self._weights = weights
+        self._retention = int(settings.retention * 1000)
+        self._max_queued = settings.max_queued
+        self._max_owned = settings.max_queued_per_key
+        self._weights = settings.weights
 
     def submit(
         self,

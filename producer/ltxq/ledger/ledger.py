@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from types import MappingProxyType
-
-import redis
 
 from ltxq.ledger.changes import Changes
 from ltxq.ledger.claims import Claims
@@ -18,11 +14,9 @@ from ltxq.ledger.script import Script
 from ltxq.ledger.sweeper import Sweeper
 from ltxq.settings import Settings
 
-_DEFAULTS = Settings.model_fields
-
 
 class Ledger:
-    """The job records in Redis: the truth about every job. Thread-safe.
+    """The job records in Redis: the truth about every job. Thread-safe. Connects on first use.
 
     Every call of every part ends within about its `patience` (2.8 s) plus 2 seconds.
 
@@ -38,43 +32,14 @@ class Ledger:
     read-only for longer than `patience`; ConfigurationError if it refuses the password.
     """
 
-    def __init__(
-        self,
-        connection: redis.Redis,
-        *,
-        retention: float = _DEFAULTS["retention"].default,
-        lease: float = _DEFAULTS["lease"].default,
-        max_lost: int = _DEFAULTS["max_lost"].default,
-        max_queued: int = _DEFAULTS["max_queued"].default,
-        max_queued_per_key: int = _DEFAULTS["max_queued_per_key"].default,
-        weights: Mapping[str, float] = MappingProxyType({}),
-    ) -> None:
-        self._script = script = Script(connection)
-        self.jobs = JobStore(
-            script,
-            retention=retention,
-            max_queued=max_queued,
-            max_queued_per_key=max_queued_per_key,
-            weights=weights,
-        )
-        self.claims = Claims(script, lease=lease, retention=retention, max_lost=max_lost)
+    def __init__(self, settings: Settings) -> None:
+        self._script = script = Script(connect(settings))
+        self.jobs = JobStore(script, settings)
+        self.claims = Claims(script, settings)
         self.changes = Changes(script)
         self.outbox = Outbox(script)
-        self.fleet = FleetStore(script, lease=lease)
-        self.sweeper = Sweeper(script, lease=lease, retention=retention, max_lost=max_lost)
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Ledger:
-        """Connects on first use, not here."""
-        return cls(
-            connect(settings),
-            retention=settings.retention,
-            lease=settings.lease,
-            max_lost=settings.max_lost,
-            max_queued=settings.max_queued,
-            max_queued_per_key=settings.max_queued_per_key,
-            weights=settings.weights,
-        )
+        self.fleet = FleetStore(script, settings)
+        self.sweeper = Sweeper(script, settings)
 
     def queue_id(self) -> str:
         """A random name of this Redis as a queue, drawn once, for all versions of the contract."""

@@ -14,6 +14,7 @@ from ltxq.ledger.records import (
     read_returned,
 )
 from ltxq.ledger.script import Script
+from ltxq.settings import Settings
 
 GRACE = 3.0  # seconds after a job's end in which its worker or client stores Celery's result
 GARBAGE_MOST = 100  # claims that one supervisor takes at once
@@ -24,11 +25,11 @@ SWEEP_MOST = 1000  # jobs of each kind in one sweep; the next one goes on
 class Sweeper:
     """Any supervisor may call these at any time: the ledger sees to it that one of them works."""
 
-    def __init__(self, script: Script, *, lease: float, retention: float, max_lost: int) -> None:
+    def __init__(self, script: Script, settings: Settings) -> None:
         self._script = script
-        self._lease = int(lease * 1000)
-        self._retention = int(retention * 1000)
-        self._max_lost = max_lost
+        self._lease = int(settings.lease * 1000)
+        self._retention = int(settings.retention * 1000)
+        self._max_lost = settings.max_lost
 
     def sweep(self, *, interval: float = 2.0) -> Swept:
         """End leases that are over, wake workers for jobs whose time has come or whose message

@@ -297,7 +297,7 @@ def served_metrics(settings: Settings, registry: CollectorRegistry) -> Iterator[
     if settings.metrics_address is None:
         yield
         return
-    with closing(Ledger.from_settings(settings)) as ledger:
+    with closing(Ledger(settings)) as ledger:
         registry.register(FleetCollector(ledger, default_model=settings.default_model))
         with closing(MetricsServer(settings.metrics_address, registry)):
             yield

@@ -31,7 +31,7 @@ class Operator:
                 "This command needs Redis, and LTXQ_URL names a gateway.",
                 hint="Set LTXQ_URL to the redis:// or rediss:// URL of the queue.",
             )
-        self._ledger = Ledger.from_settings(self._settings)
+        self._ledger = Ledger(self._settings)
 
     def workers(self) -> tuple[Worker, ...]:
         """The workers heard of within a day, by name."""

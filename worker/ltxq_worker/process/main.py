@@ -197,7 +197,7 @@ def _prepare(
     options.spool.mkdir(parents=True)
     storage = Storage.from_settings(settings)
     storage.check()
-    ledger, app = Ledger.from_settings(settings), make_app(settings)
+    ledger, app = Ledger(settings), make_app(settings)
     gpu = GpuThread()
     runner = Runner(
         ledger=ledger,

@@ -93,7 +93,7 @@ class Supervisor:
         self._name_taken: NameTaken | None = None  # set when this supervisor must end
         self._drained = False  # whether the operator has drained this host
         self._app: Celery = make_app(settings)
-        self._ledger = Ledger.from_settings(settings)
+        self._ledger = Ledger(settings)
         self._storage = Storage.from_settings(settings)
         self._maintenance = Maintenance(self._app, self._ledger, self._storage, settings)
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
