@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
 from ltxq.client.http_connection import GatewayConnection
 from ltxq.client.http_events import Events
+from ltxq.client.transport import Selection, Submission
 from ltxq.errors import ConfigurationError, InvalidRequest
-from ltxq.job import Job, JobPage, JobState, ModelName, Order, VideoRequest, is_job_id
+from ltxq.job import Job, JobPage, ModelName, VideoRequest, is_job_id
 from ltxq.ledger import not_found
 from ltxq.limits import ServedModel
 from ltxq.settings import Settings
@@ -31,32 +32,23 @@ class _Models(BaseModel):
 
 
 class HttpTransport:
-    """A gateway at `settings.url`. The API key of the settings decides the owner of the jobs."""
+    """A gateway at `settings.url`. It makes ids and digests of jobs; the API key of the settings
+    decides their owner.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._gateway = GatewayConnection(settings)
 
-    def submit(
-        self,
-        job_id: str,
-        request: VideoRequest,
-        *,
-        digest: str,  # noqa: ARG002  the gateway computes it
-        idempotency_key: str | None = None,
-        retry_of: str | None = None,
-        resent: bool | None = None,
-        owner: str | None = None,  # noqa: ARG002  the API key decides it
-    ) -> Job:
-        if idempotency_key is not None and not re.fullmatch(
-            r"[!-~]([ -~]*[!-~])?", idempotency_key
-        ):
+    def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:  # noqa: ARG002
+        idempotency_key, retry_of = about["idempotency_key"], about["retry_of"]
+        if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", idempotency_key):
             reason = "must be ASCII without spaces around it, since it is sent as a header"
             raise InvalidRequest(
                 f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
             )
-        headers = {"Idempotency-Key": idempotency_key or job_id}
-        if resent is not None:
-            headers["Ltxq-Resent"] = str(resent).lower()
+        headers = {"Idempotency-Key": idempotency_key}
+        if about["resent"] is not None:
+            headers["Ltxq-Resent"] = str(about["resent"]).lower()
         if retry_of is not None:
             return self._ask(Job, "POST", f"{_path(retry_of)}/retry", headers=headers)
         headers["Content-Type"] = "application/json"
@@ -75,19 +67,10 @@ class HttpTransport:
             jobs.update({job.id: job for job in page.jobs})
         return jobs
 
-    def list(
-        self,
-        *,
-        state: JobState | None = None,
-        limit: int = 20,
-        after: str | None = None,
-        order: Order = "desc",
-        owner: str | None = None,  # noqa: ARG002  the API key decides it
-    ) -> JobPage:
-        if after is not None and not is_job_id(after):
-            raise not_found(after)
-        params = {"state": state, "limit": limit, "after": after, "order": order}
-        given = {name: value for name, value in params.items() if value is not None}
+    def list(self, **which: Unpack[Selection]) -> JobPage:
+        if which["after"] is not None and not is_job_id(which["after"]):
+            raise not_found(which["after"])
+        given = {name: value for name, value in which.items() if value is not None}
         return self._ask(JobPage, "GET", "/v1/jobs", params=given)
 
     def cancel(self, job_id: str) -> None:

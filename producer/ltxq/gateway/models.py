@@ -9,9 +9,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Unpack
 
-from ltxq.client.transport import RedisTransport
+from ltxq.client.transport import RedisTransport, Submission
 from ltxq.errors import InvalidRequest, UnknownModel
 from ltxq.job import Job, VideoRequest
 from ltxq.limits import ServedModel
@@ -30,7 +30,7 @@ class GatewayTransport(RedisTransport):
         super().__init__(settings)
         self.served = ServedModels(self.models, default=settings.default_model)
 
-    def submit(self, job_id: str, request: VideoRequest, **about: Any) -> Job:
+    def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
         """As `RedisTransport.submit`.
 
         Raises:

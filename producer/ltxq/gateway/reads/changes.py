@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
+from ltxq.client.transport import RESUBSCRIBE_SECONDS
 from ltxq.errors import LtxqError
 
 NEXT_SECONDS = 0.5  # how often the thread checks whether to end
-RESUBSCRIBE_SECONDS = 1.0  # between attempts to subscribe while the queue cannot be reached
 
 
 class Changes(Protocol):

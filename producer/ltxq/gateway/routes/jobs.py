@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from ltxq.client.http import MOST_IDS
 from ltxq.gateway.openai.forms import body_of, json_object
 from ltxq.gateway.openai.openapi import CHANGED, READ, event_responses, request_body
 from ltxq.gateway.openai.request import invalid
@@ -18,8 +19,6 @@ from ltxq.job import Job, JobPage, JobState, Order, VideoRequest
 from ltxq.limits import ServedModel
 
 router = APIRouter(tags=["jobs"])
-
-IDS_MOST = 100
 
 Resent = Annotated[
     Literal["true", "false"] | None,
@@ -78,13 +77,13 @@ async def list_jobs(
     order: Order = "desc",
     ids: Annotated[
         list[str] | None,
-        Query(alias="id", description=f"Return only these jobs; at most {IDS_MOST} ids."),
+        Query(alias="id", description=f"Return only these jobs; at most {MOST_IDS} ids."),
     ] = None,
 ) -> Response:
     """List jobs in order of submission, or the existing jobs of the given ids."""
     if ids is not None:
-        if len(ids) > IDS_MOST:
-            raise invalid(("id", f"must be at most {IDS_MOST}, not {len(ids)}"))
+        if len(ids) > MOST_IDS:
+            raise invalid(("id", f"must be at most {MOST_IDS}, not {len(ids)}"))
         found = await caller.queue.call(caller.client.get_many, ids)
         return as_json(JobPage(jobs=tuple(found.values()), after=None))
     page = await caller.queue.call(

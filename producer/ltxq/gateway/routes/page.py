@@ -26,8 +26,6 @@ _POLICY = "; ".join(
 )
 _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",  # the browser revalidates each time; an unchanged file is a 304
 }
 
