@@ -16,6 +16,7 @@ import pytest
 
 from ltxq.errors import ConfigurationError, MissingExtra
 from ltxq.settings import Settings
+from ltxq.storage import Storage
 
 _Server = TypeVar("_Server")
 
@@ -50,6 +51,19 @@ def start_or_skip(start: Callable[[], _Server]) -> _Server:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(exc))
+
+
+def exists(storage: Storage, key: str) -> bool:
+    """Whether the bucket has an object of that key, under the prefix or not."""
+    from botocore.exceptions import ClientError
+
+    try:
+        storage._client.head_object(Bucket=storage.bucket, Key=key)
+    except ClientError as exc:
+        if exc.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        return False
+    return True
 
 
 @contextmanager

@@ -42,42 +42,38 @@ def set_up_logging(form: LogForm, part: str = "") -> None:
     logging.getLogger("ltxq").setLevel(logging.INFO)
 
 
-class _Human(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+
+class _Human(_Formatter):
     """`2026-11-24 07:10:00,123 WARNING gpu0@host video_…: what happened`
 
     A record is one line, and a trace is indented below it: whatever a stranger wrote, no line of it
     looks like another record.
     """
 
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self._part = [part] if part else []
-
     def format(self, record: logging.LogRecord) -> str:
         job, text = _job.get(), record.getMessage()
         if job is not None and job not in text:
             text = f"{job}: {text}"
-        line = " ".join([self.formatTime(record), record.levelname, *self._part, text])
+        words = (self.formatTime(record), record.levelname, self._part, text)
+        line = " ".join(filter(None, words))
         # Not record.exc_text: another formatter may have put it there, with nothing escaped.
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         below = "\n".join(filter(None, [trace, record.stack_info]))
-        return "\n".join([one_line(line), *_indented(below)])
+        rows = below.split("\n") if below else []
+        return "\n".join([one_line(line), *(f"    {one_line(row)}" for row in rows)])
 
 
-def _indented(trace: str) -> list[str]:
-    return [f"    {one_line(line)}" for line in trace.split("\n")] if trace else []
-
-
-class _Json(logging.Formatter):
+class _Json(_Formatter):
     """One object on one line: time, level, part, logger, job_id (where there is one), message."""
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self._part = part
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
-            "time": _moment(record.created),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "part": self._part or "supervisor",
             "logger": record.name,
@@ -86,8 +82,3 @@ class _Json(logging.Formatter):
             "trace": self.formatException(record.exc_info) if record.exc_info else None,
         }
         return json.dumps({name: text for name, text in fields.items() if text is not None})
-
-
-def _moment(seconds: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -125,8 +125,7 @@ class QueueSettings(_Role):
     def _parse_weights(cls, weights: Any) -> Any:
         if not isinstance(weights, str):
             return weights or {}
-        pairs = [_weight(part) for part in weights.split(",") if part.strip()]
-        return dict(pairs)
+        return dict(_weight(part) for part in weights.split(",") if part.strip())
 
     @property
     def is_gateway(self) -> bool:

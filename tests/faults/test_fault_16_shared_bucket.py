@@ -13,7 +13,7 @@ from ltxq import Client
 from ltxq.errors import JobNotFound
 from ltxq.ledger import PREFIX, queue_name
 from ltxq.storage import Storage
-from servers import S3
+from servers import S3, exists
 
 
 def is_gone(client: Client, job_id: str) -> bool:
@@ -50,8 +50,8 @@ def test_a_jobs_end_takes_nothing_but_its_own_objects(
         else:
             server.zadd(f"{PREFIX}expiry", {job_id: 0})
             eventually(lambda: is_gone(client, job_id))
-        eventually(lambda: not storage.exists(clip))
-        assert all(storage.exists(key) for key in others)
+        eventually(lambda: not exists(storage, clip))
+        assert all(exists(storage, key) for key in others)
         assert list(storage.list(f"{job_id}/")) == [others[-1]]
 
 
@@ -61,4 +61,4 @@ def test_nothing_outside_the_prefix_can_be_deleted(s3: S3) -> None:
     with pytest.raises(ValueError, match="not under 'ltxq/'"):
         storage.delete(["ltxq/x", "holidays/2026.jpg"])
     storage.delete_clips(["../holidays/2026.jpg", "holidays", "", "a/b/c", "/holidays"])
-    assert storage.exists("holidays/2026.jpg")
+    assert exists(storage, "holidays/2026.jpg")

@@ -21,7 +21,7 @@ from ltxq.ops.operator import Operator
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import S3Server
-from servers import start_or_skip
+from servers import exists, start_or_skip
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from ltxq.ledger import PREFIX, TASK, queue_name
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from ltxq_worker.pipeline.instant import read_mark, request_tag
-from servers import S3, start_or_skip
+from servers import S3, exists, start_or_skip
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +358,6 @@ def test_the_clip_of_an_earlier_claim_is_removed_when_a_later_one_finishes(
         fleet.workers()[0].kill()
         done = client.wait(job.id, PATIENCE)
         assert done.attempts == 2
-        eventually(lambda: not storage.exists(late))
+        eventually(lambda: not exists(storage, late))
         assert len(list(storage.list(f"{job.id}/"))) == 4
-        assert storage.exists(done.result_or_raise().key)
+        assert exists(storage, done.result_or_raise().key)

@@ -135,19 +135,6 @@ class Storage:
         with self._errors_translated():
             self._client.put_object(Bucket=self.bucket, Key=key, Body=b"")
 
-    def exists(self, key: str) -> bool:
-        """Whether the bucket has an object of that key."""
-        from botocore.exceptions import ClientError
-
-        with self._errors_translated():
-            try:
-                self._client.head_object(Bucket=self.bucket, Key=key)
-            except ClientError as exc:
-                if _status(exc) == 404:
-                    return False
-                raise
-        return True
-
     def url(self, key: str, expires_in: int) -> tuple[str, datetime | None]:
         """A URL anyone can fetch the object by, and when it ends (None: it does not).
 
@@ -289,18 +276,14 @@ _HINTS = {
 _BUSY = {408, 429, 507}  # and all of 5xx; 507 is how MinIO says that its disk is full
 
 
-def _status(exc: Any) -> int:
-    """The HTTP status of a botocore ClientError."""
-    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
 def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
     """A botocore error as ours."""
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, SSLError
 
     where = f"bucket {bucket!r} at {server}"
     if isinstance(exc, ClientError):
-        code, status = exc.response["Error"].get("Code", ""), _status(exc)
+        code = exc.response["Error"].get("Code", "")
+        status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         said = f"{code}: {exc.response['Error'].get('Message', '')}".removesuffix(": ")
         if status >= 500 or status in _BUSY or code == "SlowDown":
             return StorageUnavailable(

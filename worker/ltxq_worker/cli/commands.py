@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx2
+
+import ltxq
 from ltxq.cli import screen
 from ltxq.cli.machine import TINY
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
@@ -55,7 +58,10 @@ def demo(prompt: str, *, as_json: bool) -> None:
             screen.note("The worker's log ends:", *last)
             raise
         result = job.result_or_raise()
-        file = _fetched(result.url, Path("clips") / f"{job.id}.mp4")
+        answer = httpx2.get(result.url, timeout=FETCH_TIMEOUT).raise_for_status()
+        file = Path("clips", f"{job.id}.mp4").absolute()
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(answer.content)
     if as_json:
         screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
         return
@@ -70,10 +76,8 @@ def demo(prompt: str, *, as_json: bool) -> None:
 
 def _made(request: VideoRequest, stack: Stack) -> Job:
     """The request's finished job, with a bar meanwhile."""
-    from ltxq.client import Client
-
     deadline = time.monotonic() + DEMO_SECONDS
-    with Client() as client, screen.Bar() as bar:
+    with ltxq.Client() as client, screen.Bar() as bar:
         bar.at("starting the worker", 0)
         job = client.submit(request)
         while not job.finished:
@@ -87,18 +91,6 @@ def _made(request: VideoRequest, stack: Stack) -> Job:
                 if time.monotonic() > deadline:
                     raise
     return job
-
-
-def _fetched(url: str, path: Path) -> Path:
-    """What is at `url`, saved at `path`."""
-    import urllib.request
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with urllib.request.urlopen(url, timeout=FETCH_TIMEOUT) as answer, partial.open("wb") as file:  # noqa: S310 - our own server's
-        shutil.copyfileobj(answer, file)
-    partial.replace(path)
-    return path.absolute()
 
 
 def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int | None) -> None:
@@ -177,8 +169,8 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
     return code
 
 
-def ensure_tiny(settings: Settings) -> Path:
-    """The tiny model's folder in LTXQ_MODEL_DIR; made where missing, which takes seconds.
+def ensure_tiny(settings: Settings) -> None:
+    """Make the tiny model in LTXQ_MODEL_DIR where it is missing, which takes seconds.
 
     One that another version made and this one cannot use is made anew: it holds nothing of worth.
     """
@@ -198,4 +190,3 @@ def ensure_tiny(settings: Settings) -> Path:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode and not folder.exists():  # another may have made it meanwhile
             raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None
-    return folder

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 from urllib.parse import quote
 
 from ltxq.errors import ConfigurationError, MissingExtra
@@ -39,10 +39,45 @@ class EmbeddedServer:
     It also stops, on Linux, when the *thread* that started it ends: start it from the main one.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process = process
-        self.port = port
-        self.log = log
+    def __init__(
+        self,
+        name: str,
+        ready: bytes,
+        log: Path,
+        port: int | None,
+        launch: Callable[[int], subprocess.Popen[bytes]],
+    ) -> None:
+        """Start the server with `launch(port)` and wait until its log shows `ready`.
+
+        Not until it answers on its port: that might be another server.
+        """
+        for _ in range(TRIES if port is None else 1):
+            self.port = free_port() if port is None else port
+            self.process = launch(self.port)
+            if self._listens(name, ready, log):
+                return
+        raise ConfigurationError(
+            f"{name} cannot listen on port {self.port}: another program does.",
+            hint="Stop it, or choose another port.",
+        )
+
+    def _listens(self, name: str, ready: bytes, log: Path) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while ready not in log.read_bytes():
+            ended = self.process.poll() is not None
+            if not ended and time.monotonic() < deadline:
+                time.sleep(POLL)
+                continue
+            self.stop()
+            said = log.read_bytes()
+            if b"in use" in said:
+                return False
+            last = said.decode(errors="replace").strip().splitlines()[-3:]
+            raise ConfigurationError(
+                f"{name} {'ended at once' if ended else f'was not ready after {PATIENCE:g} s'}.",
+                hint=f"Its log is {log}; it ends: {' / '.join(last) or '(empty)'}",
+            )
+        return True
 
     def stop(self) -> None:
         """End the server. A second call does nothing."""
@@ -53,9 +88,6 @@ class EmbeddedServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-_Server = TypeVar("_Server", bound=EmbeddedServer)
 
 
 class RedisServer(EmbeddedServer):
@@ -86,7 +118,7 @@ class RedisServer(EmbeddedServer):
         folder.mkdir(parents=True, exist_ok=True)
         binary, log = redis_binary(), folder / "redis.log"
 
-        def launch(port: int) -> RedisServer:
+        def launch(port: int) -> subprocess.Popen[bytes]:
             settings = {
                 "bind": LOOPBACK,
                 "port": port,
@@ -99,11 +131,11 @@ class RedisServer(EmbeddedServer):
                 settings["requirepass"] = _quoted(password)
             # By its standard input, so that the password is in no list of processes.
             config = "".join(f"{key} {value}\n" for key, value in settings.items())
-            server = cls(spawn([binary, "-"], log, config=config), port, log)
-            server.password = password
-            return _ready(server, "Redis", b"Ready to accept connections")
+            return spawn([binary, "-"], log, config=config)
 
-        return _on_a_port(port, launch)
+        server = cls("Redis", b"Ready to accept connections", log, port, launch)
+        server.password = password
+        return server
 
     @property
     def url(self) -> str:
@@ -147,16 +179,15 @@ class S3Server(EmbeddedServer):
         secret_key = secret_key or secrets.token_hex(20)
         binary, log = rclone_binary(), folder / "s3.log"
 
-        def launch(port: int) -> S3Server:
+        def launch(port: int) -> subprocess.Popen[bytes]:
             command = [binary, "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{port}"]
             # By the environment, so that the keys are in no list of processes.
             keys = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
-            process = spawn([*command, str(folder)], log, environment=keys)
-            server = cls(process, port, log)
-            server.bucket, server.access_key, server.secret_key = bucket, access_key, secret_key
-            return _ready(server, "The S3 server", b"Starting s3 server on")
+            return spawn([*command, str(folder)], log, environment=keys)
 
-        return _on_a_port(port, launch)
+        server = cls("The S3 server", b"Starting s3 server on", log, port, launch)
+        server.bucket, server.access_key, server.secret_key = bucket, access_key, secret_key
+        return server
 
     @property
     def endpoint(self) -> str:
@@ -223,19 +254,6 @@ def port_is_free(port: int) -> bool:
         return True
 
 
-class _PortTaken(ConfigurationError):
-    """Another process listens on the port."""
-
-
-def _on_a_port(port: int | None, launch: Callable[[int], _Server]) -> _Server:
-    for _ in range(TRIES - 1 if port is None else 0):
-        try:
-            return launch(free_port())
-        except _PortTaken:
-            continue
-    return launch(free_port() if port is None else port)
-
-
 # Run in the child, which becomes the server: asks Linux for a SIGTERM when the parent ends, however
 # it ends (prctl 1 is PR_SET_PDEATHSIG), unless it ended before. A preexec_fn would do the same, but
 # is unsafe beside threads.
@@ -290,29 +308,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
-
-
-def _ready(server: _Server, name: str, sign: bytes) -> _Server:
-    """`server` once its own log shows `sign`: an answer on the port might be another server's."""
-    deadline = time.monotonic() + PATIENCE
-    while sign not in (said := server.log.read_bytes()):
-        ended = server.process.poll() is not None
-        if not ended and time.monotonic() < deadline:
-            time.sleep(POLL)
-            continue
-        server.stop()
-        said = server.log.read_bytes()
-        if b"in use" in said:
-            raise _PortTaken(
-                f"{name} cannot listen on port {server.port}: another program does.",
-                hint="Stop it, or choose another port.",
-            )
-        last = said.decode(errors="replace").strip().splitlines()[-3:]
-        raise ConfigurationError(
-            f"{name} {'ended at once' if ended else f'was not ready after {PATIENCE:g} s'}.",
-            hint=f"Its log is {server.log}; it ends: {' / '.join(last) or '(empty)'}",
-        )
-    return server
 
 
 def _quoted(text: str) -> str:
