@@ -80,6 +80,11 @@ class Refused(LtxqError):
 class UnsupportedParameter(InvalidRequest):
     """The request has a field that ltxq does not support."""
 
+    def __init__(
+        self, field: str, message: str, *, hint: str = "Remove it from the request."
+    ) -> None:
+        super().__init__(message, hint=hint, problems=((field, "not supported"),))
+
 
 class _Kind(NamedTuple):
     status: int

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
 from ltxq.gateway.openai.request import invalid
 
@@ -89,9 +90,10 @@ def json_object(body: bytes) -> dict[str, Any]:
     """
     try:
         fields = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as exc:
-        reason = str(exc) if isinstance(exc, _DuplicateName) else "must be JSON"
-        raise invalid(("body", reason)) from None
+    except InvalidRequest:
+        raise
+    except (ValueError, RecursionError):
+        raise invalid(("body", "must be JSON")) from None
     if not isinstance(fields, dict):
         raise invalid(("body", "must be a JSON object"))
     return fields
@@ -110,14 +112,10 @@ class _TooLarge(Refused):
         self.body = body
 
 
-class _DuplicateName(ValueError):
-    """A JSON object has a name twice."""
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise _DuplicateName("has a name twice")
+        raise invalid(("body", "has a name twice"))
     return fields
 
 
@@ -171,11 +169,7 @@ def _parse(
 def _refuse_file(file: File) -> None:
     name = (file.field_name or b"file").decode(errors="replace")
     name = re.sub(r"\[.*|[^\w-]", "", name)[:60]
-    raise UnsupportedParameter(
-        f"{name} is a file, and files are not supported yet.",
-        hint="Remove it from the request.",
-        problems=((name, "not supported"),),
-    )
+    raise UnsupportedParameter(name, f"{name} is a file, and files are not supported yet.")
 
 
 def _pairs(body: bytes) -> list[tuple[str, str]]:

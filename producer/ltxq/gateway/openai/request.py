@@ -144,11 +144,9 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             only = f" other than {neutral[0]}" if neutral and neutral[0] else ""
             reason = f"{name}{only} is not supported yet."
         else:
-            shown = one_line(str(name)[:60])
-            name, reason = shown, f"{shown} is not a parameter of this API."
-        raise UnsupportedParameter(
-            reason, hint="Remove it from the request.", problems=((name, "not supported"),)
-        )
+            name = one_line(name[:60])
+            reason = f"{name} is not a parameter of this API."
+        raise UnsupportedParameter(name, reason)
 
 
 def _choose_frames(

@@ -132,9 +132,9 @@ async def remix_video(
     if others := set(fields) - {"prompt"}:
         name = min(others)[:60]
         raise UnsupportedParameter(
+            name,
             f"A remix takes only a prompt, not {name}.",
             hint="To change more, create a new video.",
-            problems=((name, "not supported"),),
         )
     if not isinstance(fields.get("prompt"), str):
         raise invalid(("prompt", "is required, as text"))
