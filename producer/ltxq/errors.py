@@ -1,29 +1,6 @@
 """Every error of ltxq, as types for code and as data for a job's record.
 
-    LtxqError
-    ├── PermanentError              asking again the same way fails the same way
-    │   ├── InvalidRequest          invalid_request (also a ValueError)
-    │   ├── UnknownModel            unknown_model
-    │   ├── OutOfMemory             out_of_memory
-    │   ├── InputUnreachable        input_unreachable
-    │   ├── StorageRefused          storage_unavailable: wrong key, missing bucket
-    │   ├── BucketShared            another queue has clips in the bucket
-    │   ├── TimedOut                timed_out
-    │   ├── JobNotFound             (also a KeyError)
-    │   ├── JobNotFinished
-    │   ├── JobUnreadable           its record is damaged, or of a newer ltxq
-    │   ├── JobFailed               a job's own error, raised by Job.result_or_raise
-    │   ├── IdempotencyConflict
-    │   ├── ModelUnusable           a model folder that is incomplete, broken or too new
-    │   ├── ConfigurationError      a setting that is missing or wrong
-    │   │   └── NameTaken           another supervisor's workers have these names
-    │   └── MissingExtra            (also an ImportError)
-    └── RetryableError              may succeed later, unchanged
-        ├── QueueUnavailable        Redis, or the gateway, cannot be reached or cannot write
-        ├── QueueFull
-        ├── StorageUnavailable      storage_unavailable: away, slow, full
-        └── WaitTimeout             (also a TimeoutError)
-
+After a `PermanentError` the same call fails again; after a `RetryableError` it may succeed later.
 A job that fails keeps a `JobError`: {code, message, hint, retryable}. Foreign errors (redis,
 botocore, huggingface_hub, torch) become one of these once, where ltxq calls the library.
 """
