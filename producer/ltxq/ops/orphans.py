@@ -8,20 +8,19 @@ its jobs are unknown here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from ltxq.errors import BucketShared
 from ltxq.ledger import Ledger
-from ltxq.storage.s3 import PAGE, Storage, Stored
+from ltxq.storage.s3 import PAGE, Storage
 
 CLEAN_SECONDS = 6 * 3600.0  # between two looks at the whole bucket, by the whole fleet
 MARGIN = timedelta(days=1)  # beyond the retention: an upload's patience, clocks that differ
-MARKS = (
-    ".queues/"  # in it lies an empty object named for each queue that keeps clips under the prefix
-)
+# In it lies an empty object named for each queue that keeps clips under the prefix.
+MARKS = ".queues/"
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def clean(
     before = datetime.now(UTC) - timedelta(seconds=retention) - MARGIN
     found = Cleaned()
     old = (stored for stored in storage.entries() if stored.modified < before)
-    for page in _pages(old):
-        if unwanted():
-            break
+    while not unwanted() and (page := list(islice(old, PAGE))):
         claims = {stored.key: storage.claim_of(stored.key) for stored in page}
         jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
         known = ledger.jobs.existing(set(jobs.values()))
@@ -83,8 +80,3 @@ def _claim(storage: Storage, queue_id: str) -> None:
         )
     if not marks:
         storage.mark(mine)
-
-
-def _pages(stored: Iterator[Stored]) -> Iterator[list[Stored]]:
-    while page := list(islice(stored, PAGE)):
-        yield page

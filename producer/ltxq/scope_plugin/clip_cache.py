@@ -31,18 +31,15 @@ class ClipCache:
         """Cache a clip. A clip larger than the limit stays until the next one is put."""
         with self._lock:
             self._clips[_key(request)] = clip
-            while len(self._clips) > 1 and (
-                len(self._clips) > MAX_CLIPS or self._bytes() > MAX_BYTES
-            ):
-                self._clips.popitem(last=False)
+            size = sum(len(clip.data) for clip in self._clips.values())
+            while len(self._clips) > 1 and (len(self._clips) > MAX_CLIPS or size > MAX_BYTES):
+                _, evicted = self._clips.popitem(last=False)
+                size -= len(evicted.data)
 
     def discard(self, request: VideoRequest) -> None:
         """Remove the request's clip, if it is cached."""
         with self._lock:
             self._clips.pop(_key(request), None)
-
-    def _bytes(self) -> int:
-        return sum(len(clip.data) for clip in self._clips.values())
 
 
 def _key(request: VideoRequest) -> str:

@@ -57,7 +57,7 @@ class Submission:
 
     request: VideoRequest
     key: str = field(default_factory=lambda: f"scope-{secrets.token_hex(16)}")
-    job_id: str | None = None  # None: the queue has not answered yet
+    job_id: str = ""  # empty: the queue has not answered yet
     poll_at: float = 0.0
     poll_pause: float = FIRST_POLL
     failed_downloads: int = 0
@@ -155,7 +155,7 @@ class Fetcher:
     def _submit(self, client: Client) -> None:
         awaited = [submission.request for submission in self._submissions]
         self._submissions += map(Submission, self._playlist.to_submit(awaited))
-        for submission in [s for s in self._submissions if s.job_id is None]:
+        for submission in [s for s in self._submissions if not s.job_id]:
             try:
                 submission.job_id = self._send(client, submission)
             except (InvalidRequest, UnknownModel) as exc:
@@ -175,9 +175,9 @@ class Fetcher:
         due = {s.job_id: s for s in self._submissions if s.job_id and s.poll_at <= now}
         if not due:
             return
-        jobs = client.get_many([job_id for job_id in due if job_id])
+        jobs = client.get_many(list(due))
         for job_id, submission in due.items():
-            job = jobs.get(job_id or "")
+            job = jobs.get(job_id)
             if job is None:
                 self._submissions.remove(submission)
                 raise JobNotFound(f"Job {job_id} was deleted.", hint="The plugin submits it again.")

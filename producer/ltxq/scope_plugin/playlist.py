@@ -35,7 +35,7 @@ class Playlist:
         self._cache = cache
         self._clock = clock
         self._changed = threading.Condition()
-        self._changes = 0
+        self.changes = 0  # a counter, for `wait_for_change`
         self.closed = False
         self.last_error: str | None = None  # why no clip plays; None: no error
         self.size: tuple[int, int] | None = None  # width, height of this session's pictures
@@ -98,15 +98,10 @@ class Playlist:
 
     # --- called by the fetcher's thread ---------------------------------------------------------
 
-    @property
-    def changes(self) -> int:
-        """A counter for `wait_for_change`."""
-        return self._changes
-
     def wait_for_change(self, since: int, seconds: float | None) -> None:
         """Wait until `changes` is no longer `since`, but at most `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._changes != since or self.closed, seconds)
+            self._changed.wait_for(lambda: self.changes != since or self.closed, seconds)
 
     def wait_while_idle(self) -> None:
         """Wait while Scope has not called for a minute. Scope does not report a stopped stream."""
@@ -219,5 +214,5 @@ class Playlist:
 
     def _notify(self) -> None:
         """Wake the threads that wait for a change."""
-        self._changes += 1
+        self.changes += 1
         self._changed.notify_all()

@@ -123,7 +123,9 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
             sys.stdout.flush()
         # Held from here on: one that nobody waits for would end Redis before the worker.
         with held_signals():
-            _sleep_until_a_signal(stack)
+            stack.check()  # a child that ended before the signals were held
+            while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
+                stack.check()
             screen.note("Stopping after the running job; Ctrl-C again gives it back to the queue.")
             stack.close()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
@@ -147,13 +149,6 @@ def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> Non
         f"Clips are files under {stack.folder / 's3' / stack.s3.bucket}. Ctrl-C stops everything; "
         "jobs and clips are kept.",
     )
-
-
-def _sleep_until_a_signal(stack: Stack) -> None:
-    """Return at SIGINT or SIGTERM; raise if a part of the stack ends by itself."""
-    stack.check()  # a child that ended before the signals were held
-    while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
-        stack.check()
 
 
 def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> int:

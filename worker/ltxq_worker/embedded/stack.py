@@ -125,9 +125,6 @@ class Stack:
     def start_gateway(self, log: Path | None = None) -> str:
         """Start `ltxq gateway` here; returns its address once it answers there.
 
-        Args:
-            log: as of the worker.
-
         Raises:
             LtxqError: a part has ended by itself meanwhile, the gateway perhaps.
         """
@@ -140,11 +137,7 @@ class Stack:
         return f"http://{LOOPBACK}:{port}"
 
     def start_flower(self, log: Path | None = None) -> str:
-        """Start Flower here; returns its address, with the user and password it asks for.
-
-        Args:
-            log: as of the worker.
-        """
+        """Start Flower here; returns its address, with the user and password it asks for."""
         port, login = self._kept["flower_port"], f"flower:{self._kept['flower_password']}"
         # By the environment, so that the password is in no list of processes.
         options = {
