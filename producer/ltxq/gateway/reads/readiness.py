@@ -73,4 +73,5 @@ class Prober:
         except LtxqError as exc:
             log.warning("Not ready, the storage failed: %s", exc)
             storage = False
-        return Readiness(queue=True, worker=any(models.values()), storage=storage)
+        worker = any(model.ready_workers for model in models.values())
+        return Readiness(queue=True, worker=worker, storage=storage)
