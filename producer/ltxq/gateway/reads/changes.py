@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ltxq.client.transport import RESUBSCRIBE_SECONDS
 from ltxq.errors import LtxqError
+from ltxq.gateway.models import GatewayTransport
 
 NEXT_SECONDS = 0.5  # how often the thread checks whether to end
 
 
-class Changes(Protocol):
-    """A subscription to the ids of changed jobs."""
-
-    def next(self, timeout: float) -> str | None:
-        """The next id, or None after `timeout` seconds."""
-
-
 class ChangeListener:
-    """An `asyncio.Event` for each follower, set when its job may have changed.
-
-    Args:
-        changes: subscribes to the queue's changes.
-        loop: the event loop of the followers.
+    """An `asyncio.Event` for each follower, set when its job may have changed. Create it on the
+    event loop of the followers.
     """
 
-    def __init__(
-        self,
-        changes: Callable[[], AbstractContextManager[Changes]],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._changes = changes
-        self._loop = loop
+    def __init__(self, transport: GatewayTransport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
         self._followers: dict[str, set[asyncio.Event]] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="ltxq-changes", daemon=True)
@@ -70,7 +56,7 @@ class ChangeListener:
 
     def _listen(self) -> None:
         while not self._end.is_set():
-            with suppress(LtxqError), self._changes() as changes:
+            with suppress(LtxqError), self._transport.all_changes() as changes:
                 self._wake_soon(None)  # messages before the subscription are lost
                 while not self._end.is_set():
                     if (job_id := changes.next(NEXT_SECONDS)) is not None:

@@ -40,7 +40,7 @@ class QueueReader:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ltxq")
         self._calls = 0
         self._batches = _BatchReader(self, self.client(None))
-        self._changes = ChangeListener(transport.all_changes, asyncio.get_running_loop())
+        self._changes = ChangeListener(transport)
 
     def client(self, owner: str | None) -> Client:
         """A `Client` that sees this owner's jobs; None: all jobs."""
