@@ -131,7 +131,7 @@ def measure(folder: str, quantization: str, device: str) -> Figures:
 
 
 def _weights(model: Any) -> Iterator[Any]:
-    parts = (model.text._gemma, model.text._embeddings, model.transformer, model.video_decoder)
+    parts = (model.text.gemma, model.text.embeddings, model.transformer, model.video_decoder)
     for part in (*parts, model.audio_decoder, model.vocoder, model.upsampler):
         yield from (tensor for tensor in part.state_dict().values() if tensor.numel())
 

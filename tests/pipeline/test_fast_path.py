@@ -191,9 +191,9 @@ def made(transformer: Transformer, context: TextContext, shape: VideoPixelShape)
 def in_float32(text: TextEncoder) -> TextEncoder:
     """The same one, unrounded from here on."""
     return TextEncoder(
-        text._tokenizer,
-        copy.deepcopy(text._gemma).float(),
-        copy.deepcopy(text._embeddings).float(),
+        text.tokenizer,
+        copy.deepcopy(text.gemma).float(),
+        copy.deepcopy(text.embeddings).float(),
     )
 
 

@@ -65,7 +65,7 @@ def state(model: Resident) -> dict[int, int]:
     """The bytes of a model's weights and buffers, by where they lie."""
     text = model.text
     modules = (
-        *(text._gemma, text._embeddings, model.transformer, model.video_decoder),
+        *(text.gemma, text.embeddings, model.transformer, model.video_decoder),
         *(model.audio_decoder, model.vocoder, model.upsampler),
     )
     return {
@@ -245,7 +245,7 @@ def test_what_is_stored_in_fp8_and_cannot_multiply_in_it_is_widened(
         (gate, model.transformer.velocity_model.transformer_blocks[1].attn1.to_gate_logits),
         (
             connector,
-            model.text._embeddings.video_connector.transformer_1d_blocks[0].attn1.to_q,
+            model.text.embeddings.video_connector.transformer_1d_blocks[0].attn1.to_q,
         ),
     ):
         assert isinstance(made, torch.nn.Linear)

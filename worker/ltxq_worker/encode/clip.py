@@ -195,8 +195,7 @@ def _pictures(
 ) -> Iterator[av.VideoFrame]:
     """A chunk's frames, cropped if not yet done."""
     if pixels == "yuv420p":
-        for planes in chunk:
-            yield yuv_picture(planes)
+        yield from map(yuv_picture, chunk)
         return
     width, height = request.output_size
     left, top = crop_offset(request)

@@ -1,7 +1,4 @@
-"""The queue from the decoding thread to the encoding thread, and the encoder's progress back.
-
-Bounded in bytes. Independent of the meaning of the frames.
-"""
+"""The queue from the decoding thread to the encoding thread, and the encoder's progress back."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class Abandoned(Exception):
 
 
 class Handover:
-    """A bounded queue of chunks, with the state of both threads."""
+    """A queue of chunks, bounded in bytes, with the state of both threads."""
 
     def __init__(self, max_waiting: int) -> None:
         """`max_waiting`: bytes of unencoded frames above which `put` waits."""
@@ -70,15 +67,13 @@ class Handover:
         """The number of coded frames: at once, at each change, and every half second, until the
         encoder has finished. Raises the encoder's error, if any.
         """
-        reported = -1
-        finished = False
+        reported, finished = -1, False
         while not finished:
             with self._changed:
-                if reported >= 0:
-                    self._changed.wait_for(
-                        lambda: self._finished or self._coded != reported,  # noqa: B023
-                        timeout=REPORT_EVERY,
-                    )
+                self._changed.wait_for(
+                    lambda: self._finished or self._coded != reported,  # noqa: B023
+                    timeout=REPORT_EVERY,
+                )
                 self._raise_error()
                 reported, finished = self._coded, self._finished
             yield reported

@@ -1,7 +1,4 @@
-"""Writes an MP4 by PyAV: frames as BT.709 H.264, samples as AAC.
-
-`clip.py` handles threads, counting and temporary names.
-"""
+"""Writes an MP4 by PyAV: frames as BT.709 H.264, samples as AAC."""
 
 from __future__ import annotations
 

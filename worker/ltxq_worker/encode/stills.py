@@ -1,7 +1,4 @@
-"""Writes a clip's JPEGs: the poster, and the spritesheet for previews in a web page.
-
-`clip.py` chooses names and moves the files into place.
-"""
+"""Writes a clip's JPEGs: the poster, and the spritesheet for previews in a web page."""
 
 from __future__ import annotations
 

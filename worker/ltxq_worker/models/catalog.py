@@ -1,7 +1,4 @@
-"""The catalog of known models: where their files are, their sizes and their licences.
-
-Data only; `download.py` downloads the files.
-"""
+"""The catalog of known models: where their files are, their sizes and their licences."""
 
 from __future__ import annotations
 
@@ -109,9 +106,8 @@ def known_model(name: str) -> KnownModel:
     Raises:
         UnknownModel: there is none; the hint lists the known names.
     """
-    try:
-        return CATALOG[name]
-    except KeyError:
+    if name not in CATALOG:
         raise UnknownModel(
             f"There is no model {name!r} to download.", hint=f"Choose one of: {', '.join(CATALOG)}."
-        ) from None
+        )
+    return CATALOG[name]

@@ -96,45 +96,12 @@ def in_one_stage(
     shape: VideoPixelShape,
     generator: torch.Generator,
     step_done: StepDone,
-) -> Latents:
-    """Denoise a clip at full size."""
-    return _denoise(transformer, context, shape, schedule.FIRST_STAGE, generator, step_done)
-
-
-def in_two_stages(
-    transformer: Transformer,
-    upsample: Callable[[torch.Tensor], torch.Tensor],
-    context: TextContext,
-    shape: VideoPixelShape,
-    generator: torch.Generator,
-    step_done: StepDone,
-) -> Latents:
-    """Denoise a clip at half size; then upsample it, add noise and denoise it at full size.
-
-    `upsample` doubles height and width of a picture latent. The second stage refines sound too.
-    """
-    half = shape._replace(height=shape.height // 2, width=shape.width // 2)
-    small = in_one_stage(transformer, context, half, generator, step_done)
-    doubled = Latents(video=upsample(small.video), audio=small.audio)
-    done = schedule.steps(1)
-    return _denoise(
-        transformer, context, shape, schedule.SECOND_STAGE, generator,
-        lambda step: step_done(done + step), doubled,
-    )  # fmt: skip
-
-
-def _denoise(
-    transformer: Transformer,
-    context: TextContext,
-    shape: VideoPixelShape,
-    levels: Sequence[float],
-    generator: torch.Generator,
-    step_done: StepDone,
+    levels: Sequence[float] = schedule.FIRST_STAGE,
     start: Latents | None = None,
 ) -> Latents:
-    """One stage: add noise of the first of `levels` to `start` and denoise to the last level.
+    """Denoise a clip: add noise of the first of `levels` to `start`, and denoise it to the last.
 
-    None: start from pure noise.
+    `start` None: from pure noise.
     """
     device = generator.device
     noiser = GaussianNoiser(generator)
@@ -162,6 +129,28 @@ def _denoise(
         video=video_tools.unpatchify(replace(video, latent=picture)).latent,
         audio=audio_tools.unpatchify(replace(audio, latent=sound)).latent,
     )
+
+
+def in_two_stages(
+    transformer: Transformer,
+    upsample: Callable[[torch.Tensor], torch.Tensor],
+    context: TextContext,
+    shape: VideoPixelShape,
+    generator: torch.Generator,
+    step_done: StepDone,
+) -> Latents:
+    """Denoise a clip at half size; then upsample it, add noise and denoise it at full size.
+
+    `upsample` doubles height and width of a picture latent. The second stage refines sound too.
+    """
+    half = shape._replace(height=shape.height // 2, width=shape.width // 2)
+    small = in_one_stage(transformer, context, half, generator, step_done)
+    doubled = Latents(video=upsample(small.video), audio=small.audio)
+    done = schedule.steps(1)
+    return in_one_stage(
+        transformer, context, shape, generator,
+        lambda step: step_done(done + step), schedule.SECOND_STAGE, doubled,
+    )  # fmt: skip
 
 
 class _Pace:

@@ -1,7 +1,4 @@
-"""Reads the header of a .safetensors file: its tensors' names, types, shapes and offsets.
-
-Reads headers and single numbers, without torch or safetensors.
-"""
+"""Reads the header of a .safetensors file, and single numbers, without torch or safetensors."""
 
 from __future__ import annotations
 
@@ -84,14 +81,13 @@ class SafetensorsHeader:
                 raise _cut_short(path, size, 8 + length, again)
             entries = json.loads(header)
             metadata = entries.pop("__metadata__", {})
-            texts = [*metadata.items()]
+            if not all(isinstance(text, str) for text in metadata.values()):
+                raise foreign
             tensors = {
                 name: StoredTensor.parse(entry, 8 + length) for name, entry in entries.items()
             }
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise foreign from None
-        if not all(isinstance(text, str) for pair in texts for text in pair):
-            raise foreign
         end = max((tensor.end for tensor in tensors.values()), default=8 + length)
         if size < end:
             raise _cut_short(path, size, end, again)

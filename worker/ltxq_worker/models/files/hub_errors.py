@@ -53,8 +53,6 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
     """Translate errors while downloading `repo` into `folder` into errors with a hint."""
     try:
         yield
-    except LtxqError:
-        raise
     except HfHubHTTPError as exc:
         raise _refused(repo, exc) from exc
     except OfflineModeIsEnabled as exc:
@@ -100,10 +98,26 @@ def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:
                 "token is set.",
                 hint=SET_TOKEN,
             )
+        terms = ""
+        if repo.id == GEMMA.id:
+            terms = (
+                " (the form may ask for a verified e-mail address, your name and affiliation; "
+                "access may take some minutes)"
+            )
         if isinstance(exc, GatedRepoError):
-            return _licence_missing(repo)
+            return ConfigurationError(
+                f"Access to {repo.id} is restricted: the account of your Hugging Face token has "
+                f"not accepted the {repo.licence}.",
+                hint=f"Open {repo.page} with that account, accept the licence{terms}, and run the "
+                "same command again.",
+            )
         if isinstance(exc, RepositoryNotFoundError) and status != 401:
-            return _hidden(repo)
+            return ConfigurationError(
+                f"The hub shows no repository {repo.id} to the account of your Hugging Face token.",
+                hint=f"Open {repo.page} with that account. If it asks to accept a licence, do so"
+                f"{terms}, and run the same command again. If the page is missing, the repository "
+                "was renamed: upgrade ltxq.",
+            )
         if status == 401:
             return ConfigurationError(
                 "The hub does not accept the Hugging Face token: it is mistyped, expired or "
@@ -116,30 +130,3 @@ def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:
             "all public gated repos you can access'.",
         )
     return HubUnavailable(f"The hub answered HTTP {status} for {repo.id}.", hint=AGAIN)
-
-
-def _licence_missing(repo: Repo) -> ConfigurationError:
-    return ConfigurationError(
-        f"Access to {repo.id} is restricted: the account of your Hugging Face token has not "
-        f"accepted the {repo.licence}.",
-        hint=f"Open {repo.page} with that account, accept the licence{_gemma_terms(repo)}, and "
-        "run the same command again.",
-    )
-
-
-def _hidden(repo: Repo) -> ConfigurationError:
-    return ConfigurationError(
-        f"The hub shows no repository {repo.id} to the account of your Hugging Face token.",
-        hint=f"Open {repo.page} with that account. If it asks to accept a licence, do so"
-        f"{_gemma_terms(repo)}, and run the same command again. If the page is missing, the "
-        "repository was renamed: upgrade ltxq.",
-    )
-
-
-def _gemma_terms(repo: Repo) -> str:
-    if repo.id != GEMMA.id:
-        return ""
-    return (
-        " (the form may ask for a verified e-mail address, your name and affiliation; access may "
-        "take some minutes)"
-    )

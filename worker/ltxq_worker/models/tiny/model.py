@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
@@ -60,17 +59,15 @@ def make_tiny(
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} already exists and is not empty.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with torch.random.fork_rng(devices=[]):  # modules draw initial weights, which are not used
-            write_text_encoder(partial / "gemma", seed, _filled)
-            _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
-            _write_upsampler(partial / UPSAMPLER, base, seed)
-        partial.chmod(0o755)  # mkdtemp makes folders for this user alone
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
+        torch.random.fork_rng(devices=[]),  # modules draw initial weights, which are not used
+    ):
+        partial = Path(temporary) / "model"
+        write_text_encoder(partial / "gemma", seed, _filled)
+        _write_checkpoint(partial / CHECKPOINT, shrunk(base, blocks), base, seed, published_fp8)
+        _write_upsampler(partial / UPSAMPLER, base, seed)
         partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def shrunk(base: Base, blocks: int) -> dict[str, Any]:
@@ -160,27 +157,19 @@ def named(
     """Every tensor of a checkpoint with its name in the published files, for a Gemma of width
     `hidden` and depth `layers`.
     """
-    for name, tensor in LTXModelConfigurator.from_config(config).state_dict().items():
-        yield f"model.diffusion_model.{name}", tensor
-    for name, tensor in build_embeddings(config, hidden, layers).state_dict().items():
-        part, _, rest = name.partition(".")
-        yield (
-            {
-                "feature_extractor": f"text_embedding_projection.{rest}",
-                "video_connector": f"model.diffusion_model.video_embeddings_connector.{rest}",
-                "audio_connector": f"model.diffusion_model.audio_embeddings_connector.{rest}",
-            }[part],
-            tensor,
-        )
-    for vae, configurator in (
-        ("vae", VideoDecoderConfigurator),
-        ("audio_vae", AudioDecoderConfigurator),
+    embeddings = build_embeddings(config, hidden, layers)
+    for prefix, part in (
+        ("model.diffusion_model", LTXModelConfigurator.from_config(config)),
+        ("text_embedding_projection", embeddings.feature_extractor),
+        ("model.diffusion_model.video_embeddings_connector", embeddings.video_connector),
+        ("model.diffusion_model.audio_embeddings_connector", embeddings.audio_connector),
+        ("vae.decoder", VideoDecoderConfigurator.from_config(config)),
+        ("audio_vae.decoder", AudioDecoderConfigurator.from_config(config)),
+        ("vocoder", VocoderConfigurator.from_config(config)),
     ):
-        for name, tensor in configurator.from_config(config).state_dict().items():
-            shared = name.startswith("per_channel_statistics.")
-            yield f"{vae}.{name}" if shared else f"{vae}.decoder.{name}", tensor
-    for name, tensor in VocoderConfigurator.from_config(config).state_dict().items():
-        yield f"vocoder.{name}", tensor
+        for name, tensor in part.state_dict().items():
+            shared = name.startswith("per_channel_statistics.")  # with the VAE's encoder
+            yield f"{prefix.removesuffix('.decoder') if shared else prefix}.{name}", tensor
 
 
 def _filled(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

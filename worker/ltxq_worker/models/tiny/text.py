@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -79,7 +79,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_words(_ENGLISH), trainer)
+    words = (f" {word}" for word in _ENGLISH.split())  # so that no merge crosses a word
+    tokenizer.train_from_iterator(words, trainer)
     tokenizer.add_special_tokens(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", special.index("<bos>"))]
@@ -89,8 +90,3 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         **{f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
     )
-
-
-def _words(text: str) -> Iterable[str]:
-    """Words, each with a space before it, so that no merge crosses a word."""
-    return (f" {word}" for word in text.split())

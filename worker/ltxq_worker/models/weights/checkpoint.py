@@ -8,6 +8,7 @@ and converted to the part's format: bf16, or FP8 with scales.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,29 @@ Weights = dict[str, torch.Tensor]
 _AGAIN = "Download the checkpoint again."
 
 
+@dataclass
 class Checkpoint:
-    """Reads one checkpoint file onto a device, part by part, and reports progress."""
+    """Reads one checkpoint file onto a device, part by part, and reports progress.
 
-    def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        device: torch.device,
-        report: LoadReport,
-        *,
-        done: float,
-        fp8_scales: dict[str, float],
-    ) -> None:
-        """`done`: the share of all loading that is done already. `fp8_scales`: of `ModelFolder`.
+    Raises:
+        ModelUnusable: the header of `path` can no longer be read.
+    """
 
-        Raises:
-            ModelUnusable: the header of `path` can no longer be read.
-        """
-        self._path = path
-        self._tensors = SafetensorsHeader.read(path, _AGAIN).tensors
-        self._config = config
-        self._device = device
-        self._report = report
-        self._done = done
-        self._fp8_scales = fp8_scales
+    path: Path
+    config: dict[str, Any]
+    device: torch.device
+    report: LoadReport
+    done: float  # the share of all loading that is done already
+    fp8_scales: dict[str, float]  # of `ModelFolder`
+
+    def __post_init__(self) -> None:
+        self._tensors = SafetensorsHeader.read(self.path, _AGAIN).tensors
 
     def fp8_layers(self, keys: SDOps) -> list[str]:
         """The layers whose weights are stored in FP8, by their names in the part that `keys`
         selects.
         """
-        weights = (keys.apply_to_key(name) for name in self._fp8_scales)
+        weights = (keys.apply_to_key(name) for name in self.fp8_scales)
         return [weight.removesuffix(fp8.WEIGHT) for weight in weights if weight]
 
     def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
@@ -68,19 +61,19 @@ class Checkpoint:
         """
         try:
             with torch.device("meta"):
-                module = build(self._config)
+                module = build(self.config)
         except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
             raise ModelUnusable(
-                f"{self._path} describes a {what} that this ltx-core cannot build: {exc!r}.",
+                f"{self.path} describes a {what} that this ltx-core cannot build: {exc!r}.",
                 hint="Use an LTX-2 or LTX-2.3 checkpoint.",
             ) from exc
         expected, mine = module.state_dict(), self._select(keys)
         self._check(what, expected, mine, keys)
         weights = self._read(what, expected, mine, keys, until)
         module.load_state_dict(weights, strict=True, assign=True)
-        self._done = until
+        self.done = until
         module.requires_grad_(False)
-        return module.to(self._device).eval()  # moves computed filters, which are in no file
+        return module.to(self.device).eval()  # moves computed filters, which are in no file
 
     def _select(self, keys: SDOps) -> dict[str, str]:
         """The part's weights: name in the file to name by `keys`, in the order of the file."""
@@ -96,10 +89,8 @@ class Checkpoint:
         """Whether a tensor is the scale of an FP8 weight or of its layer's inputs. Input scales of
         published files are not used: `Fp8Linear` computes them from the inputs.
         """
-        for kind in (fp8.SCALE, fp8.INPUT_SCALE):
-            if name.endswith(kind):
-                return name.removesuffix(kind) + fp8.WEIGHT in self._fp8_scales
-        return False
+        layer, dot, kind = name.rpartition(".")
+        return dot + kind in (fp8.SCALE, fp8.INPUT_SCALE) and layer + fp8.WEIGHT in self.fp8_scales
 
     def _check(self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps) -> None:
         """Check names and shapes before reading. Scales of an `Fp8Linear` come with its weight."""
@@ -116,7 +107,7 @@ class Checkpoint:
         ):
             if names:
                 raise ModelUnusable(
-                    f"{self._path} {problem} weights of the {what}: "
+                    f"{self.path} {problem} weights of the {what}: "
                     f"{', '.join(sorted(names)[:3])} ({len(names)} in all).",
                     hint=_AGAIN,
                 )
@@ -129,18 +120,18 @@ class Checkpoint:
         in_fp8 = {key for key, value in expected.items() if value.dtype == torch.float8_e4m3fn}
         total, read = sum(self._tensors[name].size for name in mine), 0
         try:
-            with safe_open(self._path, framework="pt", device=str(self._device)) as file:
+            with safe_open(self.path, framework="pt", device=str(self.device)) as file:
                 for name, key in mine.items():
-                    self._report(what, self._done + read / total * (until - self._done))
+                    self.report(what, self.done + read / total * (until - self.done))
                     read += self._tensors[name].size
-                    value, scale = file.get_tensor(name), self._fp8_scales.get(name)
+                    value, scale = file.get_tensor(name), self.fp8_scales.get(name)
                     if key in in_fp8:
                         weights |= fp8.state(key, value, scale)
                     else:
                         value = fp8.in_bf16(value, scale)
                         weights |= keys.apply_to_key_value(key, value)
         except (OSError, SafetensorError) as exc:
-            raise ModelUnusable(f"{self._path} cannot be read: {exc}.", hint=_AGAIN) from exc
+            raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=_AGAIN) from exc
         return weights
 
 

@@ -69,12 +69,7 @@ def load(
         folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
     )
     file = Checkpoint(
-        folder.checkpoint,
-        folder.config,
-        device,
-        report,
-        done=0.35,
-        fp8_scales=folder.fp8_scales,
+        folder.checkpoint, folder.config, device, report, done=0.35, fp8_scales=folder.fp8_scales
     )
     embeddings = file.part(
         "text connectors",

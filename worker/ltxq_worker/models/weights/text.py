@@ -42,18 +42,13 @@ class TextContext:
     audio: torch.Tensor  # bf16 [1, 1024, D']
 
 
+@dataclass
 class TextEncoder:
     """Tokenizer, Gemma and the embeddings processor, loaded."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        gemma: PreTrainedModel,
-        embeddings: EmbeddingsProcessor,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._gemma = gemma
-        self._embeddings = embeddings
+    tokenizer: PreTrainedTokenizerBase
+    gemma: PreTrainedModel
+    embeddings: EmbeddingsProcessor
 
     def tokenize(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask, both int64 [1, 1024], padded on the left as the model was trained.
@@ -61,7 +56,7 @@ class TextEncoder:
         Raises:
             InvalidRequest: the prompt has more than 1,024 tokens; it is not truncated.
         """
-        ids = self._tokenizer(prompt.strip(), verbose=False)["input_ids"]
+        ids = self.tokenizer(prompt.strip(), verbose=False)["input_ids"]
         if len(ids) > MAX_TOKENS:
             raise InvalidRequest(
                 f"The prompt has {len(ids):,} tokens, more than the model's {MAX_TOKENS:,}.",
@@ -70,7 +65,7 @@ class TextEncoder:
             )
         padding = MAX_TOKENS - len(ids)
         return (
-            torch.tensor([[self._tokenizer.pad_token_id] * padding + ids]),
+            torch.tensor([[self.tokenizer.pad_token_id] * padding + ids]),
             torch.tensor([[0] * padding + [1] * len(ids)]),
         )
 
@@ -82,25 +77,25 @@ class TextEncoder:
         prompt's positions only: the result is equal up to rounding, since Gemma's attention is
         causal and the padding is masked.
         """
-        device = next(self._gemma.parameters()).device
+        device = next(self.gemma.parameters()).device
         ids, mask = (tensor.to(device) for tensor in self.tokenize(prompt))
         if not padded:
             return self._encode_without_padding(ids, int(mask.sum()))
-        hidden = self._gemma(
+        hidden = self.gemma(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
-        encoded = self._embeddings.process_hidden_states(hidden, mask)
+        encoded = self.embeddings.process_hidden_states(hidden, mask)
         return TextContext(video=encoded.video_encoding, audio=encoded.audio_encoding)
 
     def _encode_without_padding(self, ids: torch.Tensor, count: int) -> TextContext:
         ids = ids[:, -count:]
-        hidden = self._gemma(
+        hidden = self.gemma(
             input_ids=ids,
             position_ids=torch.arange(MAX_TOKENS - count, MAX_TOKENS, device=ids.device)[None],
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states
-        processor = self._embeddings
+        processor = self.embeddings
         video, audio = processor.feature_extractor(hidden, torch.ones_like(ids), "left")
         return TextContext(
             video=_connected(processor.video_connector, video),

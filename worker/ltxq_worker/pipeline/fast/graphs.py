@@ -66,9 +66,9 @@ class GraphedTransformer:
         levels: Sequence[float],
     ) -> Step:
         """As `Transformer.bind`. Records a step if there is no recording for the size."""
-        if not self.on or video.latent.shape[1] > TOKENS_GRAPHED:
-            return self._transformer.bind(video, audio, context, levels)
-        recorded = self._prepared(video, audio, context)
+        recorded = None
+        if self.on and video.latent.shape[1] <= TOKENS_GRAPHED:
+            recorded = self._prepared(video, audio, context)
         if recorded is None:
             return self._transformer.bind(video, audio, context, levels)
         sigmas = noise_levels(tuple(levels), video.latent.device)
