@@ -58,16 +58,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         ltxq.Cleint  # noqa: B018
 
 
-def test_every_error_is_drawn_in_the_tree_and_documented() -> None:
-    tree = set(re.findall(r"── (\w+)", errors.__doc__ or "")) | {"LtxqError"}
-    there = {
-        name
-        for name, value in vars(errors).items()
-        if inspect.isclass(value) and issubclass(value, errors.LtxqError)
-    }
-    assert there == tree
-    for name in there:
-        assert vars(errors)[name].__doc__, name
+def test_every_error_is_documented() -> None:
+    for name, value in vars(errors).items():
+        if inspect.isclass(value) and issubclass(value, errors.LtxqError):
+            assert value.__doc__, name
 
 
 def test_an_async_client_can_do_what_a_client_can() -> None:
