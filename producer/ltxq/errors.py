@@ -78,6 +78,12 @@ class InvalidRequest(PermanentError, ValueError):
         super().__init__(message, hint=hint)
         self.problems = problems
 
+    @classmethod
+    def of(cls, *problems: tuple[str, str], hint: str = "") -> Self:
+        """The error of (field, reason) pairs, which also make its message."""
+        message = "; ".join(f"{field}: {reason}" for field, reason in problems)
+        return cls(message, hint=hint, problems=problems)
+
 
 class UnknownModel(PermanentError):
     """No model of that name is known here."""

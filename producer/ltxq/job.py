@@ -288,10 +288,8 @@ class VideoRequest(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as exc:
-            problems = tuple(_problem(error) for error in exc.errors(include_url=False))
-            raise InvalidRequest(
-                "; ".join(f"{field}: {reason}" for field, reason in problems), problems=problems
-            ) from None
+            problems = (_problem(error) for error in exc.errors(include_url=False))
+            raise InvalidRequest.of(*problems) from None
 
 
 def _problem(error: Any) -> tuple[str, str]:

@@ -174,7 +174,7 @@ class Client:
             order: desc: newest first; asc: oldest first.
         """
         if not 1 <= limit <= 100:
-            raise InvalidRequest("limit: must be from 1 to 100", problems=(("limit", "1 to 100"),))
+            raise InvalidRequest.of(("limit", "must be from 1 to 100"))
         return self._transport.list(
             state=state, limit=limit, after=after, order=order, owner=self._owner
         )
@@ -219,10 +219,7 @@ class Client:
         resent: bool | None = None,
     ) -> Job:
         if idempotency_key is not None and not _is_key(idempotency_key):
-            reason = "must be text of 1 to 255 characters"
-            raise InvalidRequest(
-                f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
-            )
+            raise InvalidRequest.of(("idempotency_key", "must be text of 1 to 255 characters"))
         # Taken before a random seed is drawn: a repeated submission must have the same digest.
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         job_id = new_job_id()

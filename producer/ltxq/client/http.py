@@ -43,9 +43,7 @@ class HttpTransport:
         idempotency_key, retry_of = about["idempotency_key"], about["retry_of"]
         if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", idempotency_key):
             reason = "must be ASCII without spaces around it, since it is sent as a header"
-            raise InvalidRequest(
-                f"idempotency_key: {reason}", problems=(("idempotency_key", reason),)
-            )
+            raise InvalidRequest.of(("idempotency_key", reason))
         headers = {"Idempotency-Key": idempotency_key}
         if about["resent"] is not None:
             headers["Ltxq-Resent"] = str(about["resent"]).lower()

@@ -12,14 +12,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ltxq.errors import LtxqError
+from ltxq.errors import InvalidRequest, LtxqError
 from ltxq.gateway.access.browser_guard import Guard
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai import openapi
 from ltxq.gateway.openai.errors import answer, routing_error
-from ltxq.gateway.openai.request import invalid
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
 from ltxq.gateway.routes import fast_get, jobs, page, probes, videos
@@ -91,7 +90,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def parameters(_: Request, exc: RequestValidationError) -> Response:
-        return answer(invalid(*((str(e["loc"][-1]), str(e["msg"])) for e in exc.errors())))
+        return answer(
+            InvalidRequest.of(*((str(e["loc"][-1]), str(e["msg"])) for e in exc.errors()))
+        )
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, exc: Exception) -> Response:

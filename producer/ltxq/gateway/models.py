@@ -93,11 +93,8 @@ class ServedModels:
         served = self._served_for(model).get(model)
         problems = served.limits.problems(request) if served and served.limits else ()
         if problems:
-            raise InvalidRequest(
-                "; ".join(f"{field}: {reason}" for field, reason in problems),
-                hint=f"GET /v1/models lists what each model can make; this job is for {model}.",
-                problems=problems,
-            )
+            hint = f"GET /v1/models lists what each model can make; this job is for {model}."
+            raise InvalidRequest.of(*problems, hint=hint)
 
     def _served_for(self, model: str) -> Mapping[str, ServedModel]:
         now = self._clock()

@@ -20,7 +20,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
-from ltxq.gateway.openai.request import invalid
 
 BODY_MOST = 256 * 1024  # bytes; the longest VideoRequest, written in \uXXXX, is under 200 KB
 BODY_SECONDS = 30.0  # from the end of the request's head to the end of its body
@@ -93,9 +92,9 @@ def json_object(body: bytes) -> dict[str, Any]:
     except InvalidRequest:
         raise
     except (ValueError, RecursionError):
-        raise invalid(("body", "must be JSON")) from None
+        raise InvalidRequest.of(("body", "must be JSON")) from None
     if not isinstance(fields, dict):
-        raise invalid(("body", "must be a JSON object"))
+        raise InvalidRequest.of(("body", "must be a JSON object"))
     return fields
 
 
@@ -115,7 +114,7 @@ class _TooLarge(Refused):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise invalid(("body", "has a name twice"))
+        raise InvalidRequest.of(("body", "has a name twice"))
     return fields
 
 
@@ -131,7 +130,7 @@ def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:
 
     def add(part: Field) -> None:
         if len(pairs) >= FIELDS_MOST:
-            raise invalid(("body", f"has more than {FIELDS_MOST} fields"))
+            raise InvalidRequest.of(("body", f"has more than {FIELDS_MOST} fields"))
         pairs.append((_text(part.field_name or b""), _text(part.value or b"")))
 
     def end() -> None:
@@ -141,11 +140,11 @@ def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:
     try:
         _parse(body, boundary, add, end)
     except FormParserError:
-        raise invalid(
+        raise InvalidRequest.of(
             ("body", "is not multipart/form-data with this boundary and a name for each part")
         ) from None
     if not ended:
-        raise invalid(("body", "is a multipart form without an end"))
+        raise InvalidRequest.of(("body", "is a multipart form without an end"))
     return pairs
 
 
@@ -178,14 +177,16 @@ def _pairs(body: bytes) -> list[tuple[str, str]]:
             body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MOST, errors="strict"
         )
     except ValueError:
-        raise invalid(("body", f"must be a UTF-8 form of at most {FIELDS_MOST} fields")) from None
+        raise InvalidRequest.of(
+            ("body", f"must be a UTF-8 form of at most {FIELDS_MOST} fields")
+        ) from None
 
 
 def _text(data: bytes | bytearray) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise invalid(("body", "must be text in UTF-8")) from None
+        raise InvalidRequest.of(("body", "must be text in UTF-8")) from None
 
 
 def _joined(pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -199,6 +200,6 @@ def _joined(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         else:
             inner, key = fields, outer if rest.endswith("]") else name
         if key in inner:
-            raise invalid((outer, "is given twice"))
+            raise InvalidRequest.of((outer, "is given twice"))
         inner[key] = text
     return fields

@@ -117,7 +117,7 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
         try:
             chosen["metadata"] = json.loads(metadata)
         except (ValueError, RecursionError):
-            raise invalid(("metadata", "must be JSON")) from None
+            raise InvalidRequest.of(("metadata", "must be JSON")) from None
     sent_as: dict[str, str] = {}  # our field → the caller's field that it comes from
     _choose_frames(given, chosen, sent_as)
     _choose_size(given, chosen, sent_as)
@@ -125,12 +125,7 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
         return VideoRequest.parse(chosen)
     except InvalidRequest as exc:
         problems = tuple((sent_as.get(f) or _API_NAMES.get(f, f), why) for f, why in exc.problems)
-        raise invalid(*problems) from None
-
-
-def invalid(*problems: tuple[str, str]) -> InvalidRequest:
-    """An error with (field, reason) pairs."""
-    return InvalidRequest("; ".join(f"{f}: {why}" for f, why in problems), problems=problems)
+        raise InvalidRequest.of(*problems) from None
 
 
 def _refuse_unsupported(given: Mapping[str, Any]) -> None:
@@ -156,10 +151,10 @@ def _choose_frames(
     if "seconds" not in given:
         return
     if "num_frames" in given:
-        raise invalid(("seconds", "give seconds or num_frames, not both"))
+        raise InvalidRequest.of(("seconds", "give seconds or num_frames, not both"))
     seconds = _number(given["seconds"])
     if seconds is None or not 0 < seconds <= MAX_SECONDS:
-        raise invalid(("seconds", f"must be more than 0 and at most {MAX_SECONDS:g}"))
+        raise InvalidRequest.of(("seconds", f"must be more than 0 and at most {MAX_SECONDS:g}"))
     rate = _number(given.get("fps", 24))
     if rate is None or not 1 <= rate <= 60:
         return  # VideoRequest.parse reports it
@@ -173,10 +168,10 @@ def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict
     """Round each side up to a multiple of 32 (64 for two stages), and crop to the given size."""
     if "size" in given:
         if "width" in given or "height" in given:
-            raise invalid(("size", "give size or width and height, not both"))
+            raise InvalidRequest.of(("size", "give size or width and height, not both"))
         match = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", str(given["size"]))
         if match is None:
-            raise invalid(("size", "must be WIDTHxHEIGHT in pixels, as 1280x720"))
+            raise InvalidRequest.of(("size", "must be WIDTHxHEIGHT in pixels, as 1280x720"))
         chosen["width"], chosen["height"] = int(match[1]), int(match[2])
         sent_as.update(dict.fromkeys(("width", "height", "crop_width", "crop_height"), "size"))
     stages = 2 if _number(given.get("stages")) == 2 else 1

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from ltxq.client.http import MOST_IDS
+from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.forms import body_of, json_object
 from ltxq.gateway.openai.openapi import CHANGED, READ, event_responses, request_body
-from ltxq.gateway.openai.request import invalid
 from ltxq.gateway.routes.events import EventStream, stream
 from ltxq.gateway.routes.videos import POLL_AFTER, IdempotencyKey, Limit, as_json
 from ltxq.gateway.state import AsCaller
@@ -83,7 +83,7 @@ async def list_jobs(
     """List jobs in order of submission, or the existing jobs of the given ids."""
     if ids is not None:
         if len(ids) > MOST_IDS:
-            raise invalid(("id", f"must be at most {MOST_IDS}, not {len(ids)}"))
+            raise InvalidRequest.of(("id", f"must be at most {MOST_IDS}, not {len(ids)}"))
         found = await caller.queue.call(caller.client.get_many, ids)
         return as_json(JobPage(jobs=tuple(found.values()), after=None))
     page = await caller.queue.call(

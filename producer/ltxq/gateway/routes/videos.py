@@ -8,11 +8,11 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import RedirectResponse, Response
 
-from ltxq.errors import JobNotFinished
+from ltxq.errors import InvalidRequest, JobNotFinished
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
 from ltxq.gateway.openai.forms import body_of, fields_of, json_object
 from ltxq.gateway.openai.openapi import CHANGED, READ, error_responses, request_body
-from ltxq.gateway.openai.request import CreateVideo, invalid, request_of
+from ltxq.gateway.openai.request import CreateVideo, request_of
 from ltxq.gateway.openai.response import (
     REMIXED_FROM,
     Video,
@@ -137,7 +137,7 @@ async def remix_video(
             hint="To change more, create a new video.",
         )
     if not isinstance(fields.get("prompt"), str):
-        raise invalid(("prompt", "is required, as text"))
+        raise InvalidRequest.of(("prompt", "is required, as text"))
     source = (await caller.queue.get(caller.owner, video_id)).request
     metadata = {**source.metadata, REMIXED_FROM: video_id}
     changed = {"prompt": fields["prompt"], "metadata": metadata}
