@@ -156,7 +156,7 @@ class ConfigurationError(PermanentError):
 
 
 class NameTaken(ConfigurationError):
-    """Another supervisor's worker has this name. `silent`: seconds since that was last heard."""
+    """Another supervisor's worker has this name. `silent`: seconds since its last heartbeat."""
 
     def __init__(self, name: str, silent: float) -> None:
         super().__init__(

@@ -32,7 +32,7 @@ class Clip(Protocol):
 
 
 class ModelLimits(BaseModel):
-    """The clips that one model can make. Its workers tell them to the ledger."""
+    """The clips that one model can make. Its workers record them in the ledger."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,7 +76,7 @@ class ServedModel(BaseModel):
 
     ready_workers: int = Field(description="Workers that are ready for jobs now.")
     limits: ModelLimits | None = Field(
-        default=None, description="The clips it can make; null until a worker has told."
+        default=None, description="The clips it can make; null until a worker has reported."
     )
 
 

@@ -1,6 +1,5 @@
 """Logs of workers, supervisors and the gateway: lines for people, or JSON for machines
-(`LTXQ_LOG`), each with the job it concerns. The standard library does it: a formatter and a
-context variable are all there is to it.
+(`LTXQ_LOG`), each with the job it is about.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _job: ContextVar[str | None] = ContextVar("ltxq_job", default=None)
 
 @contextmanager
 def about_job(job_id: str) -> Iterator[None]:
-    """What is logged inside, in this thread, concerns the job; libraries' lines too."""
+    """Lines that this thread logs inside name the job, those of libraries too."""
     token = _job.set(job_id)
     try:
         yield
@@ -31,10 +30,10 @@ def about_job(job_id: str) -> Iterator[None]:
 
 
 def set_up_logging(form: LogForm, part: str = "") -> None:
-    """Our lines to standard error, and of the libraries only what is wrong.
+    """Log to standard error; of libraries only warnings and errors.
 
     Args:
-        part: who speaks, on every line: a worker's name, 'gateway'.
+        part: the name on every line: a worker's, or 'gateway'.
     """
     output = logging.StreamHandler()
     output.setFormatter(_Json(part) if form == "json" else _Human(part))
@@ -51,8 +50,8 @@ class _Formatter(logging.Formatter):
 class _Human(_Formatter):
     """`2026-11-24 07:10:00,123 WARNING gpu0@host video_…: what happened`
 
-    A record is one line, and a trace is indented below it: whatever a stranger wrote, no line of it
-    looks like another record.
+    A record is one line, and a traceback is indented below it, so a stranger's text cannot look
+    like another record.
     """
 
     def format(self, record: logging.LogRecord) -> str:

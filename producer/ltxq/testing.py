@@ -1,4 +1,4 @@
-"""A queue in memory, for the tests of programs that use ltxq: no Redis, no worker.
+"""A queue in memory, for tests of programs that use ltxq: no Redis, no worker.
 
 >>> from ltxq import Client
 >>> from ltxq.testing import MemoryTransport
@@ -59,7 +59,7 @@ class MemoryTransport:
         return self._put(self.get(job_id), progress=progress)
 
     def succeed(self, job_id: str, **result: Any) -> Job:
-        """The job ends well; `result` are fields of VideoResult to differ from the made-up ones."""
+        """The job succeeds; `result` replaces fields of the made-up VideoResult."""
         job = self.get(job_id)
         return self._end(job, "succeeded", result=_result(job, result))
 
@@ -197,7 +197,7 @@ class MemoryTransport:
 
 
 class _Changes:
-    """Wakes when the job is another than it was at the last wait."""
+    """Wakes when the job has changed since the last wait."""
 
     look_after = LOOK_SECONDS
 

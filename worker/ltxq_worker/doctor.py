@@ -1,7 +1,7 @@
-"""What a worker needs of this machine: driver, GPUs, torch, a compiler, the model, a disk.
+"""Checks of what a worker needs: driver, GPUs, torch, a compiler, the model, a disk.
 
-No torch here: a process of its own imports it, so that a broken installation is a finding and not
-the doctor's end.
+A separate process imports torch, so that a broken installation is a finding and does not end the
+doctor.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ltxq_worker.pipeline.registry import family_of
 
 OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
 IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
-IN_USE = 1_000_000_000  # bytes of a card that another process has, from which it is worth a word
+IN_USE = 1_000_000_000  # bytes of a card that others use, from which a finding says so
 KEPT_FREE = 1_500_000_000  # bytes of a card for CUDA itself and the allocator's gaps
 FP8_SAVES = 0.354  # share of a bf16 checkpoint's bytes: 16.3 of 46.0 GB in LTX-2.3 22B
-SPOOL_CLIP = 100_000_000  # bytes on disk a large clip takes while it waits for storage
+SPOOL_CLIP = 100_000_000  # bytes on disk of a large clip that waits for its upload
 
 _IMPORTS = """
 import json, torch, torchaudio
@@ -56,17 +56,17 @@ class WorkerChecks:
     def of(
         cls, settings: Settings, model: str | None, size: str | None, hashes: bool
     ) -> WorkerChecks:
-        """Unset: the settings' model, and the sizes a worker warms up with.
+        """Without `model` and `size`: the settings' model, and the sizes of a worker's warm-up.
 
         Raises:
-            ConfigurationError: `size` is none.
+            ConfigurationError: `size` is not a size.
         """
         shapes = size or settings.shapes
         requests = parse_shapes(shapes) if shapes else [VideoRequest(prompt="doctor")]
         return cls(model or settings.default_model, tuple(requests), hashes)
 
     def all(self) -> tuple[tuple[str, Check], ...]:
-        """In the order in which things can go wrong."""
+        """All checks, in the order in which things can go wrong."""
         return (
             ("GPU", check_gpus),
             ("torch", check_torch),
@@ -78,7 +78,7 @@ class WorkerChecks:
         )
 
     def check_model(self, settings: Settings) -> Iterator[Finding]:
-        """Its files; where they are missing, whether they can be had."""
+        """The model's files; if they are missing, whether they can be downloaded."""
         path = settings.model_dir.expanduser() / self.model
         if not path.is_dir() and self.model in CATALOG:
             yield problem(f"{path} is not there.", f"Download it: ltxq model download {self.model}")
@@ -93,7 +93,7 @@ class WorkerChecks:
             yield from check_hashes(folder)
 
     def check_memory(self, settings: Settings) -> Iterator[Finding]:
-        """Whether model and clips fit each card."""
+        """Do model and clips fit each card?"""
         path = settings.model_dir.expanduser() / self.model
         folder = family_of(self.model).open(path) if path.is_dir() else None
         if folder is None:
@@ -111,7 +111,7 @@ class WorkerChecks:
 
 
 def check_gpus(_: Settings) -> Iterator[Finding]:
-    """Driver and cards, and who else is on them."""
+    """Driver, cards, and other processes on them."""
     cards = read_gpus()
     if not cards:
         yield warning(
@@ -136,7 +136,7 @@ def check_gpus(_: Settings) -> Iterator[Finding]:
 
 
 def check_torch(_: Settings) -> Iterator[Finding]:
-    """torch and torchaudio: of one version, importable, and with the GPUs in sight."""
+    """torch and torchaudio: of one version, importable, and do they see the GPUs?"""
     try:
         found = {name: version(name) for name in ("torch", "torchaudio", "ltx-core")}
     except PackageNotFoundError as exc:
@@ -182,7 +182,7 @@ def _what_torch_sees(seen: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_compiler(settings: Settings) -> Iterator[Finding]:
-    """What torch.compile and triton call at run time."""
+    """The programs that torch.compile and triton call."""
     if not Optimizations.parse(settings.optimize, "cuda").compile:
         yield skipped("LTXQ_OPTIMIZE leaves compile out.")
         return
@@ -199,7 +199,7 @@ def check_compiler(settings: Settings) -> Iterator[Finding]:
 
 
 def check_access(model: str) -> Iterator[Finding]:
-    """Token and licences for a model that is not here, one step at a time, as the download does."""
+    """Token and licences for a missing model, one at a time, as the download asks for them."""
     from huggingface_hub import HfApi
 
     from ltxq_worker.models.files.download import TIMEOUT
@@ -214,7 +214,7 @@ def check_access(model: str) -> Iterator[Finding]:
 
 
 def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
-    """Every file against what was noted when it was downloaded."""
+    """Every file's hash against the one noted at its download."""
     from ltxq_worker.models.files.download import HASHES
 
     for place in {folder.path, folder.text_encoder}:
@@ -237,7 +237,7 @@ def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
 
 
 def weights_bytes(folder: ModelFolder, quantization: str) -> int:
-    """About what the model takes on a card: its files, less what FP8 saves."""
+    """About the model's bytes on a card: its files, less what FP8 saves."""
     checkpoint = folder.checkpoint.stat().st_size
     encoder = folder.text_encoder.glob("*.safetensors")
     upscaler = folder.upscaler.stat().st_size if folder.upscaler else 0
@@ -257,7 +257,7 @@ def _fit(folder: ModelFolder, card: Gpu, weights: int, clip: int, shape: memory.
 
 
 def check_spool(settings: Settings) -> Iterator[Finding]:
-    """Room for the clips that wait for storage."""
+    """Is there room for clips that wait for their upload?"""
     from ltxq_worker.supervisor.child import spool_root
 
     root = spool_root(settings)
@@ -276,7 +276,7 @@ def check_spool(settings: Settings) -> Iterator[Finding]:
 
 
 def check_ports(_: Settings) -> Iterator[Finding]:
-    """Those `ltxq up` would like."""
+    """Are the usual ports of `ltxq up` free?"""
     from ltxq_worker.embedded.servers import port_is_free
     from ltxq_worker.embedded.stack import USUAL_PORTS
 

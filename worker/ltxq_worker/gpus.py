@@ -1,7 +1,7 @@
 """The GPUs of this machine, as NVIDIA's driver reports them. No torch, and no CUDA context.
 
-nvidia-smi runs as a process of its own, rather than NVML inside ours (nvidia-ml-py): a call into a
-broken driver may never return, and only a process can be given up.
+nvidia-smi is used instead of NVML (nvidia-ml-py), because a call into a broken driver may never
+return, and only a separate process can be abandoned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gpu:
 
 
 def read_gpus() -> list[Gpu]:
-    """The GPUs; empty where there is no driver, or where it does not answer."""
+    """The GPUs; empty without a driver, or if it does not answer."""
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)

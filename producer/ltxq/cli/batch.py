@@ -1,4 +1,4 @@
-"""Many requests from a file: wrong lines are named, right ones go in."""
+"""Submits many requests from a file: reports invalid lines, submits the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ltxq.cli.options import AsJson
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableError
 from ltxq.job import Job, VideoRequest
 
-MAX_LINE = 128 * 1024  # bytes; the longest request JSON can spell takes about 100,000
+MAX_LINE = 128 * 1024  # bytes; the longest valid request takes about 100,000 as JSON
 
 
 def batch(
@@ -93,13 +93,13 @@ def _opened(file: Path, stack: ExitStack) -> BinaryIO:
 
 
 def _numbered(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, from 1; of one that is too long, as much as shows that."""
+    """The lines that are not blank, with their numbers from 1; too long ones are cut."""
     number = 0
     while line := source.readline(MAX_LINE + 1):
         number += 1
         rest = line
         while not rest.endswith(b"\n") and (rest := source.readline(MAX_LINE)):
-            pass  # skipped unread, so that no line fills the memory
+            pass  # the rest is skipped, so that no line fills the memory
         if line.strip():
             yield number, line
 
@@ -116,7 +116,7 @@ def _fields(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise InvalidRequest("The line is not JSON: it is nested too deeply.") from None
     except ValueError as exc:
-        reason = str(exc).partition(";")[0]  # what follows is advice to a programmer
+        reason = str(exc).partition(";")[0]  # the rest is advice to a programmer
         raise InvalidRequest(f"The line is not JSON: {reason}.") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(
@@ -126,7 +126,7 @@ def _fields(line: bytes) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name comes twice: which one was meant nobody can know."""
+    """A JSON object; refuses one in which a name occurs twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
@@ -143,9 +143,9 @@ def _stopped(
     refused: list[dict[str, Any]],
     as_json: bool,
 ) -> None:
-    """The queue is away or full: say what is in and how to go on."""
+    """The error of a queue that is away or full, with what was submitted and how to continue."""
     error = screen.error_fields(exc)
-    error.pop("idempotency_key", None)  # of the line; to go on takes that of the file
+    error.pop("idempotency_key", None)  # the line's key; continuing needs the file's
     if as_json:
         stopped = {"stopped_at": number, "idempotency_key": file_key, "error": error}
         screen.emit({"submitted": submitted, "refused": refused, **stopped})

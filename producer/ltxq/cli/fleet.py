@@ -1,4 +1,4 @@
-"""Commands for who runs the fleet: calls on `Operator`, no logic of their own."""
+"""Commands for operators of a fleet: calls of `Operator`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ltxq.ledger import QueueStats
     from ltxq.ops.operator import Operator
 
-_LOOK_SECONDS = 0.5  # between looks at whether a host is drained
+_LOOK_SECONDS = 0.5  # between two checks whether a host is drained
 _AT_REST = ("drained", "away")
 
 
@@ -40,7 +40,7 @@ def workers(as_json: AsJson = False) -> None:
         for worker in found
     ]
     if found:
-        screen.table([("worker", "model", "state", "heard", "jobs"), *cells])
+        screen.table([("worker", "model", "state", "heartbeat", "jobs"), *cells])
     else:
         screen.note("No worker reported within a day. Start one with: ltxq worker")
     for host in sorted(draining):

@@ -1,4 +1,4 @@
-"""Commands for one job or a list of them: calls on `Client`, no logic of their own."""
+"""Commands for jobs: calls of `Client`."""
 
 from __future__ import annotations
 

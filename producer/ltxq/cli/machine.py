@@ -1,7 +1,7 @@
-"""Commands that do the work on this machine: their parameters and help texts are here, their
-bodies in the worker's package.
+"""Commands that need the worker's package: their parameters and help texts are here, their bodies
+there.
 
-This module alone loads that package, by name, and says which extra is missing where it cannot run.
+Only this module loads that package, by name, and it names the extra that is not installed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _port(usual: int) -> Any:
 
 @contextmanager
 def _worker_module(module: str, command: str, extra: str = "worker") -> Iterator[Any]:
-    """A module of the worker; a package that it misses, then or later, is named by its extra."""
+    """A module of the worker. A package that is missing, now or later, is reported by its extra."""
     try:
         yield import_module(f"ltxq_worker.{module}")
     except ModuleNotFoundError as exc:

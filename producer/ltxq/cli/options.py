@@ -1,6 +1,6 @@
 """Command-line options made from `VideoRequest`, so that the two never differ.
 
-What a value may be is the request's to judge; here text only becomes numbers, pairs and None.
+Here text becomes numbers, pairs and None; `VideoRequest` checks the values.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, flags = _plain(field.annotation), [f"--{name.replace('_', '-')}"]
     default = "" if field.default is None else f" [default: {field.default}]"
     text = re.sub("^None: ", "Default: ", field.description or "")
-    if name == "seed":  # on a command line None is a word
+    if name == "seed":  # a command line has None as a word
         kind, text = str, "0 to 2^53-1, or `random`: drawn at submission."
     elif name == "not_before":
         kind = str

@@ -1,7 +1,7 @@
 """What commands show: results on standard output, everything else on standard error.
 
-Text from jobs may be a stranger's, so what is shown passes `one_line`: nothing in it reaches the
-terminal as a control character, or makes a line of its own.
+Text of jobs may be a stranger's, so all output passes `one_line`: no control character reaches the
+terminal, and no text adds a line.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def error_fields(exc: LtxqError) -> dict[str, Any]:
     error = exc.error if isinstance(exc, JobFailed) else exc.as_job_error()
     fields = error.model_dump()
     if fields["code"] == "internal" and not isinstance(exc, JobFailed):
-        # No code of a job's: the type says it better. QueueUnavailable → queue_unavailable
+        # Errors without a job's code get their type's name: QueueUnavailable → queue_unavailable.
         fields["code"] = re.sub(r"(?<!^)(?=[A-Z])", "_", type(exc).__name__).lower()
     if isinstance(exc, InvalidRequest) and exc.problems:
         fields["problems"] = [{"field": f, "reason": reason} for f, reason in exc.problems]
@@ -110,7 +110,7 @@ def finding(found: Finding) -> None:
 
 
 class Bar:
-    """A progress bar on standard error; where that is no terminal, a line at each new stage."""
+    """A progress bar on standard error; without a terminal, a line for each stage."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -154,7 +154,7 @@ def show_progress(bar: Bar, progress: Progress) -> None:
 
 
 def follow(client: Client, job_id: str, timeout: float | None = None) -> Job:
-    """The job once it is finished, with a bar meanwhile.
+    """The job once it is finished, with a progress bar meanwhile.
 
     Raises:
         WaitTimeout, JobNotFound
@@ -170,7 +170,7 @@ def follow(client: Client, job_id: str, timeout: float | None = None) -> Job:
 
 
 def show_job(bar: Bar, job: Job) -> None:
-    """Where the job is, on the bar."""
+    """Show the job's state on the bar."""
     if job.state == "queued":
         bar.at(f"queued, waiting for a worker with {job.request.model}", 0)
     elif job.progress is not None:
@@ -180,7 +180,7 @@ def show_job(bar: Bar, job: Job) -> None:
 
 
 def job_lines(job: Job) -> Iterable[str]:
-    """A job for a person, line by line."""
+    """A job's description for people, line by line."""
     request, result = job.request, job.result
     yield f"{job.id}  {job.state}{' (asked to stop)' if job.cancel_requested else ''}"
     yield f"  prompt     {_shortened(request.prompt, 200)}"

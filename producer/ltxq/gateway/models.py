@@ -83,7 +83,7 @@ class ServedModels:
             )
 
     def check_limits(self, request: VideoRequest) -> None:
-        """Refuse a clip that its model cannot make, as far as its workers have told their limits.
+        """Refuse a clip that its model cannot make, if its workers have reported their limits.
 
         Raises:
             InvalidRequest: names each field.

@@ -57,7 +57,7 @@ class Changes:
     def cancellations(self, worker: str) -> AbstractContextManager[Subscription]:
         """A worker's running jobs: `next` gives the id of one that is to be cancelled.
 
-        `Claims.renew` and `Claims.report` tell the same later, and surely.
+        A message may be lost, but `Claims.renew` and `Claims.report` answer the same later.
         """
         channel = self._script.key("cancel", worker)
         return self._subscribed(lambda pubsub: pubsub.subscribe(channel))

@@ -206,7 +206,7 @@ def _read_worker(name: str, entry: str, silent: int, jobs: list[str]) -> Worker 
 def _read_limits(text: str) -> ModelLimits | None:
     try:
         return ModelLimits.model_validate_json(text)
-    except ValueError:  # not told yet, or written over
+    except ValueError:  # not recorded yet, or written over
         return None
 
 

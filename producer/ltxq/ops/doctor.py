@@ -1,7 +1,7 @@
-"""`ltxq doctor`: what is wrong here, and what to do about it; Redis, storage and this machine.
+"""`ltxq doctor`: checks of Redis, the storage and this machine, and what to do about problems.
 
-A check looks at one thing and yields findings; nothing it meets may end the others. What only a
-worker needs (GPU, torch, models) is looked at by `ltxq_worker.doctor`.
+A check yields findings about one thing. An error in a check does not stop the others.
+`ltxq_worker.doctor` checks what only a worker needs: GPU, torch, models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ltxq.errors import LtxqError
 from ltxq.settings import Settings
 
 PINGS = 20
-# Seconds an answer may take; a job costs some 80 commands, most beside the GPU's work.
+# Seconds for an answer. A job costs some 80 commands, most of them while the GPU works.
 SLOW_REDIS = 0.02
 OLDEST_REDIS = (6, 2)  # the ledger's script needs ZADD's GT
 FULL = 0.8  # share of maxmemory from which a Redis counts as nearly full
@@ -43,7 +43,7 @@ class Finding:
 
     status: Status
     message: str
-    hint: str = ""  # what to do; empty where all is well
+    hint: str = ""  # what to do; empty if all is well
     about: str = ""  # "Redis", "S3 storage"; empty: what the check is about
 
 
@@ -56,10 +56,7 @@ Check = Callable[[Settings], Iterator[Finding]]
 
 
 def examine(settings: Settings, checks: tuple[tuple[str, Check], ...]) -> Iterator[Finding]:
-    """The findings of each (about, check), as they are made.
-
-    An error of ltxq's is a problem, with its hint; any other too: a doctor never falls ill.
-    """
+    """The findings of each (about, check), one after the other. Every error becomes a problem."""
     for about, check in checks:
         try:
             for finding in check(settings):
@@ -71,7 +68,7 @@ def examine(settings: Settings, checks: tuple[tuple[str, Check], ...]) -> Iterat
 
 
 def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
-    """The checks of this machine, and of what the settings name."""
+    """The checks of this machine and of the servers that the settings name."""
     if settings.is_gateway:
         return (("Python", check_python), ("Gateway", check_gateway))
     return (
@@ -84,7 +81,7 @@ def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
 
 
 def check_python(_: Settings) -> Iterator[Finding]:
-    """The version, which the installer has seen to; the report names it."""
+    """Name the versions."""
     yield ok(f"ltxq {version('ltxq')} on Python {platform.python_version()}, {sys.platform}.")
 
 
@@ -101,7 +98,7 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Reachable, new and fast enough, and does it keep what it accepts?"""
+    """Is Redis reachable, new enough and fast enough, and does it keep what it accepts?"""
     from ltxq.ledger.connection import connect, patiently
 
     with connect(settings) as connection:
@@ -203,7 +200,7 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
 
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
-    """Can it be written, listed, deleted, and can a viewer fetch what was signed?"""
+    """Can ltxq write, list and delete objects, and can a viewer fetch a signed URL?"""
     from ltxq.storage import Storage
 
     storage = Storage.from_settings(settings)
@@ -221,7 +218,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
 
 def _fetched(url: str) -> Iterator[Finding]:
-    """As a viewer's browser would."""
+    """Fetch a URL as a viewer's browser would."""
     import httpx2
 
     host = urlsplit(url).netloc
@@ -259,7 +256,7 @@ def _skew(seconds: float) -> Finding:
 
 
 def check_webhooks(settings: Settings) -> Iterator[Finding]:
-    """A secret, where they are used."""
+    """Is there a secret, if webhooks are used?"""
     if settings.webhook_secret is not None:
         yield ok("They are signed with LTXQ_WEBHOOK_SECRET.")
         return
@@ -269,7 +266,7 @@ def check_webhooks(settings: Settings) -> Iterator[Finding]:
 
 
 def check_workers(settings: Settings) -> Iterator[Finding]:
-    """Is somebody there to make what waits?"""
+    """Is a worker ready for the jobs that wait?"""
     from ltxq.ops.operator import Operator
 
     try:
@@ -291,5 +288,5 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
 
 
 def no_worker(_: Settings) -> Iterator[Finding]:
-    """Said in place of the worker's checks."""
+    """The finding in place of the worker's checks."""
     yield skipped("The worker is not installed here, so GPUs are not checked.")

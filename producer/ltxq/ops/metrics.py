@@ -1,7 +1,5 @@
-"""`/metrics` for Prometheus: serving it, and what it says of the whole fleet, read from the ledger
-when asked. The same from every process that serves it, so queries take the maximum, never the sum.
-
-What one worker measures is ltxq_worker's, what the gateway answers is the gateway's.
+"""`/metrics` for Prometheus: the server, and the metrics of the whole fleet, read from the ledger
+at each scrape. All processes serve the same values, so queries take the maximum, not the sum.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ from ltxq.settings import Address, Settings
 
 log = logging.getLogger("ltxq")
 
-REQUEST_SECONDS = 10.0  # a scraper may take to say what it wants
+REQUEST_SECONDS = 10.0  # for a scraper to send its request
 UP = "1 if Redis answers, else 0."
-OTHER = "other"  # models that had no worker for a week: a stranger may name any
+OTHER = "other"  # all models that had no worker for a week: strangers may name any
 WORKER_STATES = (*get_args(WorkerState), "away")
-# What the ledger counts of a queue, as the metrics say it: name → (metric, label).
+# The ledger's events of a queue, and their labels in the metrics.
 REQUEUED = {
     "lost": "worker_lost",
     "lease_ended": "lease_ended",
@@ -56,18 +54,18 @@ Samples = Counter[tuple[str, ...]]  # by the values of the labels
 
 
 class FleetCollector(Collector):
-    """What the ledger knows: queues, workers, outcomes, webhooks."""
+    """The ledger's figures: queues, workers, outcomes, webhooks."""
 
     def __init__(self, ledger: Ledger, *, default_model: str) -> None:
         self._ledger = ledger
         self._default_model = default_model
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not ask Redis."""
+        """Nothing, since registering must not ask Redis."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics now; of a Redis that is away, only that it is."""
+        """The metrics now; while Redis is away, only that it is."""
         try:
             figures = self._ledger.fleet.figures()
         except LtxqError as exc:
@@ -110,7 +108,7 @@ def _queues(figures: FleetFigures, default_model: str) -> Iterator[Metric]:
     )
     yield _gauge(
         "ltxq_workers",
-        "Workers by what their supervisor last said; away: it was not heard for 10 s.",
+        "Workers by state; away: no heartbeat of their supervisor for 10 s.",
         ("model", "state"),
         workers,
     )
@@ -205,8 +203,8 @@ _counter = partial(_family, CounterMetricFamily)
 
 
 def new_registry() -> CollectorRegistry:
-    """A registry with what every process of ltxq says: its version, memory and CPU time."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of no use here
+    """A registry with the metrics of every process: its version, memory and CPU time."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     Info("ltxq_build", "The version that runs.", registry=registry).info(
@@ -220,7 +218,7 @@ class MetricsServer:
 
     Args:
         address: port 0: any free port.
-        checks: what else is there to be asked, as {'/healthz': whether this process works}.
+        checks: other paths, as {'/healthz': whether this process works}.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -274,7 +272,7 @@ class _Server(ThreadingWSGIServer):
         super().__init__(address, handler)
 
     def handle_error(self, *_: Any) -> None:
-        """A scraper that went away is no error of ours."""
+        """Ignore a scraper that disconnects."""
         log.debug("A request for metrics was not answered.", exc_info=True)
 
 
@@ -282,12 +280,12 @@ class _Handler(WSGIRequestHandler):
     timeout = REQUEST_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line for each scrape."""
+        """Log nothing for a scrape."""
 
 
 @contextmanager
 def served_metrics(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
-    """With `/metrics`, the fleet's figures among them, served where the settings say so.
+    """Serve `/metrics` with the fleet's metrics, if LTXQ_METRICS_ADDRESS is set.
 
     Raises:
         ConfigurationError: the address cannot be listened on.

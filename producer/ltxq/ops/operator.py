@@ -1,5 +1,5 @@
-"""What an operator asks of a running fleet, straight to its Redis and its bucket: who works, what
-waits, which host is to drain, what lies about. One job is `Client`'s.
+"""An operator's view of a running fleet, straight from its Redis and its bucket: workers, queues,
+draining hosts, orphaned objects.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ltxq.storage import Storage
 
 
 class Operator:
-    """A fleet, seen and steered by who runs it.
+    """Reads and controls a fleet.
 
     Raises (every method): QueueUnavailable, ConfigurationError, as `Ledger` does.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Connects on first use, not here.
+        """Connects on first use.
 
         Raises:
             ConfigurationError: LTXQ_URL is an HTTP gateway's.
@@ -34,24 +34,24 @@ class Operator:
         self._ledger = Ledger(self._settings)
 
     def workers(self) -> tuple[Worker, ...]:
-        """The workers heard of within a day, by name."""
+        """The workers with a heartbeat within a day, by name."""
         return self._ledger.fleet.workers()[0]
 
     def draining(self) -> frozenset[str]:
-        """The hosts that were told to drain, and not told otherwise since."""
+        """The hosts that are to drain."""
         return self._ledger.fleet.workers()[1]
 
     def queues(self) -> tuple[tuple[QueueStats, ...], int]:
-        """The queue of each model; and how many jobs finished within the last hour."""
+        """The queue of each model, and how many jobs finished within the last hour."""
         return self._ledger.fleet.queues(retention=self._settings.retention)
 
     def drain(self, host: str, *, undo: bool = False) -> None:
-        """Have a host's workers finish what they have and take no more, until `undo`.
+        """Make a host's workers finish their jobs and take no more, until `undo`.
 
-        It holds over restarts of its supervisor, which goes on sweeping and sending webhooks.
+        This survives restarts of the supervisor, which goes on sweeping and sending webhooks.
 
         Raises:
-            InvalidRequest: no worker of this host was heard of within a day, nor does it drain.
+            InvalidRequest: the host has had no worker within a day and is not draining.
         """
         workers, draining = self._ledger.fleet.workers()
         hosts = {worker.host for worker in workers} | draining

@@ -1,9 +1,9 @@
-"""Objects in the bucket that belong to no job any more: found, and removed.
+"""Finds and removes objects in the bucket that belong to no job.
 
-A job's objects go with its record. What is left behind stems from storage that was away at that
-moment, or from an upload whose worker was lost: no record has its id, and it is older than any
-record lives. Other objects are never touched, nor is a bucket in which another queue has clips:
-its jobs are unknown here.
+A job's objects are deleted with its record. Some stay behind if the storage was away at that moment
+or a worker was lost while it uploaded. Such an object's job id has no record, and the object is
+older than the retention. No other object is touched, and nothing is removed from a bucket that
+another queue uses too, whose jobs are unknown here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ltxq.ledger import Ledger
 from ltxq.storage.s3 import PAGE, Storage
 
 CLEAN_SECONDS = 6 * 3600.0  # between two looks at the whole bucket, by the whole fleet
-MARGIN = timedelta(days=1)  # beyond the retention: an upload's patience, clocks that differ
-# In it lies an empty object named for each queue that keeps clips under the prefix.
+MARGIN = timedelta(days=1)  # beyond the retention, for slow uploads and clocks that differ
+# This folder has an empty object for each queue that keeps clips under the prefix, by its name.
 MARKS = ".queues/"
 
 
@@ -42,16 +42,16 @@ def clean(
     remove: bool = True,
     unwanted: Callable[[], bool] = lambda: False,
 ) -> Cleaned:
-    """Look through the whole bucket and remove objects without a job.
+    """Search the whole bucket and remove objects without a job.
 
     Args:
-        retention: seconds a record lives, at the longest of all workers.
+        retention: seconds; the longest of all workers.
         remove: False: only count them.
-        unwanted: asked between pages; True ends it early.
+        unwanted: asked between pages; True ends the search.
 
     Raises:
         BucketShared: another queue has clips there; nothing was removed.
-        StorageRefused, StorageUnavailable, QueueUnavailable: what was removed before stays so.
+        StorageRefused, StorageUnavailable, QueueUnavailable: some objects may have been removed.
     """
     _claim(storage, ledger.queue_id())
     before = datetime.now(UTC) - timedelta(seconds=retention) - MARGIN

@@ -1,7 +1,4 @@
-"""Clips in a bucket: boto3 on any S3-compatible server, every failure as one of ours.
-
-Which keys a clip has is said here; when to upload, sign or delete them is for others to say.
-"""
+"""Clips in a bucket of any S3-compatible server, by boto3, and its failures as errors of ltxq."""
 
 from __future__ import annotations
 
@@ -30,16 +27,16 @@ from ltxq.job import MAX_URL_SECONDS
 from ltxq.settings import Settings, without_password
 
 CONNECT_TIMEOUT = 5.0  # seconds
-READ_TIMEOUT = 30.0  # seconds without a byte, either way
-ATTEMPTS = 3  # of each request, with a second or two between: a server away is told in about 20 s
-PART = 16 * 2**20  # bytes; a larger file goes up in parts of this size, each tried again alone
-SIGNED_FOR = 60.0  # seconds a clip's URLs are given again before they are signed anew
+READ_TIMEOUT = 30.0  # seconds without a byte, in either direction
+ATTEMPTS = 3  # of each request, a second or two apart; a server that is away costs about 20 s
+PART = 16 * 2**20  # bytes; a larger file is uploaded in parts, each with its own retries
+SIGNED_FOR = 60.0  # seconds for which a clip's signed URLs are reused
 SIGNED_MOST = 10_000  # clips whose URLs are kept for that; about 3 kB each
 PAGE = 1000  # keys in one answer or one deletion, the most S3 allows
 
 
 class ClipKeys(NamedTuple):
-    """Where one claim of a job keeps what it made. Another claim's bytes lie elsewhere."""
+    """The keys of the files that one claim of a job made. Each claim has its own."""
 
     clip: str
     poster: str
@@ -64,10 +61,10 @@ def _keys_in(folder: str) -> ClipKeys:
 
 
 class Storage:
-    """One bucket. Safe to use from several threads.
+    """One bucket. Thread-safe.
 
-    Any call but `url` may raise `StorageRefused` (the server says no: it will again) or
-    `StorageUnavailable` (it is away, slow, full or broken: later may be better).
+    Any call but `url` may raise `StorageRefused` (the server refuses, and will again) or
+    `StorageUnavailable` (it is away, slow, full or broken; a later call may succeed).
     """
 
     def __init__(self, settings: Settings, client: Any, signer: Any) -> None:
@@ -82,7 +79,7 @@ class Storage:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Storage:
-        """The bucket the settings name. Connects to nothing yet; see `check`.
+        """The bucket that the settings name. Connects on first use; see `check`.
 
         Raises:
             ConfigurationError: there is no bucket, or an endpoint is no URL.
@@ -100,7 +97,7 @@ class Storage:
         return cls(settings, client, signer)
 
     def check(self) -> None:
-        """Write, find and delete a small object: what a worker will need, tried at its start."""
+        """Write, find and delete a small object, as a worker tries at its start."""
         key = f"{self.prefix}.check/{secrets.token_hex(8)}"  # many workers may start at once
         with self._errors_translated():
             self._client.put_object(Bucket=self.bucket, Key=key, Body=b"ltxq may write here\n")
@@ -112,7 +109,7 @@ class Storage:
         return _keys_in(f"{self.prefix}{claim}")
 
     def claim_of(self, key: str) -> str | None:
-        """The claim an object was made under; None for what is no clip's key."""
+        """The claim under which an object was made; None if the key is not a clip's."""
         claim = key.removeprefix(self.prefix).rpartition("/")[0]
         if _CLAIM.fullmatch(claim) and key in self.clip_keys(claim):
             return claim
@@ -131,15 +128,15 @@ class Storage:
             )
 
     def mark(self, key: str) -> None:
-        """Write an empty object, whose key is all it says."""
+        """Write an empty object."""
         with self._errors_translated():
             self._client.put_object(Bucket=self.bucket, Key=key, Body=b"")
 
     def url(self, key: str, expires_in: int) -> tuple[str, datetime | None]:
-        """A URL anyone can fetch the object by, and when it ends (None: it does not).
+        """A URL from which anyone can fetch the object, and when it expires (None: never).
 
         Args:
-            key: not looked up: a URL of a missing object answers 404.
+            key: not checked: the URL of a missing object answers 404.
             expires_in: seconds, 1 to 7 days. Credentials that end earlier end the URL with them.
         """
         if self._public_base_url is not None:
@@ -148,7 +145,7 @@ class Storage:
             raise InvalidRequest(
                 f"A URL is valid for 1 to {MAX_URL_SECONDS} seconds (7 days), not {expires_in}."
             )
-        # Signed to the whole second, so the URL never ends before the time told.
+        # Signed to the whole second, so the URL does not expire before the returned time.
         signed_at = datetime.now(UTC).replace(microsecond=0)
         with self._errors_translated():
             url = self._signer.generate_presigned_url(
@@ -159,8 +156,8 @@ class Storage:
     def clip_urls(self, clip_key: str, expires_in: int) -> dict[str, Any]:
         """`VideoResult`'s URLs and `expires_at` of the clip with this key.
 
-        Signed now or within the last minute, a tenth of their life at most: signing costs more
-        than reading the job, and who waits for a clip asks often.
+        They were signed within the last minute, or within a tenth of their validity if that is
+        less. Signing costs more than reading the job, and clients that wait ask often.
         """
         wanted, now = (clip_key, expires_in), time.monotonic()
         signed_at, urls = self._signed.get(wanted, (-math.inf, {}))
@@ -183,12 +180,12 @@ class Storage:
         }
 
     def delete_clips(self, claims: Iterable[str]) -> None:
-        """Delete what was made under claims, by its keys; what is no claim is passed over."""
+        """Delete the files that were made under claims; a text that is no claim is skipped."""
         real = [claim for claim in claims if _CLAIM.fullmatch(claim)]
         self.delete(key for claim in real for key in self.clip_keys(claim))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete the objects; those already gone are no error.
+        """Delete the objects; missing ones are no error.
 
         Raises:
             ValueError: a key is not under the prefix, so it is not ltxq's to delete.
@@ -248,9 +245,9 @@ def _client(endpoint: str | None, variable: str) -> Any:
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        # A server under an address of its own has no host name for each bucket.
+        # A server with an endpoint of its own has no host name for each bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
-        # Only Amazon's own server is sure to know the newer checksums.
+        # Other servers may not know Amazon's newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -273,7 +270,7 @@ _HINTS = {
     "AuthorizationHeaderMalformed": _REGION,
     "RequestTimeTooSkewed": "Set this machine's clock.",
 }
-_BUSY = {408, 429, 507}  # and all of 5xx; 507 is how MinIO says that its disk is full
+_BUSY = {408, 429, 507}  # besides all other 5xx; MinIO answers 507 when its disk is full
 
 
 def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
@@ -284,14 +281,14 @@ def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
     if isinstance(exc, ClientError):
         code = exc.response["Error"].get("Code", "")
         status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        said = f"{code}: {exc.response['Error'].get('Message', '')}".removesuffix(": ")
+        answer = f"{code}: {exc.response['Error'].get('Message', '')}".removesuffix(": ")
         if status >= 500 or status in _BUSY or code == "SlowDown":
             return StorageUnavailable(
-                f"The storage has an error ({said}), {where}.",
+                f"The storage has an error ({answer}), {where}.",
                 hint="ltxq tries again. If it persists, see the storage server's log.",
             )
         hint = _HINTS.get(code) or (_CREDENTIALS if status in (401, 403) else "")
-        return StorageRefused(f"The storage refused ({said}), {where}.", hint=hint)
+        return StorageRefused(f"The storage refused ({answer}), {where}.", hint=hint)
     if isinstance(exc, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(exc):
         return StorageRefused(
             f"The storage's certificate is not trusted, {where}.",
@@ -302,5 +299,5 @@ def _translated(exc: Exception, server: str, bucket: str) -> LtxqError:
             f"The storage cannot be reached, {where}: {type(exc).__name__}.",
             hint="Check that it runs, LTXQ_S3_ENDPOINT, and the network between.",
         )
-    # What remains botocore finds out by itself: no credentials, a name that cannot be a bucket's.
+    # The rest are botocore's own findings: no credentials, an impossible bucket name.
     return StorageRefused(f"The storage cannot be asked, {where}: {exc}.", hint=_CREDENTIALS)

@@ -1,7 +1,6 @@
-"""`ltxq demo`, `ltxq up` and `ltxq worker`: a queue, or its worker, on this machine. No torch here.
+"""`ltxq demo`, `ltxq up` and `ltxq worker`: a queue, or its worker, on this machine. No torch.
 
-`ltxq.cli.machine` declares the commands and calls these functions by name. What starts and keeps
-the processes is `embedded/stack.py` and `supervisor/`.
+`ltxq.cli.machine` declares the commands and calls these functions by name.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def demo(prompt: str, *, as_json: bool) -> None:
 
 
 def _made(request: VideoRequest, stack: Stack) -> Job:
-    """The request's finished job, with a bar meanwhile."""
+    """Submit the request and wait for its job, with a progress bar."""
     deadline = time.monotonic() + DEMO_SECONDS
     with ltxq.Client() as client, screen.Bar() as bar:
         bar.at("starting the worker", 0)
@@ -97,7 +96,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
     """Run servers and a worker on `data` until SIGINT or SIGTERM.
 
     Args:
-        ports: as `Stack` takes them; None is the same as not given.
+        ports: as `Stack` takes them; None: not given.
     """
     settings = Settings.read()
     if model == TINY:
@@ -121,7 +120,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
                     "ones see `ltxq model list`."
                 )
             sys.stdout.flush()
-        # Held from here on: one that nobody waits for would end Redis before the worker.
+        # Signals are held from here on: an unheld one would end Redis before the worker.
         with held_signals():
             stack.check()  # a child that ended before the signals were held
             while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
@@ -165,9 +164,9 @@ def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> 
 
 
 def ensure_tiny(settings: Settings) -> None:
-    """Make the tiny model in LTXQ_MODEL_DIR where it is missing, which takes seconds.
+    """Make the tiny model in LTXQ_MODEL_DIR if it is missing, which takes seconds.
 
-    One that another version made and this one cannot use is made anew: it holds nothing of worth.
+    One that another version made and this one cannot use is made again.
     """
     from ltxq_worker.models.files.folder import ModelFolder
 
@@ -177,11 +176,11 @@ def ensure_tiny(settings: Settings) -> None:
     except ModelUnusable:
         if folder.exists():
             if not {path.name for path in folder.iterdir()} <= TINY_FILES:
-                raise  # somebody's own folder of that name
+                raise  # the user's own folder of that name
             shutil.rmtree(folder)
         screen.note(f"Making the tiny model in {folder} …")
-        # In a process of its own: torch stays out of this one, which has a long life.
+        # In a separate process, so that this long-lived one does not load torch.
         command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode and not folder.exists():  # another may have made it meanwhile
+        if made.returncode and not folder.exists():  # another process may have made it meanwhile
             raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None

@@ -1,7 +1,7 @@
-"""`ltxq generate` and `ltxq model`: what needs a model and no queue.
+"""`ltxq generate` and `ltxq model`: commands that need a model and no queue.
 
-`ltxq.cli.machine` declares the commands and calls these functions by name. torch is
-imported inside the commands that run a model.
+`ltxq.cli.machine` declares the commands and calls these functions by name. Only commands that run
+a model import torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def generate(
 
 
 def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Iterator[Any]:
-    """`frames` as they pass, and all of them in a NumPy file: uint8 [F, H, W, 3], uncropped."""
+    """`frames` unchanged; all of them go to a NumPy file too: uint8 [F, H, W, 3], uncropped."""
     import numpy as np
 
     shape = (request.num_frames, request.height, request.width, 3)
@@ -81,7 +81,7 @@ def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Itera
 
 
 def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
-    """The pipeline of a model's folder, or of its name in LTXQ_MODEL_DIR."""
+    """The pipeline of a model, given by its folder or by its name in LTXQ_MODEL_DIR."""
     settings = Settings.read()
     bar.at("loading the model", 0)
     folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
@@ -132,7 +132,7 @@ def model_download(name: str, *, as_json: bool) -> None:
 
 
 def model_list(*, as_json: bool) -> None:
-    """The models that are here, and those that can be had."""
+    """List the models in LTXQ_MODEL_DIR, and those that can be downloaded."""
     from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()

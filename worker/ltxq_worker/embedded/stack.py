@@ -1,7 +1,7 @@
 """A whole queue on one machine: embedded Redis and S3 server, and a worker, on one data folder.
 
-Ports and keys are drawn once and kept in the folder, so that jobs, clips and their URLs outlive a
-restart. What to submit and what to show is left to the commands.
+Ports and keys are chosen once and kept in the folder, so jobs, clips and their URLs outlive a
+restart.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ltxq_worker.embedded.servers import (
 
 SERVERS = "servers.json"  # ports and keys
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-LOOK_SECONDS = 0.1  # between looks at whether the worker has ended
+LOOK_SECONDS = 0.1  # between two checks whether the worker has ended
 USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080, "flower_port": 5555}
-# What Flower's table of tasks shows, from the left.
+# The columns of Flower's table of tasks.
 FLOWER_COLUMNS = "uuid,args,state,result,received,runtime,worker"
 
-# What decides which queue and bucket are used: never the surroundings' while a stack runs.
+# The variables that decide which queue and bucket are used. A stack ignores the environment's.
 _OURS = (
     *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
     *("LTXQ_API_KEY", "LTXQ_API_KEYS", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
@@ -51,10 +51,10 @@ class Stack:
     """Running servers and, once started, a worker. Leaving the context ends them in order.
 
     Args:
-        folder: made where missing, for its owner's eyes only.
-        model: what requests that name none get.
-        ports: `redis_port`, `s3_port`, `http_port`, `flower_port`; 0: any that is free. One not
-            given is the last time's, the usual one, or any that is free.
+        folder: made if missing, readable by its owner only.
+        model: for requests that name none.
+        ports: `redis_port`, `s3_port`, `http_port`, `flower_port`; 0: any free one. A port that is
+            not given is that of the last time, the usual one, or any free one.
 
     Raises:
         ConfigurationError: another stack has the folder, or a server does not start.
@@ -87,7 +87,7 @@ class Stack:
             _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
         self._kept = kept
-        # What runs, by a name for people.
+        # By names for people.
         self.processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
         self.environment = {
             "LTXQ_URL": self.redis.url,
@@ -98,7 +98,7 @@ class Stack:
         }
 
     def use_here(self) -> None:
-        """Point this process's environment, and its children's, at this stack."""
+        """Make this process and its children use this stack, by environment variables."""
         for name in _OURS:
             os.environ.pop(name, None)
         os.environ.update(self.environment)
@@ -112,21 +112,21 @@ class Stack:
         return path
 
     def start_worker(self, *, model: str, gpus: str, log: Path | None = None) -> None:
-        """Start `ltxq worker` here; it loads its model while jobs are already taken in.
+        """Start `ltxq worker`. It loads its model while jobs are already accepted.
 
         Args:
-            log: gets what it says; None: standard error does.
+            log: the file for its log; None: standard error.
         """
-        # Folder and name of its own: another stack's worker may run beside it.
+        # Its own folder and name, since another stack's worker may run on this machine.
         spool = {"LTXQ_SPOOL_DIR": str(self.folder / "spool")}
         command = ["ltxq", "worker", "--model", model, "--gpus", gpus, "--name", "local"]
         self._parts.callback(_stop_worker, self._start("The worker", command, log, spool))
 
     def start_gateway(self, log: Path | None = None) -> str:
-        """Start `ltxq gateway` here; returns its address once it answers there.
+        """Start `ltxq gateway`; returns its address once it answers.
 
         Raises:
-            LtxqError: a part has ended by itself meanwhile, the gateway perhaps.
+            LtxqError: a process of the stack has ended, perhaps the gateway.
         """
         port = self._kept["http_port"]
         command = ["ltxq", "gateway", "--port", str(port)]
@@ -137,16 +137,16 @@ class Stack:
         return f"http://{LOOPBACK}:{port}"
 
     def start_flower(self, log: Path | None = None) -> str:
-        """Start Flower here; returns its address, with the user and password it asks for."""
+        """Start Flower; returns its address, with the user and password that it asks for."""
         port, login = self._kept["flower_port"], f"flower:{self._kept['flower_password']}"
-        # By the environment, so that the password is in no list of processes.
+        # Through the environment, so that no process list shows the password.
         options = {
             "FLOWER_ADDRESS": LOOPBACK,
             "FLOWER_PORT": str(port),
             "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
             "FLOWER_BASIC_AUTH": login,
         }
-        # Below errors it tells of workers that do not answer yet, while they load.
+        # At other levels it warns of workers that do not answer while they load.
         command = ["celery", "-A", "ltxq.celery:app", "flower", "--logging=error"]
         self._parts.callback(stop, self._start("Flower", command, log, options))
         return f"http://{login}@{LOOPBACK}:{port}"
@@ -164,13 +164,13 @@ class Stack:
         return process
 
     def check(self) -> None:
-        """Raise LtxqError if a part has ended by itself."""
+        """Raise LtxqError if a process of the stack has ended."""
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
 
     def close(self) -> None:
-        """End everything, the last started first."""
+        """Stop everything, in reverse order of starting."""
         self._parts.close()
 
     def __enter__(self) -> Self:
@@ -181,7 +181,7 @@ class Stack:
 
 
 def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
-    """Let the worker finish what runs, and wait. A Ctrl-C meanwhile: it gives that back."""
+    """Let the worker finish its jobs, and wait. At a Ctrl-C meanwhile it gives them back."""
     if worker.poll() is not None:
         return
     worker.terminate()
@@ -193,7 +193,7 @@ def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and the news of a child's end wait until they are asked for."""
+    """Block SIGINT, SIGTERM and SIGCHLD, to be waited for."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
     try:
         yield
@@ -215,7 +215,7 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
-    """Ports and keys of this folder: those of the last time, or new ones."""
+    """The ports and keys of this folder: those of the last time, or new ones."""
     path = folder / SERVERS
     try:
         kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

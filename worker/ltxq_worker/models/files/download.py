@@ -1,8 +1,7 @@
-"""A known model's files from the hub to LTXQ_MODEL_DIR: resumed, checked, whole or not there.
+"""Downloads a known model's files from the hub to LTXQ_MODEL_DIR, resumes, and checks them.
 
-What is being downloaded lies in a hidden folder that takes its name when it is complete. A file
-that the hub's local cache already holds is used from there. What can go wrong, and what to do
-then, is in `hub_errors.py`.
+A download grows in a hidden folder, which gets the model's name when it is complete. A file that
+the hub's local cache holds is used from there. `hub_errors.py` has the errors.
 
 Why not `hf_hub_download(local_dir=…)`: in huggingface_hub 2.4.0 it deletes its partial file when
 it stops, so an interrupted checkpoint of 43 GB would start again from zero.
@@ -32,7 +31,7 @@ from ltxq_worker.models.files.hub_errors import HubUnavailable, advice, disk_ful
 
 TIMEOUT = 10.0  # seconds for the hub to answer; for each piece of a file, HF_HUB_DOWNLOAD_TIMEOUT
 
-HASHES = "SHA256SUMS"  # in a model's folder: what its files were, as sha256sum writes it
+HASHES = "SHA256SUMS"  # in a model's folder: its files' hashes, in sha256sum's form
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PIECE = 8 << 20  # bytes read at once
@@ -62,8 +61,8 @@ def download(name: str, model_dir: Path, *, report: DownloadReport) -> Path:
             for folder, repo in model.parts.items()
             if not (model_dir / folder).exists()
         }
-        # Every repository is asked before the first long download: a licence that is not
-        # accepted shows now, not an hour later.
+        # Every repository is asked before the first long download, so that a licence that is not
+        # accepted shows now and not an hour later.
         files = [
             file
             for folder, repo in missing.items()
@@ -92,21 +91,21 @@ class _File:
 
     @property
     def part(self) -> Path:
-        """Where it grows. Named after its content: another version never continues it."""
+        """The partial file. Its name has the content's hash, so no other version continues it."""
         return self.path.with_name(f".{self.path.name}.{self.etag[:16]}")
 
     @property
     def done(self) -> int:
-        """Bytes that are here."""
+        """Bytes on disk."""
         if self.path.exists() and self.path.stat().st_size == self.size:
             return self.size
         return min(self.part.stat().st_size, self.size) if self.part.exists() else 0
 
 
 def _files_of(repo: Repo, folder: Path, model_dir: Path) -> list[_File]:
-    """What to get from `repo` into `folder`, which lies in `model_dir`.
+    """The files to get from `repo` into `folder`, which is in `model_dir`.
 
-    It asks the hub for every file, with the token, so access is known.
+    Asks the hub for every file with the token, so that missing access shows.
     """
     with advice(repo, folder):
         info = HfApi().model_info(repo.id, timeout=TIMEOUT)
@@ -174,7 +173,7 @@ def _check_space(files: list[_File], model_dir: Path) -> None:
 
 
 def _fetch(file: _File, progress: _Progress) -> None:
-    """Get what is missing of `file`, check it, and give it its name."""
+    """Get the missing part of `file`, check it, and give it its name."""
     if file.path.exists() and file.done == file.size:
         return
     with advice(file.repo, file.path.parent):
@@ -185,9 +184,8 @@ def _fetch(file: _File, progress: _Progress) -> None:
 
 
 def _from_cache(file: _File, progress: _Progress) -> str | None:
-    """Link or copy the file from the hub's local cache; its SHA-256.
-
-    None: it is not there, or it is damaged.
+    """Link or copy the file from the hub's local cache; returns its SHA-256, or None if it is
+    missing or damaged.
     """
     if file.cached is None:
         return None
@@ -225,7 +223,7 @@ def _pieces_of(path: Path) -> Iterator[bytes]:
 
 
 def _from_hub(file: _File, progress: _Progress) -> str:
-    """Download what is missing of `file`; its SHA-256."""
+    """Download the missing part of `file`; returns its SHA-256."""
     with file.part.open("ab") as part:
         http_get(
             file.url,
@@ -249,12 +247,12 @@ def _from_hub(file: _File, progress: _Progress) -> str:
 
 
 def _has_etag(file: _File, sha256: str) -> bool:
-    """Whether the hub's ETag agrees with this SHA-256. That of a small file is another hash."""
+    """Whether the hub's ETag agrees with this SHA-256. A small file's ETag is no SHA-256."""
     return sha256 == file.etag or not _SHA256.fullmatch(file.etag)
 
 
 class _Progress:
-    """Bytes done over all files, told to `report`."""
+    """Counts the bytes done of all files and passes them to `report`."""
 
     def __init__(self, files: list[_File], report: DownloadReport) -> None:
         self._total = sum(file.size for file in files)
@@ -264,7 +262,7 @@ class _Progress:
             self._tell()
 
     def bar_of(self, file: _File) -> Any:
-        """What huggingface_hub takes for a class of progress bars, for this one file."""
+        """A class of progress bars for huggingface_hub, for this one file."""
         progress = self
 
         class Bar:
@@ -289,7 +287,7 @@ class _Progress:
 
 @contextmanager
 def _alone_in(model_dir: Path) -> Iterator[None]:
-    """Two processes writing to one file would damage it."""
+    """Lock `model_dir`: two processes that write to one file would damage it."""
     with (model_dir / ".downloading.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
