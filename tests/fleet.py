@@ -117,6 +117,14 @@ class Fleet:
                 self._news.notify_all()
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether an orphaned process has ended; its new parent may not have noticed yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def name_of(worker: psutil.Process) -> str:
     """A worker's name in the ledger, from its command line; '' when it has just gone."""
     try:

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, name_of, wait_until_running
+from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, has_ended, name_of, wait_until_running
 from ltxq import Client
 
 PROMISE = 45.0  # seconds, with the lease as it is by default
@@ -100,7 +100,7 @@ def test_a_restarted_supervisor_waits_until_the_place_is_free(
         with Fleet(own) as second:
             worker.send_signal(signal.SIGCONT)
             second.wait_until_ready()
-            assert not psutil.pid_exists(worker.pid)
+            assert has_ended(worker)
             assert workers_of(own) == [second.workers()[0].pid]
             assert client.wait(client.submit("a fox", **SMALL).id, PATIENCE).state == "succeeded"
 

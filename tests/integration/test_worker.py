@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import psutil
 import pytest
 import redis
 import urllib3
@@ -30,6 +29,7 @@ from fleet import (
     Fleet,
     eventually,
     fetch,
+    has_ended,
     wait_until_running,
     worker_environment,
 )
@@ -309,8 +309,7 @@ def test_no_process_is_left_behind(own: dict[str, str]) -> None:
         fleet.wait_until_ready()
         (worker,) = fleet.workers()
         os.killpg(fleet.supervisor.pid, signal.SIGKILL)
-        worker.wait(PATIENCE)
-        assert not psutil.pid_exists(worker.pid)
+        eventually(lambda: has_ended(worker))
 
 
 def test_many_clients_many_jobs_none_lost(fleet: Fleet, client: Client) -> None:
