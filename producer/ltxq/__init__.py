@@ -38,15 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncClient": "ltxq.client",
-    "Client": "ltxq.client",
-    "Job": "ltxq.job",
-    "JobError": "ltxq.errors",
-    "JobPage": "ltxq.job",
-    "LtxqError": "ltxq.errors",
-    "Progress": "ltxq.job",
-    "VideoRequest": "ltxq.job",
-    "VideoResult": "ltxq.job",
+    "ltxq.client": ("AsyncClient", "Client"),
+    "ltxq.errors": ("JobError", "LtxqError"),
+    "ltxq.job": ("Job", "JobPage", "Progress", "VideoRequest", "VideoResult"),
 }
 
 
@@ -54,6 +48,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name on first use: `import ltxq` alone stays a matter of milliseconds."""
     if name == "errors":
         return importlib.import_module("ltxq.errors")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ltxq' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'ltxq' has no attribute {name!r}")
