@@ -30,7 +30,7 @@ quick: $(VENV)/.ready-dev ## Run the tests that need no server and no torch, in 
 	@$(BIN)/pytest tests/unit -n 2 --dist worksteal -m "not extended" $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
-	@$(BIN)/pytest -n 2 --dist worksteal -m "not extended" $(ARGS)
+	@$(BIN)/pytest -n 3 --dist worksteal -m "not extended" $(ARGS)
 
 test-all: $(VENV)/.ready-dev ## Run all tests: storms, fuzzing, soaks, benches and documents too
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)

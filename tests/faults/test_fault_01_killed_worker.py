@@ -11,8 +11,9 @@ from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, fetch, wait_until_ru
 from ltxq import Client
 from ltxq.celery import make_app
 from ltxq.settings import Settings
+from variants import variants
 
-STAGES = ("encode_text", "denoise", "decode", "encode", "upload", "finish")
+STAGES = variants("denoise", "upload", extended=("encode_text", "decode", "encode", "finish"))
 PROMISE = 5.0  # seconds from the kill to the job running elsewhere
 
 

@@ -85,6 +85,7 @@ def test_a_supervisor_that_dies_before_it_has_heard_all_is_noticed_too(
         assert client.get(job.id).state == "queued"
 
 
+@pytest.mark.extended
 def test_a_restarted_supervisor_waits_until_the_place_is_free(
     own: dict[str, str], client: Client
 ) -> None:

@@ -99,6 +99,7 @@ def test_killed_while_a_job_runs(world: World, stage: str) -> None:
         world.succeeds_once(world.submit("next"))
 
 
+@pytest.mark.extended
 def test_away_for_longer_than_a_lease(world: World) -> None:
     environment = {**world.environment, "LTXQ_LEASE": "1", "LTXQ_INSTANT_SECONDS": "2"}
     with Fleet(environment, name="red") as red, Fleet(environment, name="blue") as blue:
@@ -154,6 +155,7 @@ def test_full(world: World) -> None:
         world.succeeds_once(world.submit("next"))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("trouble", ["full", "a read-only replica"])
 def test_an_idle_workers_process_lives_through_it(world: World, trouble: str) -> None:
     """A message it takes meanwhile may be lost: the sweep finds it. A loaded model may not."""
@@ -178,6 +180,7 @@ def test_an_idle_workers_process_lives_through_it(world: World, trouble: str) ->
         assert "Traceback" not in fleet.log
 
 
+@pytest.mark.extended
 def test_a_replica_that_can_only_be_read(world: World) -> None:
     with Fleet({**world.environment, "LTXQ_INSTANT_SECONDS": "1"}) as fleet:
         fleet.wait_until_ready()

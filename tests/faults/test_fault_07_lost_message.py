@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import redis
 from broker import QUEUE, take_message
 
@@ -13,6 +14,7 @@ from ltxq import Client
 PROMISE = 60.0  # seconds
 
 
+@pytest.mark.extended
 def test_in_a_quiet_system(own: dict[str, str], client: Client, server: redis.Redis) -> None:
     job = client.submit("a fox", **SMALL)
     assert take_message(server, job.id)
@@ -36,6 +38,7 @@ def test_while_its_only_worker_is_busy(
         client.cancel(job.id)
 
 
+@pytest.mark.extended
 def test_under_a_constant_backlog(own: dict[str, str], client: Client, server: redis.Redis) -> None:
     with Fleet({**own, "LTXQ_INSTANT_SECONDS": "0.2"}) as fleet:
         fleet.wait_until_ready()

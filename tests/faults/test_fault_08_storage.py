@@ -167,6 +167,7 @@ def test_away_at_a_second_sigterm_the_job_is_given_back(
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["cpu0_host.lock"]
 
 
+@pytest.mark.extended
 def test_spool_files_of_a_dead_process_are_removed_and_their_job_runs_again(
     environment: dict[str, str], client: Client, storage: Storage, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_spool_files_of_a_dead_process_are_removed_and_their_job_runs_again(
         assert not left.exists()
 
 
+@pytest.mark.extended
 def test_storage_that_hangs_holds_up_no_sweep_and_loses_no_object(
     environment: dict[str, str], client: Client, storage: Storage, tmp_path: Path, redis_url: str
 ) -> None:

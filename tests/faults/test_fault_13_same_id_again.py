@@ -102,6 +102,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
         yield primary, replica
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_claim_that_a_failover_forgot_takes_no_clip_away(
     misbehaving: dict[str, str], pair: tuple[RedisServer, RedisServer], s3: S3, stage: str

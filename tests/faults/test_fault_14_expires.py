@@ -91,6 +91,7 @@ def test_a_job_that_nobody_takes_in_time_is_cancelled_as_expired(
             eventually(lambda job_id=job_id: plain.AsyncResult(job_id).state == "REVOKED")
 
 
+@pytest.mark.extended
 def test_jobs_for_later_wait_in_the_ledger_and_not_in_a_worker(
     own: dict[str, str], client: Client, plain: Celery, server: redis.Redis
 ) -> None:

@@ -48,6 +48,7 @@ def ask_for_many_models(url: str) -> list[str]:
     return accepted
 
 
+@pytest.mark.extended
 def test_a_lost_hosts_job_still_comes_back(
     own: dict[str, str], client: Client, server: redis.Redis, redis_url: str
 ) -> None:

@@ -14,6 +14,7 @@ from ltxq.errors import JobNotFound
 from ltxq.ledger import PREFIX, queue_name
 from ltxq.storage import Storage
 from servers import S3, exists
+from variants import variants
 
 
 def is_gone(client: Client, job_id: str) -> bool:
@@ -24,7 +25,7 @@ def is_gone(client: Client, job_id: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("end", ["deleted", "expired"])
+@pytest.mark.parametrize("end", variants("deleted", extended=("expired",)))
 def test_a_jobs_end_takes_nothing_but_its_own_objects(
     own: dict[str, str], redis_url: str, client: Client, server: redis.Redis, s3: S3, end: str
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from fleet import PATIENCE, SLOW, SMALL, Fleet, eventually, wait_until_running
 from ltxq import Client
 
@@ -30,6 +32,7 @@ def test_the_second_one_does_not_start_and_takes_no_job_away(
         client.cancel(job.id)
 
 
+@pytest.mark.extended
 def test_the_name_of_a_host_that_was_lost_is_free_after_a_lease(
     own: dict[str, str], client: Client, tmp_path: Path
 ) -> None:
@@ -59,6 +62,7 @@ def test_a_supervisor_that_starts_again_has_its_name_at_once(
         client.cancel(job.id)
 
 
+@pytest.mark.extended
 def test_a_supervisor_that_was_frozen_ends_when_another_has_its_name(
     own: dict[str, str], client: Client, tmp_path: Path
 ) -> None:

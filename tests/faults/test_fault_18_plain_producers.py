@@ -21,6 +21,7 @@ from servers import start_or_skip
 OUTAGES, JOBS = 4, 60
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(400)
 def test_no_job_is_lost_between_its_message_and_its_record(
     tmp_path: Path, s3_server: S3Server

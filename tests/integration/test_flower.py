@@ -124,6 +124,7 @@ def client(up: Up, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         yield made
 
 
+@pytest.mark.extended
 def test_it_asks_for_the_password_that_up_printed(up: Up) -> None:
     address = urlsplit(up.flower)
     bare = f"http://127.0.0.1:{address.port}/workers"
@@ -206,6 +207,7 @@ def test_a_failed_job_says_why(up: Up, client: Client) -> None:
     assert shown["result"] == "timed_out"
 
 
+@pytest.mark.extended
 def test_no_prompt_breaks_a_page(up: Up, client: Client, tmp_path: Path) -> None:
     jobs = [client.submit(prompt, **SMALL) for prompt in STRANGE]
     up.until(jobs[-1], lambda shown: shown["state"] == "PENDING")

@@ -114,6 +114,7 @@ def test_an_outage_of_redis_is_a_503_within_5_seconds_until_it_is_back(
             assert secret not in gateway.log
 
 
+@pytest.mark.extended
 def test_it_starts_during_an_outage_of_redis(tmp_path: Path) -> None:
     server = start_or_skip(lambda: RedisServer.start(tmp_path))
     server.stop()

@@ -19,6 +19,7 @@ from ltxq.cli import main
 from ltxq.errors import QueueUnavailable
 from ltxq.job import Job
 from proxy import Proxy
+from variants import variants
 
 AT_REDIS, AT_GATEWAY = b"\r\nsubmit\r\n", b"POST /v1/jobs"
 FOX = {"prompt": "a fox", "seed": None}
@@ -90,7 +91,7 @@ def only_one_comes_of(
 
 
 @pytest.mark.parametrize("submit", [with_client, with_async_client, with_retry])
-@pytest.mark.parametrize("key", [None, "order-7"])
+@pytest.mark.parametrize("key", variants(None, extended=("order-7",)))
 def test_over_redis(submit: Submit, key: str | None, proxy: Proxy, url: str, queue: Client) -> None:
     queue.cancel(queue.submit("a bear").id)
     only_one_comes_of(submit, url, queue, proxy, AT_REDIS, key)
@@ -110,7 +111,7 @@ def test_from_a_gateway_on(proxy: Proxy, url: str, queue: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/videos"])
-@pytest.mark.parametrize("key", [None, "order-7"])
+@pytest.mark.parametrize("key", variants("order-7", extended=(None,)))
 def test_a_plain_request_to_a_gateway(
     path: str, key: str | None, proxy: Proxy, url: str, queue: Client
 ) -> None:
@@ -162,6 +163,7 @@ def test_with_the_command_line(
         assert [job.id for job in queue.list(state="queued").jobs] == [arrived.id]
 
 
+@pytest.mark.extended
 def test_the_command_line_says_it_in_json(
     proxy: Proxy,
     url: str,
@@ -180,6 +182,7 @@ def test_the_command_line_says_it_in_json(
     assert json.loads(capsys.readouterr().out)["id"] == arrived.id
 
 
+@pytest.mark.extended
 def test_in_the_midst_of_a_batch(
     proxy: Proxy,
     url: str,

@@ -138,6 +138,7 @@ def test_models_that_strangers_make_up_share_one_label(ledger: Ledger) -> None:
     assert now.value("ltxq_jobs_submitted_total", model="other") == 20
 
 
+@pytest.mark.extended
 def test_without_redis_the_metrics_say_that_and_nothing_stale(tmp_path: Path) -> None:
     with start_or_skip(lambda: RedisServer.start(tmp_path)) as server:
         ledger = Ledger(Settings(url=server.url))
@@ -229,6 +230,7 @@ def test_a_job_on_the_gpu_is_busy_time_while_it_runs(
         client.wait(job.id, PATIENCE)
 
 
+@pytest.mark.extended
 def test_uploads_the_storage_does_not_take_are_counted_and_seen_on_the_spool(
     redis_url: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from servers import start_or_skip
+from variants import variants
 
 PROMPT = "a red fox trots through fresh snow"
 PATIENCE_MS = 10_000
@@ -155,7 +156,7 @@ def test_a_prompt_becomes_a_clip_that_plays_with_sound(
         expect(clips(page)).to_contain_text(PROMPT)
 
 
-@pytest.mark.parametrize("way", ["events", "polling"])
+@pytest.mark.parametrize("way", variants("events", extended=("polling",)))
 def test_progress_arrives_by_events_or_by_polling(
     way: str, gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
@@ -179,6 +180,7 @@ def test_progress_arrives_by_events_or_by_polling(
     flawless(page)
 
 
+@pytest.mark.extended
 def test_an_answer_older_than_the_last_event_changes_nothing(
     gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
 ) -> None:
@@ -254,6 +256,7 @@ def test_an_error_is_shown_with_what_to_do(
     flawless(page)
 
 
+@pytest.mark.extended
 def test_a_submission_with_lost_answers_makes_no_second_clip(
     gateway: Gateway, open_page: Callable[..., Page]
 ) -> None:

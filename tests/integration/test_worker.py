@@ -188,6 +188,7 @@ def test_failed_and_cancelled_jobs_show_in_celery(
     eventually(lambda: AsyncResult(unwanted.id, app=plain).state == "REVOKED")
 
 
+@pytest.mark.extended
 def test_jobs_need_no_new_connections(own: dict[str, str], client: Client) -> None:
     def done(ids: list[str]) -> bool:
         return all(job.finished for job in client.get_many(ids).values())

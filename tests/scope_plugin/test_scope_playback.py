@@ -15,6 +15,7 @@ from ltxq.scope_plugin.clip import DownloadedClip
 from ltxq.scope_plugin.frame_buffer import BufferedClip, Frame
 from ltxq_worker.pipeline.instant import Mark
 from scope_world import FOX, OWL, Session, World, eventually, plugin_threads
+from variants import variants
 from viewer import Shown, apart, breaks, loud, onset, skews
 
 Load = Callable[..., Any]
@@ -175,6 +176,7 @@ def test_1_the_clock_follows_the_wall_across_a_gap(slow_world: World, load: Load
     assert sum(sound.stamp is None for sound in session.viewer.heard) < 10
 
 
+@pytest.mark.extended
 def test_1_time_stamps_do_not_go_back_after_a_pause(world: World, load: Load) -> None:
     with Session(load(world)) as session:
         session.viewer.wait_until(lambda v: len(v.shown) > 12)
@@ -192,7 +194,9 @@ def test_1_time_stamps_do_not_go_back_after_a_pause(world: World, load: Load) ->
     assert apart(skews(session.viewer)) < 0.05
 
 
-@pytest.mark.parametrize(("rate", "seconds"), [(24.0, 0.6), (24.0, 1.5), (60.0, 0.6), (12.0, 0.6)])
+@pytest.mark.parametrize(
+    ("rate", "seconds"), variants((24.0, 0.6), extended=((24.0, 1.5), (60.0, 0.6), (12.0, 0.6)))
+)
 def test_1_sound_and_picture_are_together_again_after_a_stall(
     world: World, load: Load, rate: float, seconds: float
 ) -> None:
@@ -256,6 +260,7 @@ def test_3_outputs_are_small_and_little_ahead(world: World, load: Load) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.extended
 def test_3_no_frame_is_lost_in_scopes_queues(world: World, load: Load, caplog: Any) -> None:
     with caplog.at_level("DEBUG", "scope"), Session(load(world, frame_rate=60)) as session:
         session.viewer.wait_until(lambda v: len(v.shown) > 200)
@@ -440,6 +445,7 @@ def test_a_reset_restarts_the_clip_and_time_goes_on(world: World, load: Load) ->
     assert apart(skews(session.viewer)[seen:]) < 0.04
 
 
+@pytest.mark.extended
 def test_memory_does_not_grow_with_time(world: World, load: Load) -> None:
     """After 30 clips as many clips, frames and tensors are alive as after five."""
     import torch
