@@ -1,4 +1,4 @@
-"""Lists the arms, and groups those that fit on a card together."""
+"""Lists the arms, and groups arms that fit on one card together."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_openais_routes_name_the_models_there_are(
 
 def test_a_clip_its_model_cannot_make_is_refused(gateway: Gateway, ledger: Ledger) -> None:
     one_stage = ModelLimits(stages=(1,), max_seconds=5, num_inference_steps=8)
-    for model in ("instant", "other"):  # the default model, and one that is named
+    for model in ("instant", "other"):  # the default model, and a named model
         ledger.fleet.heartbeat(model, "host", {f"{model}@host": "ready"}, limits=one_stage)
     for path, fields in (
         ("/v1/videos", {}),

@@ -609,7 +609,7 @@ def test_an_eta_comes_from_recent_jobs_and_the_workers_there(
     ledger.claims.report(claimed, HALF, on_gpu=False)
     long_ago(server, claimed, 6)
     ledger.claims.finish(claimed, result(claimed))
-    assert ledger.jobs.get(waiting[4].id).eta_seconds is None  # nobody is there to make it
+    assert ledger.jobs.get(waiting[4].id).eta_seconds is None  # no worker is ready
     ledger.fleet.heartbeat("instant", "host", {"w1": "ready"})
     assert ledger.jobs.get(waiting[1].id).eta_seconds == pytest.approx(6, abs=0.5)
     assert ledger.jobs.get(waiting[4].id).eta_seconds == pytest.approx(3 * 4 + 6, abs=0.5)

@@ -55,7 +55,7 @@ class Changes:
         )
 
     def cancellations(self, worker: str) -> AbstractContextManager[Subscription]:
-        """A worker's running jobs: `next` gives the id of one that is to be cancelled.
+        """Cancellations of a worker's running jobs: `next` gives the id of a cancelled job.
 
         A message may be lost, but `Claims.renew` and `Claims.report` answer the same later.
         """

@@ -33,7 +33,7 @@ class Outbox:
         self._script.run("webhook_delivered", delivery.job_id)
 
     def failed(self, delivery: WebhookAttempt, reason: str, *, again_in: float | None) -> None:
-        """This attempt failed; one that lost its lease to a later attempt changes nothing.
+        """Record a failed attempt. Nothing changes if a later attempt holds the lease by now.
 
         Args:
             reason: for the job's owner, without secrets that the URL may hold.

@@ -70,8 +70,8 @@ class Sweeper:
         ask(lambda: redis.delete(self._script.key("corrupt")))
 
     def take_garbage(self) -> tuple[tuple[str, ...], bool]:
-        """Remove records past their retention, and take claims whose objects nobody needs: those
-        of such jobs, of deleted jobs, and of lost attempts.
+        """Remove records past their retention, and lease claims whose objects are garbage: claims
+        of removed jobs, of deleted jobs, and of lost attempts.
 
         Returns:
             '<job id>/<nonce>' of each claim, and whether there may be more. The caller deletes

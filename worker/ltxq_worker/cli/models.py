@@ -132,7 +132,7 @@ def model_download(name: str, *, as_json: bool) -> None:
 
 
 def model_list(*, as_json: bool) -> None:
-    """List the models in LTXQ_MODEL_DIR, and those that can be downloaded."""
+    """List the models in LTXQ_MODEL_DIR and the models that ltxq can download."""
     from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()

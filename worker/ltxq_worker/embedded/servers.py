@@ -236,7 +236,7 @@ def rclone_binary() -> str:
 
 
 def free_port() -> int:
-    """A TCP port on which nobody listens now."""
+    """A TCP port of loopback that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

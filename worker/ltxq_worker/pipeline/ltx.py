@@ -129,9 +129,7 @@ class LtxPipeline:
 
     @property
     def optimizations(self) -> Optimizations:
-        """The optimizations that are on. One that does not work here is switched off at its first
-        use.
-        """
+        """The active optimizations. One that fails on this machine is off after its first use."""
         return replace(self._fast.optimizations, decode=self._decoding.on)
 
     def generate(self, request: VideoRequest, report: Report) -> ClipStream:

@@ -176,7 +176,7 @@ def _refuse_fp8(header: SafetensorsHeader, problem: str, names: set[str], again:
 
 
 def _text_encoder(path: Path, again: str) -> Path:
-    """The model's own gemma/ folder, or the one that all models share; its files are checked."""
+    """The model's own gemma/ folder, or else the shared text encoder's. Its files are checked."""
     own, shared = path / "gemma", path.parent / SHARED_TEXT_ENCODER
     folder = own if own.is_dir() else shared
     if not folder.is_dir():

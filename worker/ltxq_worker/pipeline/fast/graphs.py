@@ -55,7 +55,7 @@ class GraphedTransformer:
 
     @property
     def kept(self) -> int:
-        """Bytes of device memory kept beside those that torch counts as allocated."""
+        """Bytes of device memory that recordings keep, which torch does not count as allocated."""
         return self._recorder.kept
 
     def bind(
