@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from fleet import eventually
-from ltxq.errors import JobError
+from ltxq.errors import JobError, QueueUnavailable
 from ltxq.job import Job, VideoRequest, VideoResult, new_job_id
 from ltxq.ledger import Claim, Ledger
 from ltxq.settings import Settings
@@ -100,6 +101,44 @@ def test_a_message_that_cannot_be_claimed_is_left_to_the_sweep(
     runner.ledger.close()
     runner.ledger = ledger
     assert ledger.jobs.get(job.id).state == "queued"
+
+
+def lose_spool(runner: Runner) -> None:
+    """What a process does after it has given its jobs back, moments before it ends."""
+    shutil.rmtree(runner.spool)
+
+
+def test_a_worker_that_gave_its_jobs_back_claims_and_fails_no_more(runner: Runner) -> None:
+    in_flight, waiting = submit(runner), submit(runner)
+    claim = runner.claim()  # its thread has not begun
+    assert claim
+    runner.give_back()
+    lose_spool(runner)
+    assert runner.run(claim) is None
+    assert runner.take_turn() is None
+    for job in (in_flight, waiting):
+        assert runner.ledger.jobs.get(job.id).state == "queued"
+
+
+def test_a_job_that_could_not_be_given_back_does_not_fail_for_its_lost_folder(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(runner)
+
+    def end_during(*_: Any) -> Any:
+        with monkeypatch.context() as away:
+            away.setattr(runner.ledger.claims, "give_back", unavailable)
+            with pytest.raises(QueueUnavailable):
+                runner.give_back()
+        lose_spool(runner)
+        raise FileNotFoundError
+
+    def unavailable(*_: Any, **__: Any) -> Any:
+        raise QueueUnavailable("Redis is away.")
+
+    monkeypatch.setattr(InstantPipeline, "generate", end_during)
+    assert run_first(runner) is None
+    assert runner.ledger.jobs.get(job.id).state == "running"  # until its lease ends
 
 
 def test_what_a_lost_claim_uploaded_is_removed(

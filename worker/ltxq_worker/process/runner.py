@@ -63,6 +63,7 @@ class Runner:
         )
         self._rests_until = 0.0  # of the monotonic clock: no job is claimed before
         self._closed = threading.Event()
+        self._ending = False  # jobs are given back, and the process ends in a moment
 
     def take_turn(self) -> str | None:
         """Claim the first waiting job and run it until the next job may have the GPU: until this
@@ -134,6 +135,8 @@ class Runner:
         )
         self._attempts.add(attempt)
         try:
+            if self._ending:  # claimed while the others were given back
+                self.give_back()
             with attempt:
                 return self._finish(attempt, self._outcome(attempt))
         except ClaimLost:
@@ -173,7 +176,13 @@ class Runner:
                 attempt.cancel()
 
     def give_back(self) -> None:
-        """Queue all jobs of this worker again, uncharged, because it ends."""
+        """Queue all jobs of this worker again, uncharged, because its process ends.
+
+        From now on it claims no jobs and records no failures: an attempt may fail only because its
+        spool was removed.
+        """
+        self._ending = True  # before the attempts are listed: a later one gives itself back
+        self.close()
         self.events.given_back(
             *[self.ledger.claims.give_back(a.claim, charged=False) for a in list(self._attempts)]
         )
@@ -253,6 +262,8 @@ class Runner:
         self, attempt: Attempt, outcome: VideoResult | JobError
     ) -> VideoResult | JobError | None:
         claim = attempt.claim
+        if self._ending and isinstance(outcome, JobError):
+            raise ClaimLost(claim.job_id)
         # For a finished clip the worker waits for Redis as long as for storage.
         if not self.ledger.claims.finish(claim, outcome, patience=self.settings.upload_patience):
             raise ClaimLost(claim.job_id)
