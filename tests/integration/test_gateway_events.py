@@ -47,7 +47,11 @@ class Events:
         self._http.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """What comes: {"data": …}, and {"event": "error", …} with it."""
+        """Its events: {"data": …}, and {"event": "error", …} with it. No keep-alives."""
+        return (said for said in self.everything() if "comment" not in said)
+
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """Events, and the keep-alives as {"comment": …}."""
         fields: dict[str, Any] = {}
         for line in self._lines:
             name, _, text = line.partition(": ")
@@ -195,7 +199,7 @@ def test_open_streams_of_a_key_are_limited_and_a_closed_one_makes_room(
 def test_a_silent_stream_is_kept_alive(gateway: Gateway, worker: LedgerWorker) -> None:
     job_id = submitted(gateway)
     with Events(gateway, f"/v1/videos/{job_id}/events") as events:
-        told = iter(events)
+        told = events.everything()
         next(told)
         assert next(told) == {"comment": "keep-alive"}
 
