@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import socket
 import time
 from collections.abc import Iterator
@@ -161,6 +163,17 @@ def test_a_request_in_progress_is_finished_after_sigterm(server: RedisServer) ->
         assert answer.startswith(b"HTTP/1.1 200")
         assert b'"status":"queued"' in answer
         assert gateway.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.extended
+def test_an_idle_connection_stays_open(server: RedisServer) -> None:
+    with Gateway(environment(server)) as gateway:
+        connection = http.client.HTTPConnection(gateway.url.removeprefix("http://"))
+        with contextlib.closing(connection):
+            for pause in (0, 7):  # httpx, and so the openai SDK, keeps a connection for 5 seconds
+                time.sleep(pause)
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read()
 
 
 @pytest.mark.extended

@@ -27,6 +27,9 @@ log = logging.getLogger("ltxq.gateway")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FILES_MOST = 65_536  # open files, connections included
 GRACE_SECONDS = 30  # for requests in progress at shutdown
+# An idle connection is closed by the client or proxy, never by the gateway while a request is on
+# its way. Proxies keep theirs for up to 600 seconds (Google's load balancers; nginx and AWS: 60).
+IDLE_SECONDS = 620
 
 
 def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -61,6 +64,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             lifespan="on",
             server_header=False,
             proxy_headers=False,  # the gateway uses no client addresses
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         shown = f"[{host}]" if ":" in host else host
