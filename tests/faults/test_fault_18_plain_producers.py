@@ -73,6 +73,12 @@ def send_all(plain: Celery, ids: list[str], queue: str = queue_name("instant")) 
                 threading.Event().wait(0.05)
 
 
+def cut_consumers(server: redis.Redis) -> int:
+    """Cut the connections on which a worker waits for messages; how many there were."""
+    waiting = [one["id"] for one in server.client_list() if one["cmd"] == "blmove"]
+    return sum(server.client_kill_filter(_id=number) for number in waiting)
+
+
 def test_a_worker_that_is_connected_again_begins_with_what_it_had_in_hand(
     own: dict[str, str], client: Client, redis_url: str
 ) -> None:
@@ -85,9 +91,7 @@ def test_a_worker_that_is_connected_again_begins_with_what_it_had_in_hand(
         fleet.wait_until_ready()
         send_all(plain, ["order-1"], queue="elsewhere")
         server.lmove("elsewhere", taken)
-        for one in server.client_list():
-            if one["cmd"] == "blmove":
-                server.client_kill(one["addr"])
+        eventually(lambda: cut_consumers(server))  # it is ready before it takes messages
         eventually(lambda: client.get_many(["order-1"]))
         assert client.wait("order-1", PATIENCE).state == "succeeded"
         eventually(lambda: not server.exists(taken))

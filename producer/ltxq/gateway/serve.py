@@ -15,7 +15,7 @@ import uvicorn
 
 from ltxq.errors import ConfigurationError
 from ltxq.gateway.access.browser_guard import is_loopback
-from ltxq.gateway.access.http_limits import BoundedHttp
+from ltxq.gateway.access.http_limits import BoundedHttp, closing_after_early_answers
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.app import make_app
 from ltxq.gateway.routes.metrics import Requests
@@ -56,7 +56,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
     with _listening(host, port) as listener, served_metrics(settings, registry):
         app = make_app(settings)
         config = uvicorn.Config(
-            Requests(registry).around(app),
+            closing_after_early_answers(Requests(registry).around(app)),
             http=BoundedHttp,
             ws="none",
             log_config=None,

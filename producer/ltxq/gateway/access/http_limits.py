@@ -5,14 +5,18 @@ on the time of a head, and on the rest of a body after the answer.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MOST = 32 * 1024  # bytes
-REST_MOST = 1024 * 1024  # bytes read after the answer: a client that still sends can then read it
+REST_MOST = 32 * 1024 * 1024  # bytes of a body read after the answer
+REST_SECONDS = 10.0  # for these bytes
 FRAMING_MOST = 2 * 1024 * 1024  # bytes of chunk sizes and trailers; 256 KiB in 1-byte chunks: 1.5 M
 HEAD_SECONDS = 20.0  # from the connection, or a later request's first byte, to the head's end
 STEP = 4 * 1024  # bytes for the parser at once: it does not report positions within them
+BODY_ARRIVES = "ltxq.body_arrives"  # in the scope: whether the body has not arrived to its end
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -26,7 +30,6 @@ class BoundedHttp(HttpToolsProtocol):
     _step = 0  # bytes of the last step
     _head = 0  # bytes since the last request ended
     _framing = 0  # bytes sent with a body that are not part of it
-    _rest = 0  # bytes of a body that came after the answer
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -65,17 +68,15 @@ class BoundedHttp(HttpToolsProtocol):
         self._head = self._step
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head, self._framing, self._rest = False, 0, 0, 0
+        self._in_head, self._head, self._framing = False, 0, 0
         self._stop_timer()
         super().on_headers_complete()
+        cycle = self.cycle
+        self.scope[BODY_ARRIVES] = lambda: cycle.more_body  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
         self._framing = max(0, self._framing - len(body))
-        if self.cycle.response_complete:
-            self._rest += len(body)
-            if self._rest > REST_MOST:
-                self.transport.close()
 
     def on_message_complete(self) -> None:
         self._in_head, self._head, self._framing = True, 0, 0
@@ -92,3 +93,41 @@ class BoundedHttp(HttpToolsProtocol):
     def _head_too_slow(self) -> None:
         self._head_timer = None
         self.transport.close()
+
+
+def closing_after_early_answers(app: ASGIApp) -> ASGIApp:
+    """`app`, with the connection closed after an answer that came before the end of the body.
+
+    The answer says so, for a client that used the connection again would see it reset. It is closed
+    after the rest of the body, for a client that still sends would lose the answer.
+    """
+
+    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+        early = False
+
+        async def sent(message: Message) -> None:
+            nonlocal early
+            if message["type"] == "http.response.start" and scope[BODY_ARRIVES]():
+                early = True
+                headers = [*message["headers"], (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            elif early and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await _skip_body(receive)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await app(scope, receive, sent if scope["type"] == "http" else send)
+
+    return closing
+
+
+async def _skip_body(receive: Receive) -> None:
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REST_SECONDS):
+            while size <= REST_MOST:
+                message = await receive()
+                if not message.get("more_body"):  # the end, or the client is gone
+                    return
+                size += len(message["body"])
