@@ -105,8 +105,10 @@ def test_a_file_is_refused_by_name_however_large(gateway: Gateway, size: int) ->
     for _ in range(5):
         answer = gateway.ask("POST", "/v1/videos", data=FOX, files={"input_reference": picture})
         assert error(answer, 400, "unsupported_parameter")["param"] == "input_reference"
-        # It comes before the file's end. Whoever used this connection again would see it reset.
-        assert (answer.headers.get("connection") == "close") == (size > 10)
+        if (
+            size > 10
+        ):  # the gateway answers before it has all: the client must not reuse this connection
+            assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize(

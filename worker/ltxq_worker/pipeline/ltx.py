@@ -129,7 +129,7 @@ class LtxPipeline:
 
     @property
     def optimizations(self) -> Optimizations:
-        """The active optimizations. One that fails on this machine is off after its first use."""
+        """The optimizations in use. The pipeline turns an optimization off when it fails."""
         return replace(self._fast.optimizations, decode=self._decoding.on)
 
     def generate(self, request: VideoRequest, report: Report) -> ClipStream:

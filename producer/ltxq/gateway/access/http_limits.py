@@ -16,7 +16,7 @@ REST_SECONDS = 10.0  # for these bytes
 FRAMING_MOST = 2 * 1024 * 1024  # bytes of chunk sizes and trailers; 256 KiB in 1-byte chunks: 1.5 M
 HEAD_SECONDS = 20.0  # from the connection, or a later request's first byte, to the head's end
 STEP = 4 * 1024  # bytes for the parser at once: it does not report positions within them
-BODY_ARRIVES = "ltxq.body_arrives"  # in the scope: whether the body has not arrived to its end
+BODY_ARRIVES = "ltxq.body_arrives"  # in the scope: tells whether more of the body is to come
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -96,10 +96,10 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def closing_after_early_answers(app: ASGIApp) -> ASGIApp:
-    """`app`, with the connection closed after an answer that came before the end of the body.
+    """`app`, with the connection closed after each answer that comes before the end of the body.
 
-    The answer says so, for a client that used the connection again would see it reset. It is closed
-    after the rest of the body, for a client that still sends would lose the answer.
+    The answer announces it, because a client's next request on the connection would fail. The rest
+    of the body is read first, because a client that is still sending would lose the answer.
     """
 
     async def closing(scope: Scope, receive: Receive, send: Send) -> None:
