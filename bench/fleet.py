@@ -46,7 +46,7 @@ from ltxq_worker.embedded.servers import RedisServer
 
 PROMPT = ("a red fox walks through fresh snow at dawn, its breath in the cold air, " * 3)[:200]
 MODEL = "ltx-2-19b-distilled"
-REQUEST = VideoRequest(prompt=PROMPT, model=MODEL)
+REQUEST = VideoRequest(seed=42, prompt=PROMPT, model=MODEL)
 HOST = 8  # workers of one supervisor
 SWEEP_SECONDS = 2.0  # between two rounds of a supervisor's calls
 STEPS = 20  # reports in a job: eight denoising steps, and the other stages

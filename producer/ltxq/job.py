@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +19,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -38,6 +38,7 @@ from ltxq.limits import (
     nearest_frames,
 )
 from ltxq.printable import one_line
+from ltxq.reasons import matching, reason_of
 
 CONTRACT = 3
 """Version of the job contract, in every record and in the queue's name."""
@@ -53,10 +54,13 @@ MAX_SEED = 2**53 - 1  # the largest integer every JSON reader keeps exact
 MAX_WAIT_SECONDS = 30 * 24 * 3600
 MAX_URL_SECONDS = 7 * 24 * 3600  # SigV4's bound on a presigned URL
 
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-# What does not fit a double is no number of pixels or frames; it would only make long messages.
-Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+ModelName = Annotated[
+    str,
+    *matching(
+        "[a-z0-9][a-z0-9._-]{0,63}",
+        "must be a model's name: at most 64 of a-z 0-9 . _ - and a letter or digit first",
+    ),
+]
 
 _JOB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 
@@ -89,24 +93,23 @@ class VideoRequest(BaseModel):
         description="1: full size. 2: half size, upscaled and refined, for large clips; sides "
         "are then multiples of 64.",
     )
-    height: Whole = Field(
+    height: int = Field(
         default=512, description="Pixels; a multiple of 32 (64 for two stages) from 64 to 2048."
     )
-    width: Whole = Field(default=768, description="Pixels, as `height`.")
+    width: int = Field(default=768, description="Pixels, as `height`.")
     frame_rate: float = Field(default=24.0, description="Frames per second, 1 to 60.")
-    num_frames: Whole = Field(
+    num_frames: int = Field(
         default=33,
         validate_default=True,
         description="1, 9, 17, 25, … (8k+1); at most 20 seconds at frame_rate.",
     )
-    seed: Whole | None = Field(
-        default=42,
-        description="0 to 2^53-1. None: drawn at submission, and recorded.",
+    seed: int | None = Field(
+        default=None,
+        description="0 to 2^53-1; the same seed makes the same clip. Default: one is drawn at "
+        "submission, and recorded.",
     )
     audio: bool = Field(default=True, description="With sound.")
-    model: ModelName | None = Field(
-        default=None, description="None: LTXQ_DEFAULT_MODEL at submission."
-    )
+    model: ModelName | None = Field(default=None, description="Default: the queue's default model.")
     priority: Priority = "normal"
     timeout: int = Field(
         default=600,
@@ -141,12 +144,12 @@ class VideoRequest(BaseModel):
         description="Cancel the job as expired if no worker has taken it within this many seconds "
         "of its submission; at most 30 days.",
     )
-    crop_width: Whole | None = Field(
+    crop_width: int | None = Field(
         default=None,
         description="Crop the MP4 to this width, evenly on both sides: even, and less than 32 (two "
         "stages: 64) pixels below `width`.",
     )
-    crop_height: Whole | None = Field(
+    crop_height: int | None = Field(
         default=None, description="Crop the MP4 to this height, as `crop_width`."
     )
 
@@ -170,7 +173,7 @@ class VideoRequest(BaseModel):
             near = nearest(side, step=step, low=MIN_SIDE, high=MAX_SIDE)
             raise ValueError(
                 f"must be a multiple of {step}{' for two stages' if stages == 2 else ''} "
-                f"from {MIN_SIDE} to {MAX_SIDE}, not {side}; nearest: {either(near)}"
+                f"from {MIN_SIDE} to {MAX_SIDE}{_not(side)}; nearest: {either(near)}"
             )
         return side
 
@@ -189,11 +192,11 @@ class VideoRequest(BaseModel):
         rate = earlier.data.get("frame_rate", 24.0)  # missing where it is wrong itself
         near = either(nearest_frames(frames, rate))
         if frames < 1 or frames % FRAME_STEP != 1:
-            raise ValueError(f"must be 8k+1, not {frames}; nearest: {near}")
+            raise ValueError(f"must be 8k+1{_not(frames)}; nearest: {near}")
         if frames > most_frames(rate):
             raise ValueError(
-                f"{frames} frames at {rate:g} a second are {frames / rate:.1f} s, more than "
-                f"{MAX_SECONDS:g} s; nearest: {near}"
+                f"must last at most {MAX_SECONDS:g} s at {rate:g} frames a second"
+                f"{_not(frames)}; nearest: {near}"
             )
         return frames
 
@@ -203,7 +206,7 @@ class VideoRequest(BaseModel):
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(
                 f"must be from 0 to 2^53-1; nearest: {0 if seed < 0 else MAX_SEED}, "
-                "or null to have one drawn"
+                "or leave it out to have one drawn"
             )
         return seed
 
@@ -254,7 +257,7 @@ class VideoRequest(BaseModel):
             if crop % 2 or not side - step < crop <= side:
                 near = nearest(crop, step=2, low=side - step + 2, high=side)
                 raise ValueError(
-                    f"{field}: must be even, from {side - step + 2} to {side}, not {crop}; "
+                    f"{field}: must be even, from {side - step + 2} to {side}{_not(crop)}; "
                     f"nearest: {either(near)}"
                 )
         return self
@@ -288,17 +291,22 @@ class VideoRequest(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as exc:
-            problems = (_problem(error) for error in exc.errors(include_url=False))
+            problems = (_problem(error, cls.model_fields) for error in exc.errors())
             raise InvalidRequest.of(*problems) from None
 
 
-def _problem(error: Any) -> tuple[str, str]:
+def _problem(error: Any, names: Collection[str]) -> tuple[str, str]:
     """One of pydantic's errors as (field, reason), without the input: it may be a secret."""
-    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = reason_of(error, names)
     field = ".".join(str(part) for part in error["loc"])
     if not field and re.match(r"^[a-z_]+: ", reason):  # from a check over several fields
         field, reason = reason.split(": ", 1)
     return one_line(field[:100]) or "request", reason
+
+
+def _not(number: int) -> str:
+    """', not 500': the number that was given, unless it is too long to be read."""
+    return f", not {number}" if abs(number) < 10**12 else ""
 
 
 class Progress(BaseModel):

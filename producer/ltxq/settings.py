@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ltxq.errors import ConfigurationError
 from ltxq.job import MAX_URL_SECONDS, ModelName
+from ltxq.reasons import reason_of
 
 DEFAULT_MODEL = "ltx-2-19b-distilled"
 
@@ -350,8 +351,7 @@ class Settings(QueueSettings, StorageSettings, WorkerSettings, GatewaySettings, 
             return cls()
         except ValidationError as exc:
             wrong = "; ".join(
-                f"LTXQ_{str(e['loc'][0]).upper()}: {str(e['msg']).removeprefix('Value error, ')}"
-                for e in exc.errors()
+                f"LTXQ_{str(e['loc'][0]).upper()}: {reason_of(e)}" for e in exc.errors()
             )
             raise ConfigurationError(wrong, hint="Correct the environment.") from None
 
@@ -369,8 +369,7 @@ class Settings(QueueSettings, StorageSettings, WorkerSettings, GatewaySettings, 
             return Settings.model_validate({**self.model_dump(), **secrets})
         except ValidationError as exc:
             what = "API key" if exc.errors()[0]["loc"] == ("api_key",) else "queue's URL"
-            reason = str(exc.errors()[0]["msg"]).removeprefix("Value error, ")
-            raise ConfigurationError(f"The {what} {reason}.") from None
+            raise ConfigurationError(f"The {what} {reason_of(exc.errors()[0])}.") from None
 
 
 def _weight(part: str) -> tuple[str, float]:

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 ROOM = 16_000_000  # bytes between two peaks: a workspace is taken when its kernel first runs
-REQUEST = VideoRequest(prompt="a cat", height=512, width=768, num_frames=33)
+REQUEST = VideoRequest(seed=42, prompt="a cat", height=512, width=768, num_frames=33)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 
 
 def claim(ledger: Ledger, **fields: object) -> Claim:
-    request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    request = VideoRequest.parse({"seed": 42, "prompt": "a fox", "model": "instant", **fields})
     ledger.jobs.submit(new_job_id(), request)
     claimed = ledger.claims.take("instant", "w")
     assert claimed is not None

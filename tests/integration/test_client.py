@@ -185,9 +185,11 @@ def test_a_submitted_job_is_queued_with_its_model_and_seed_settled(client: Clien
     assert client.get(job.id) == job
 
 
-def test_each_submission_gets_a_new_random_seed(client: Client) -> None:
-    seeds = {client.submit("a fox", seed=None).request.seed for _ in range(3)}
+@pytest.mark.parametrize("seed", [{}, {"seed": None}])
+def test_each_submission_gets_a_new_random_seed(client: Client, seed: dict[str, None]) -> None:
+    seeds = {client.submit("a fox", **seed).request.seed for _ in range(3)}
     assert len(seeds) == 3
+    assert None not in seeds
 
 
 def test_an_invalid_request_is_not_queued(client: Client) -> None:
@@ -270,7 +272,7 @@ def test_cancelling_a_final_job_changes_nothing(client: Client, worker: Worker) 
 
 
 def test_a_retry_is_a_new_job_for_the_same_clip(client: Client, worker: Worker) -> None:
-    job = client.submit("a fox", seed=None, num_frames=17)
+    job = client.submit("a fox", num_frames=17)
     worker.fail(job.id, FAILED)
     again = client.retry(job.id)
     assert again.id != job.id
@@ -304,7 +306,7 @@ def test_a_finished_job_can_be_deleted(client: Client, worker: Worker) -> None:
 
 
 def test_an_idempotency_key_submits_once(client: Client) -> None:
-    first = client.submit("a fox", seed=None, idempotency_key="order-7")
+    first = client.submit("a fox", idempotency_key="order-7")
     assert client.submit("a fox", seed=None, idempotency_key="order-7") == first
     with pytest.raises(IdempotencyConflict):
         client.submit("a bear", idempotency_key="order-7")

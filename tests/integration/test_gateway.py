@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from fleet import PATIENCE
+from foreign_words import WRONG, foreign
 from gateways import Answer, Gateway
 from ltxq import cli
 from ltxq.client.http_errors import refusal
@@ -97,6 +98,48 @@ def test_a_request_may_be_json_or_a_form(gateway: Gateway, how: str) -> None:
     assert (video["status"], video["model"]) == ("queued", "instant")
     assert video["metadata"] == {"order": "7"}
     assert gateway.ask("GET", f"/v1/videos/{video['id']}").json() == video
+
+
+@pytest.mark.parametrize("seed", [{}, {"seed": None}])
+def test_without_a_seed_one_is_drawn_and_told(gateway: Gateway, seed: dict[str, None]) -> None:
+    for path in ("/v1/videos", "/v1/jobs"):
+        made = [gateway.ask("POST", path, json={**FOX, **seed}).json() for _ in range(3)]
+        drawn = [video.get("seed", video.get("request", {}).get("seed")) for video in made]
+        assert all(isinstance(number, int) for number in drawn)
+        assert len(set(drawn)) == 3
+
+
+def test_a_wrong_seed_is_told_in_words_that_are_true(gateway: Gateway) -> None:
+    said = error(
+        gateway.ask("POST", "/v1/videos", json={**FOX, "seed": -1}), 400, "invalid_request"
+    )
+    assert said["message"] == (
+        "seed: must be from 0 to 2^53-1; nearest: 0, or leave it out to have one drawn"
+    )
+
+
+def test_no_answer_repeats_a_librarys_words(gateway: Gateway) -> None:
+    """Every parameter of every route, with values of every wrong kind."""
+    texts = [text for text in WRONG if isinstance(text, str) and text.isprintable()]
+    texts = [text for text in texts if text == text.strip()][:12]
+    paths = gateway.ask("GET", "/openapi.json").json()["paths"]
+    tried = 0
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", []):
+                name, place = parameter["name"], parameter["in"]
+                for text in texts if place != "path" else ():
+                    what = {"query": {"params": {name: text}}, "header": {"headers": {name: text}}}
+                    url = path.replace("{video_id}", "x").replace("{job_id}", "x")
+                    answer = gateway.ask(method.upper(), url, **what[place])
+                    assert not foreign(answer.text), (method, path, name, text, answer.text)
+                    tried += answer.status_code == 400
+    assert tried > 30
+    for text in ("{", "[]", '{"prompt": 1}', '{"prompt": "a", "x": 1}', '{"prompt": "a"', "\0"):
+        for path in ("/v1/videos", "/v1/jobs", "/v1/videos/x/remix"):
+            answer = gateway.ask("POST", path, content=text)
+            assert answer.status_code == 400
+            assert not foreign(answer.text), (path, text, answer.text)
 
 
 @pytest.mark.parametrize("size", [10, 5_000_000, 25_000_000])

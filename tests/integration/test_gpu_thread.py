@@ -96,7 +96,7 @@ def runner(
 
 def submit(runner: Runner, prompt: str = "a fox") -> Job:
     request = VideoRequest.parse(
-        {"prompt": prompt, "model": "tiny", "width": 64, "height": 64, "num_frames": 9}
+        {"seed": 42, "prompt": prompt, "model": "tiny", "width": 64, "height": 64, "num_frames": 9}
     )
     return runner.ledger.jobs.submit(new_job_id(), request)
 

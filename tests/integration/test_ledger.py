@@ -56,7 +56,7 @@ def make_ledger(url: str, **settings: Any) -> Ledger:
 
 
 def submit(ledger: Ledger, **fields: Any) -> Job:
-    request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    request = VideoRequest.parse({"seed": 42, "prompt": "a fox", "model": "instant", **fields})
     return ledger.jobs.submit(new_job_id(), request)
 
 
@@ -107,7 +107,7 @@ def sweep_later(ledger: Ledger, server: redis.Redis) -> list[str]:
 
 
 def test_submitting_the_same_id_again_changes_nothing(ledger: Ledger) -> None:
-    request = VideoRequest(prompt="a fox", model="instant")
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
     job_id = new_job_id()
     assert ledger.jobs.submit(job_id, request) == ledger.jobs.submit(job_id, request)
     assert len(ledger.jobs.list().jobs) == 1
@@ -243,7 +243,7 @@ def test_a_job_given_back_is_the_first_of_its_priority(ledger: Ledger) -> None:
 
 def test_an_owner_with_many_jobs_delays_nobodys_first(ledger: Ledger) -> None:
     def send(owner: str, **fields: Any) -> str:
-        request = VideoRequest.parse({"prompt": "x", "model": "instant", **fields})
+        request = VideoRequest.parse({"seed": 42, "prompt": "x", "model": "instant", **fields})
         return ledger.jobs.submit(new_job_id(), request, owner=owner).id
 
     def next_one() -> str:
@@ -267,7 +267,7 @@ def test_an_owner_with_many_jobs_delays_nobodys_first(ledger: Ledger) -> None:
 
 def test_an_owners_weight_is_its_share(redis_url: str) -> None:
     ledger = make_ledger(redis_url, weights="heavy=3")
-    request = VideoRequest(prompt="x", model="instant")
+    request = VideoRequest(seed=42, prompt="x", model="instant")
     heavy, _ = (
         {ledger.jobs.submit(new_job_id(), request, owner=owner).id for _ in range(20)}
         for owner in ("heavy", "light")
@@ -278,7 +278,7 @@ def test_an_owners_weight_is_its_share(redis_url: str) -> None:
 
 
 def test_who_was_away_has_saved_nothing_up(ledger: Ledger) -> None:
-    request = VideoRequest(prompt="x", model="instant")
+    request = VideoRequest(seed=42, prompt="x", model="instant")
     for _ in range(50):
         ledger.jobs.submit(new_job_id(), request, owner="busy")
         assert ledger.claims.take("instant", "w")
@@ -427,7 +427,7 @@ def test_a_plain_producers_message_takes_nobodys_wakeup(
 
 def test_records_and_keys_go_when_their_retention_ends(redis_url: str, server: redis.Redis) -> None:
     ledger = make_ledger(redis_url)
-    request = VideoRequest(prompt="a fox", model="instant")
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
     job = ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d")
     claimed = claim(ledger, job)
     ledger.claims.finish(claimed, result(claimed))
@@ -471,7 +471,7 @@ def test_a_claim_that_was_lost_is_garbage_when_the_job_ends_and_the_results_is_n
 
 
 def test_a_claim_of_a_record_that_began_again_is_refused(ledger: Ledger) -> None:
-    request = VideoRequest(prompt="a fox", model="instant")
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
     claims = []
     for _ in range(2):
         job = ledger.jobs.submit("order-17", request)
@@ -552,7 +552,7 @@ def test_a_failed_webhook_is_due_again_or_given_up(ledger: Ledger) -> None:
 
 
 def test_an_idempotency_key_gives_the_same_job_back(ledger: Ledger) -> None:
-    request = VideoRequest(prompt="a fox", model="instant")
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
     first = ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d")
     assert ledger.jobs.submit(new_job_id(), request, idempotency_key="k", digest="d") == first
     with pytest.raises(IdempotencyConflict):
@@ -674,7 +674,7 @@ def test_a_models_limits_are_known_while_it_is_served(ledger: Ledger, server: re
 
 
 def test_an_owners_index_follows_the_job(ledger: Ledger, server: redis.Redis) -> None:
-    request = VideoRequest(prompt="a fox", model="instant")
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
     first, second, other = (
         ledger.jobs.submit(new_job_id(), request, owner=owner)
         for owner in ("alice", "alice", "bob")

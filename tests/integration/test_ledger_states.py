@@ -69,7 +69,9 @@ class Ledgers(RuleBasedStateMachine):
     @rule(target=submitted, priority=st.sampled_from(list(BANDS)), webhook=st.booleans())
     def submit(self, priority: str, webhook: bool) -> Job:
         fields = {"webhook_url": "https://example.com/"} if webhook else {}
-        request = VideoRequest.parse({"prompt": "x", "model": "m", "priority": priority, **fields})
+        request = VideoRequest.parse(
+            {"seed": 42, "prompt": "x", "model": "m", "priority": priority, **fields}
+        )
         job_id = new_job_id()
         job = self.ledger.jobs.submit(job_id, request, owner="alice")
         assert job == self.ledger.jobs.get(job_id)
@@ -80,7 +82,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(submitted=submitted)
     def send_a_deleted_one_again(self, submitted: Job) -> None:
         if submitted.id not in self.jobs:
-            request = VideoRequest(prompt="x", model="m")
+            request = VideoRequest(seed=42, prompt="x", model="m")
             self.ledger.jobs.submit(submitted.id, request, owner="alice")
             self.jobs[submitted.id] = Model()
 
@@ -120,7 +122,7 @@ class Ledgers(RuleBasedStateMachine):
         waiting = [i for i, job in self.jobs.items() if job.state == "queued"]
         if claimed is None:
             assert not waiting
-            request = VideoRequest(prompt="x")  # a claim nobody was given
+            request = VideoRequest(seed=42, prompt="x")  # a claim nobody was given
             return Claim(job_id="video_none", nonce="", attempt=99, request=request, waited=0)
         job = self.jobs[claimed.job_id]
         assert job.state == "queued"

@@ -43,7 +43,7 @@ def told(ledger: Ledger) -> Scrape:
 
 
 def submit(ledger: Ledger, **fields: Any) -> Job:
-    request = VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+    request = VideoRequest.parse({"seed": 42, "prompt": "a fox", "model": "instant", **fields})
     return ledger.jobs.submit(new_job_id(), request)
 
 
@@ -74,7 +74,9 @@ def test_depth_and_age_are_told_by_priority(ledger: Ledger, redis_url: str) -> N
 
 
 def test_every_event_is_counted_once_however_often_it_is_repeated(ledger: Ledger) -> None:
-    request = VideoRequest(prompt="a fox", model="instant", webhook_url="https://x.example/")
+    request = VideoRequest(
+        seed=42, prompt="a fox", model="instant", webhook_url="https://x.example/"
+    )
     for _ in range(2):
         ledger.jobs.submit("video_1", request)
     claimed = None

@@ -59,7 +59,7 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 def submit(ledger: Ledger, **fields: object) -> str:
     job_id = new_job_id()
     ledger.jobs.submit(
-        job_id, VideoRequest.parse({"prompt": "a fox", "model": "instant", **fields})
+        job_id, VideoRequest.parse({"seed": 42, "prompt": "a fox", "model": "instant", **fields})
     )
     return job_id
 
@@ -70,7 +70,7 @@ def test_workers_are_shown_with_their_jobs_until_nobody_tells_of_them(
     ledger.fleet.heartbeat("instant", "a", {"gpu0@a": "ready", "gpu1@a": "loading"})
     ledger.fleet.heartbeat("instant", "b", {"gpu0@b": "ready"})
     job_id = new_job_id()
-    ledger.jobs.submit(job_id, VideoRequest(prompt="a fox", model="instant"))
+    ledger.jobs.submit(job_id, VideoRequest(seed=42, prompt="a fox", model="instant"))
     assert ledger.claims.take("instant", "gpu0@b")
     found = {worker.name: (worker.host, worker.state, worker.jobs) for worker in operator.workers()}
     assert found == {

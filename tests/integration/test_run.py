@@ -42,7 +42,7 @@ def runner(redis_url: str, s3: S3, tmp_path: Path) -> Iterator[Runner]:
 
 def submit(runner: Runner, **fields: Any) -> Job:
     request = VideoRequest.parse(
-        {"prompt": "a fox", "model": "instant", "width": 256, "height": 256, **fields}
+        {"seed": 42, "prompt": "a fox", "model": "instant", "width": 256, "height": 256, **fields}
     )
     return runner.ledger.jobs.submit(new_job_id(), request)
 

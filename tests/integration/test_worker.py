@@ -128,7 +128,7 @@ def test_a_prompt_goes_in_and_an_mp4_comes_out(fleet: Fleet, client: Client) -> 
     assert [(m.tag, m.index) for m in map(read_mark, pictures)] == [(tag, i) for i in range(17)]
     sidecar = json.loads(fetch(result.sidecar_url))
     assert sidecar["request"]["metadata"] == {"order": "7 🦊"}
-    assert sidecar["seed"] == result.seed == 42
+    assert sidecar["seed"] == result.seed == job.request.seed
     for image in (result.poster_url, result.spritesheet_url):
         assert fetch(image).startswith(b"\xff\xd8\xff")
     assert re.fullmatch(f"ltxq/{job.id}/[0-9a-f]{{16}}/clip.mp4", result.key)
@@ -140,23 +140,26 @@ def test_celery_reads_the_outcome_without_ltxq(fleet: Fleet, client: Client, pla
     assert value["sha256"] == client.get(job.id).result_or_raise().sha256
 
 
-def test_a_plain_celery_producer_sends_a_job(fleet: Fleet, client: Client, plain: Celery) -> None:
+@pytest.mark.parametrize("seed", [{}, {"seed": None}])
+def test_a_plain_celery_producer_sends_a_job_and_is_told_its_seed(
+    fleet: Fleet, client: Client, plain: Celery, seed: dict[str, None]
+) -> None:
     sent = plain.send_task(
         "ltxq.generate",
-        kwargs={"request": {"prompt": "a fox", "seed": None, **SMALL}},
+        kwargs={"request": {"prompt": "a fox", **seed, **SMALL}},
         queue="ltxq.3.instant",
     )
     assert sent.get(timeout=PATIENCE)["num_frames"] == 9
     job = client.get(sent.id)
     assert (job.state, job.request.model) == ("succeeded", "instant")
-    assert job.request.seed is not None
+    assert job.request.seed == sent.get()["seed"] != 42
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ({"kwargs": {"request": {"prompt": "a fox", "height": 500}}}, "nearest: 480 or 512"),
-        ({"kwargs": {"request": "a fox"}}, "valid dictionary"),
+        ({"kwargs": {"request": "a fox"}}, "must be names with values"),
         ({"kwargs": {"prompt": "a fox"}}, "other arguments"),
         ({"args": ["a fox"]}, "other arguments"),
         ({"args": [["x"], {}, None]}, "other arguments"),

@@ -83,7 +83,7 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_frames_and_sound_equal_the_librarys_bit_for_bit(
     sides: Sides, size: dict[str, int]
 ) -> None:
-    request = VideoRequest(prompt=PROMPT, **size)
+    request = VideoRequest(seed=42, prompt=PROMPT, **size)
     frames, sound = ours(sides.ours, request)
     their_frames, their_sound = theirs(sides, request, DISTILLED_SIGMA_VALUES, tiling=None)
     assert frames.shape == (request.num_frames, request.height, request.width, 3)
@@ -96,7 +96,7 @@ def test_frames_decoded_in_tiles_equal_the_librarys(
     sides: Sides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "PIXELS_UNTILED", 64 * 64 * 72)  # this clip is one frame more
-    request = VideoRequest(prompt=PROMPT, height=64, width=64, num_frames=73)
+    request = VideoRequest(seed=42, prompt=PROMPT, height=64, width=64, num_frames=73)
     frames, _ = ours(sides.ours, request)
     tiling = TilingConfig(temporal_config=TemporalTilingConfig(64, 24))
     their_frames, _ = theirs(sides, request, DISTILLED_SIGMA_VALUES, tiling)
@@ -105,7 +105,7 @@ def test_frames_decoded_in_tiles_equal_the_librarys(
 
 def test_one_changed_sigma_changes_the_clip(sides: Sides) -> None:
     """That the comparison above can fail."""
-    request = VideoRequest(prompt=PROMPT, height=64, width=64, num_frames=9)
+    request = VideoRequest(seed=42, prompt=PROMPT, height=64, width=64, num_frames=9)
     frames, sound = ours(sides.ours, request)
     sigmas = [*DISTILLED_SIGMA_VALUES]
     sigmas[4] -= 0.01
@@ -127,7 +127,7 @@ TWO_STAGES = [
 def test_two_stages_equal_the_librarys_pipeline_bit_for_bit(
     sides: Sides, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = VideoRequest(prompt=PROMPT, stages=2, **size)
+    request = VideoRequest(seed=42, prompt=PROMPT, stages=2, **size)
     frames, sound = ours(sides.ours, request)
     their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch)
     assert frames.shape == (request.num_frames, request.height, request.width, 3)
@@ -151,7 +151,7 @@ def test_two_stages_decoded_in_tiles_equal_the_librarys(
 ) -> None:
     height, width, num_frames = size
     request = VideoRequest(
-        prompt=PROMPT, stages=2, height=height, width=width, num_frames=num_frames
+        seed=42, prompt=PROMPT, stages=2, height=height, width=width, num_frames=num_frames
     )
     monkeypatch.setattr(memory, "TILE_SIDE", 128)
     # Little enough that tiles are used: in time from 65 frames on, in space for twice the pixels.
@@ -186,7 +186,7 @@ def test_anything_else_in_two_stages_makes_another_clip(
     sides: Sides, name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the comparisons above can fail."""
-    request = VideoRequest(prompt=PROMPT, stages=2, height=64, width=64, num_frames=9)
+    request = VideoRequest(seed=42, prompt=PROMPT, stages=2, height=64, width=64, num_frames=9)
     frames, sound = ours(sides.ours, request)
     monkeypatch.setattr(distilled, name, value)
     their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch)

@@ -22,7 +22,7 @@ from ltxq_worker.pipeline.fast.options import parse_shapes
 from ltxq_worker.pipeline.ltx import PROMPTS_KEPT, LtxPipeline
 
 Change = Callable[[dict[str, torch.Tensor]], object]
-SMALL = VideoRequest(prompt="a cat walks on the beach", height=64, width=64, num_frames=17)
+SMALL = VideoRequest(seed=42, prompt="a cat walks on the beach", height=64, width=64, num_frames=17)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_clip_the_memory_cannot_hold_is_refused_with_the_largest_that_fits(
     fits = memory.Shape(512, 768, 65)
     room = memory.bytes_needed(pipeline._config, fits)
     monkeypatch.setattr(memory, "available_ram", lambda: room)
-    request = VideoRequest(prompt="a", height=512, width=768, num_frames=121)
+    request = VideoRequest(seed=42, prompt="a", height=512, width=768, num_frames=121)
     with pytest.raises(OutOfMemory, match="768×512 with 121 frames") as caught:
         pipeline.generate(request, ignore)
     assert f"The largest that fits: {fits}." in caught.value.hint

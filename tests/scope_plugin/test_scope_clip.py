@@ -41,7 +41,7 @@ BEEP = 12  # the frame at which the tone begins
 def clip(rate: float = 24.0, sample_rate: int = 24_000, *, sound: bool = True) -> DownloadedClip:
     """An encoded clip of 33 frames in two colours, with silence and then a tone."""
     request = VideoRequest(
-        prompt="x", width=128, height=64, num_frames=33, frame_rate=rate, audio=sound
+        seed=42, prompt="x", width=128, height=64, num_frames=33, frame_rate=rate, audio=sound
     )
     frames = np.empty((33, 64, 128, 3), np.uint8)
     frames[:, :, :64], frames[:, :, 64:] = LEFT, RIGHT
@@ -95,7 +95,7 @@ def test_a_clip_can_be_dropped_while_it_is_decoded(tmp_path: Path) -> None:
     joins that thread.
     """
     noise = np.random.default_rng(0).integers(0, 256, (33, 192, 320, 3), np.uint8)
-    request = VideoRequest(prompt="x", width=320, height=192, num_frames=33, audio=False)
+    request = VideoRequest(seed=42, prompt="x", width=320, height=192, num_frames=33, audio=False)
     made = encode(ClipStream(frames=iter([noise]), sound=None), request, tmp_path, lambda *_: None)
     subprocess.run(
         [sys.executable, "-c", DROPS, str(made.mp4)],

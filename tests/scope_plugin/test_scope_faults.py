@@ -259,7 +259,7 @@ def test_an_ltxq_url_that_is_set_later_is_used(
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
     playlist.set_request(
-        PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
+        PlaybackRequest(VideoRequest(seed=42, prompt="a fox", width=64, height=64, num_frames=9), 1)
     )
     eventually(lambda: world.clips.requested)
     playlist.close()
@@ -280,12 +280,14 @@ def test_changed_settings_are_used_at_once(world: World, monkeypatch: pytest.Mon
     thread = threading.Thread(target=Fetcher(playlist, connect).run, name="ltxq-fetcher")
     thread.start()
     playlist.set_request(
-        PlaybackRequest(VideoRequest(prompt="a fox", width=64, height=64, num_frames=9), 1)
+        PlaybackRequest(VideoRequest(seed=42, prompt="a fox", width=64, height=64, num_frames=9), 1)
     )
     eventually(lambda: world.clips.requested)
     monkeypatch.setenv("LTXQ_API_KEY", "sk-another")
     playlist.set_request(
-        PlaybackRequest(VideoRequest(prompt="an owl", width=64, height=64, num_frames=9), 1)
+        PlaybackRequest(
+            VideoRequest(seed=42, prompt="an owl", width=64, height=64, num_frames=9), 1
+        )
     )
     eventually(lambda: len(world.clips.requested) == 2)
     playlist.close()
@@ -297,7 +299,7 @@ def test_the_queue_is_left_alone_while_scope_does_not_call() -> None:
     """Scope does not report a stopped stream; after a minute without calls the fetcher waits."""
     now = [0.0]
     playlist = Playlist(ClipCache(), clock=lambda: now[0])
-    requested = PlaybackRequest(VideoRequest(prompt="a fox"), 1)
+    requested = PlaybackRequest(VideoRequest(seed=42, prompt="a fox"), 1)
     playlist.set_request(requested)
     now[0] += IDLE_SECONDS + 1
     waited = threading.Event()
@@ -327,11 +329,11 @@ def test_the_clip_cache_is_bounded() -> None:
 
 def test_a_session_keeps_its_clip_when_other_sessions_evict_it_from_the_cache() -> None:
     """Otherwise each session would generate its clip again and again."""
-    cache, request = ClipCache(), VideoRequest(prompt="a fox")
+    cache, request = ClipCache(), VideoRequest(seed=42, prompt="a fox")
     playlist, other = Playlist(cache), Playlist(cache)
     playlist.set_request(PlaybackRequest(request, 1))
     playlist.add_clip(request, DownloadedClip(b"x"))
-    other.add_clip(VideoRequest(prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
+    other.add_clip(VideoRequest(seed=42, prompt="an owl"), DownloadedClip(bytes(300 * 1024**2)))
     assert cache.get(request) is None
     assert playlist.to_submit([]) == []
     clip = playlist.next_to_decode()

@@ -21,7 +21,7 @@ PICTURE: Any = np.zeros((2, 2, 3), np.uint8)
 
 
 def add_clip(buffer: FrameBuffer, frames: int, rate: int = 24, *, decoded: bool) -> BufferedClip:
-    clip = BufferedClip(DownloadedClip(b""), VideoRequest(prompt="a fox"), Fraction(rate))
+    clip = BufferedClip(DownloadedClip(b""), VideoRequest(seed=42, prompt="a fox"), Fraction(rate))
     clip.decoded = decoded
     buffer.clips.append(clip)
     for _ in range(frames):

@@ -102,18 +102,23 @@ def test_options_not_given_leave_the_defaults_to_the_request(
     queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "a fox", "--json"]) == 0
-    expected = VideoRequest(prompt="a fox", model="tiny").model_dump(mode="json")
-    assert only_json(capsys)["request"] == expected
+    asked = only_json(capsys)["request"]
+    expected = VideoRequest(prompt="a fox", model="tiny", seed=asked["seed"])
+    assert asked == expected.model_dump(mode="json")
 
 
+@pytest.mark.parametrize("words", [["--seed", "random"], []])
 def test_a_random_seed_is_drawn_and_told(
-    queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
+    words: list[str], queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seeds = set()
     for _ in range(2):
-        assert main(["submit", "a fox", "--seed", "random", "--json"]) == 0
+        assert main(["submit", "a fox", *words, "--json"]) == 0
         seeds.add(only_json(capsys)["request"]["seed"])
     assert len(seeds) == 2
+    assert main(["submit", "a fox", *words]) == 0
+    shown = capsys.readouterr()
+    assert f"with seed {queue.get(shown.out.strip()).request.seed}." in shown.err
 
 
 def test_all_that_is_wrong_is_told_at_once_and_nothing_queued(
@@ -123,8 +128,8 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_queued(
     assert main(words) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "height: must be a multiple of 32" in shown.err
-    assert "num_frames: must be 8k+1, not 32; nearest: 25 or 33" in shown.err
+    assert "--height: must be a multiple of 32" in shown.err
+    assert "--num-frames: must be 8k+1, not 32; nearest: 25 or 33" in shown.err
     assert main([*words, "--json"]) == 2
     error = only_json(capsys)["error"]
     assert error["code"] == "invalid_request"
@@ -260,10 +265,10 @@ def test_status_shows_what_matters(
     queue: MemoryTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job_id = submitted(queue)
-    queue.start(job_id)
+    seed = queue.start(job_id).request.seed
     assert main(["status", job_id]) == 0
     out = capsys.readouterr().out
-    for part in (job_id, "running", "a fox", "768×512", "33 frames", "seed 42"):
+    for part in (job_id, "running", "a fox", "768×512", "33 frames", f"seed {seed}"):
         assert part in out
 
 

@@ -36,7 +36,9 @@ def silent(stage: Stage, step: int, steps: int) -> None:
 
 
 def small(**fields: Any) -> VideoRequest:
-    return VideoRequest(**{"prompt": "a", "width": 64, "height": 64, "num_frames": 9, **fields})
+    return VideoRequest(
+        **{"seed": 42, "prompt": "a", "width": 64, "height": 64, "num_frames": 9, **fields}
+    )
 
 
 def instant(request: VideoRequest) -> ClipStream:
@@ -379,7 +381,7 @@ from ltxq_worker.encode.clip import encode
 from ltxq_worker.pipeline.instant import InstantPipeline
 
 folder = Path(sys.argv[1])
-request = VideoRequest(prompt="a", width=512, height=512, num_frames=97)
+request = VideoRequest(seed=42, prompt="a", width=512, height=512, num_frames=97)
 silent = lambda *step: None
 try:
     encode(InstantPipeline().generate(request, silent), request, folder, silent)

@@ -23,7 +23,7 @@ def test_a_redis_that_is_away_breaks_and_blocks_nothing(events: bool) -> None:
     failed = Job(
         id="video_1",
         state="failed",
-        request=VideoRequest(prompt="a fox"),
+        request=VideoRequest(seed=42, prompt="a fox"),
         error=JobError(code="internal", message="it broke"),
         submitted_at=datetime.now(UTC),
     )

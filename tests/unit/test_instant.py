@@ -17,7 +17,7 @@ def silent(stage: Stage, step: int, steps: int) -> None:
     """A report nobody listens to."""
 
 
-REQUEST = VideoRequest(prompt="a", width=64, height=96, num_frames=17)
+REQUEST = VideoRequest(seed=42, prompt="a", width=64, height=96, num_frames=17)
 
 
 def test_frames_have_the_shape_asked_for_and_say_who_they_are() -> None:

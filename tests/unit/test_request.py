@@ -25,7 +25,7 @@ def refusal(**fields: Any) -> tuple[str, str]:
 def test_defaults_are_the_first_users() -> None:
     request = VideoRequest(prompt="a fox")
     assert (request.height, request.width, request.num_frames) == (512, 768, 33)
-    assert (request.frame_rate, request.seed, request.audio) == (24.0, 42, True)
+    assert (request.frame_rate, request.seed, request.audio) == (24.0, None, True)
     assert (request.priority, request.model, request.stages) == ("normal", None, 1)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltxq.cli import batch, fleet, gateway, jobs, machine, screen
+from ltxq.cli import batch, fleet, gateway, jobs, machine, screen, usage
 from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -87,9 +87,8 @@ def _shown(exc: Exception, as_json: bool) -> int:
     elif isinstance(exc, typer.Abort):
         code, fields = _INTERRUPTED, {"code": "interrupted", "message": "Interrupted."}
     elif hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
-        context: Any = getattr(exc, "ctx", None)
-        hint = f"See {context.command_path if context else 'ltxq'} --help."
-        code, fields = 2, {"code": "usage", "message": exc.format_message(), "hint": hint}
+        message, hint = usage.explained(exc)
+        code, fields = 2, {"code": "usage", "message": message, "hint": hint}
     elif isinstance(exc, OSError):
         code, fields = 1, {"message": f"{exc}."}
     else:

@@ -115,9 +115,13 @@ def _fields(line: bytes) -> dict[str, Any]:
         raise InvalidRequest("The line is not JSON: it is not UTF-8.") from None
     except RecursionError:
         raise InvalidRequest("The line is not JSON: it is nested too deeply.") from None
-    except ValueError as exc:
-        reason = str(exc).partition(";")[0]  # the rest is advice to a programmer
-        raise InvalidRequest(f"The line is not JSON: {reason}.") from None
+    except json.JSONDecodeError as exc:
+        raise InvalidRequest(
+            f"The line is not JSON: character {exc.pos + 1} is wrong, or something before it is "
+            "missing."
+        ) from None
+    except ValueError:
+        raise InvalidRequest("The line is not JSON: a number in it is too long.") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(
             "The line is not a JSON object.", hint='It looks like {"prompt": "a red fox"}'

@@ -32,7 +32,8 @@ def submit(
             return
     screen.result(job, job.id, as_json=as_json)
     if not as_json:
-        screen.note(f"{job.state.capitalize()}. Follow it with: ltxq watch {job.id}")
+        seed = f"{job.state.capitalize()} with seed {job.request.seed}."
+        screen.note(f"{seed} Follow it with: ltxq watch {job.id}")
 
 
 def status(job_id: JobId, as_json: AsJson = False) -> None:

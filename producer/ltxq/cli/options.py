@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -70,9 +69,9 @@ def request_options(
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, flags = _plain(field.annotation), [f"--{name.replace('_', '-')}"]
     default = "" if field.default is None else f" [default: {field.default}]"
-    text = re.sub("^None: ", "Default: ", field.description or "")
-    if name == "seed":  # a command line has None as a word
-        kind, text = str, "0 to 2^53-1, or `random`: drawn at submission."
+    text = field.description or ""
+    if name == "seed":  # a command line has "none" as a word
+        kind, text = str, "0 to 2^53-1; the same seed makes the same clip. Default: random."
     elif name == "not_before":
         kind = str
     elif name == "metadata":
@@ -105,6 +104,6 @@ def _parsed(fields: dict[str, Any]) -> dict[str, Any]:
     if "metadata" in given:
         pairs = [pair.partition("=") for pair in given["metadata"]]
         if wrong := [key for key, equals, _ in pairs if not equals]:
-            raise InvalidRequest(f"metadata: must be KEY=VALUE, not {wrong[0]!r}")
+            raise InvalidRequest.of(("metadata", f"must be KEY=VALUE, not {wrong[0][:100]!r}"))
         given["metadata"] = {key: value for key, _, value in pairs}
     return given

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel
 
 from ltxq.errors import InvalidRequest, JobFailed, LtxqError, QueueUnavailable
-from ltxq.job import Job, Progress, WebhookState
+from ltxq.job import Job, Progress, VideoRequest, WebhookState
 from ltxq.printable import one_line
 
 if TYPE_CHECKING:
@@ -92,14 +92,32 @@ def error(fields: Mapping[str, Any], *, as_json: bool) -> None:
     if "problems" in whole:
         note("The request is invalid:")
         for problem in whole["problems"]:
-            note(f"  {problem['field']}: {problem['reason']}")
+            note(f"  {_option(problem['field'])}: {_with_options(problem['reason'])}")
     else:
-        note(f"Error: {whole['message']}")
+        note(f"Error: {_with_options(whole['message'])}")
     if whole["hint"]:
-        note(whole["hint"])
+        note(_with_options(whole["hint"]))
     if "idempotency_key" in whole:
         key = shlex.quote(whole["idempotency_key"])
         note(f"Run the same command again with: --idempotency-key {key}")
+
+
+def _option(field: str) -> str:
+    """A request's field as the option that gives it: num_frames → --num-frames."""
+    name, _, key = field.partition(".")
+    if name == "prompt":
+        return "PROMPT"
+    known = name in VideoRequest.model_fields or name == "idempotency_key"
+    return f"--{name.replace('_', '-')} {key}".rstrip() if known else field
+
+
+def _with_options(text: str) -> str:
+    """A message for the command line: `num_frames` in backticks is a request's field."""
+    return re.sub(r"`([a-z_]+)`", lambda name: _named(name[1]) or name[0], text)
+
+
+def _named(field: str) -> str:
+    return _option(field) if field in VideoRequest.model_fields else ""
 
 
 def finding(found: Finding) -> None:
@@ -204,7 +222,7 @@ def job_lines(job: Job) -> Iterable[str]:
     if job.webhook:
         yield f"  webhook    {_webhook(job.webhook)}"
     if job.error:
-        yield f"  {job.error.code}: {job.error.message} {job.error.hint}".rstrip()
+        yield _with_options(f"  {job.error.code}: {job.error.message} {job.error.hint}".rstrip())
     if result:
         yield f"  url        {result.url}"
         if result.expires_at:

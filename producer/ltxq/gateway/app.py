@@ -23,6 +23,7 @@ from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
 from ltxq.gateway.routes import fast_get, jobs, page, probes, videos
 from ltxq.gateway.state import State
+from ltxq.reasons import reason_of
 from ltxq.settings import Settings
 
 
@@ -90,9 +91,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def parameters(_: Request, exc: RequestValidationError) -> Response:
-        return answer(
-            InvalidRequest.of(*((str(e["loc"][-1]), str(e["msg"])) for e in exc.errors()))
-        )
+        return answer(InvalidRequest.of(*((str(e["loc"][-1]), reason_of(e)) for e in exc.errors())))
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, exc: Exception) -> Response:

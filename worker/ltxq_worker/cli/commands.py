@@ -64,7 +64,8 @@ def demo(prompt: str, *, as_json: bool) -> None:
     if as_json:
         screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
         return
-    shown = f"“{request.prompt}”: {result.duration:.1f} s of {result.width}×{result.height}."
+    size = f"{result.duration:.1f} s of {result.width}×{result.height}"
+    shown = f"“{request.prompt}”: {size}, seed {result.seed}."
     screen.note("", shown)
     screen.say(f"URL   {result.url}")
     screen.say(f"File  {file}")

@@ -19,6 +19,7 @@ from ltxq.gateway.openai.errors import UnsupportedParameter
 from ltxq.job import Priority, VideoRequest
 from ltxq.limits import MAX_SECONDS, nearest_frames, side_to_make
 from ltxq.printable import one_line
+from ltxq.reasons import nearest_name
 
 
 class CreateVideo(BaseModel):
@@ -55,7 +56,7 @@ class CreateVideo(BaseModel):
         default=None, description="8k+1, instead of seconds; without both: 33."
     )
     fps: float | None = Field(default=None, description="Frames per second, 1 to 60; default 24.")
-    seed: int | None = Field(default=None, description="0 to 2^53-1; default 42.")
+    seed: int | None = Field(default=None, description="0 to 2^53-1; default: one is drawn.")
     generate_audio: bool | None = Field(default=None, description="Make sound too; default true.")
     stages: int | None = Field(
         default=None,
@@ -139,8 +140,9 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             only = f" other than {neutral[0]}" if neutral and neutral[0] else ""
             reason = f"{name}{only} is not supported yet."
         else:
+            near = nearest_name(name, CreateVideo.model_fields)
             name = one_line(name[:60])
-            reason = f"{name} is not a parameter of this API."
+            reason = f"{name} is not a parameter of this API{near}."
         raise UnsupportedParameter(name, reason)
 
 

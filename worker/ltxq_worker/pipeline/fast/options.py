@@ -91,6 +91,7 @@ def _request(entry: str) -> VideoRequest:
     width, height, frames, stages, rate = match.groups()
     size = {
         "prompt": "warm-up",
+        "seed": 0,
         "width": int(width),
         "height": int(height),
         "num_frames": int(frames),
