@@ -1,7 +1,8 @@
-"""SIGTERM, once and twice, and rolling restarts under load."""
+"""SIGTERM and SIGHUP, once and twice, to one process or to all, and rolling restarts under load."""
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fleet import PATIENCE, SLOW, SMALL, Fleet, wait_until_running
 from ltxq import Client
 from ltxq.job import Job
+from variants import variants
 
 BACKLOG = 6  # jobs that wait while hosts restart, however long that takes
 
@@ -42,6 +44,73 @@ def test_a_second_one_gives_the_running_job_back(own: dict[str, str], client: Cl
         assert fleet.stop() == 0
         again = client.get(job.id)
         assert (again.state, again.attempts) == ("queued", 1)
+
+
+def test_one_that_reaches_every_process_is_one_request(own: dict[str, str], client: Client) -> None:
+    """As systemd stops a service by default; `timeout` also signals its command twice."""
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        for process in (*fleet.workers(), fleet.supervisor, fleet.supervisor):
+            process.terminate()
+        assert fleet.supervisor.wait(PATIENCE) == 0
+        done = client.get(job.id)
+        assert (done.state, done.attempts) == ("succeeded", 1)
+    assert "ended (" not in fleet.log
+
+
+def test_a_second_one_that_reaches_every_process_gives_the_running_job_back(
+    own: dict[str, str], client: Client
+) -> None:
+    with Fleet({**own, **SLOW}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        for _ in range(2):
+            for process in (*fleet.workers(), fleet.supervisor):
+                process.terminate()
+            fleet.wait_for("draining")
+        assert fleet.supervisor.wait(PATIENCE) == 0
+        again = client.get(job.id)
+        assert (again.state, again.attempts) == ("queued", 1)
+
+
+def test_a_closed_terminal_is_one_request_however_often_it_is_told(
+    own: dict[str, str], client: Client
+) -> None:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        for _ in range(2):
+            fleet.supervisor.send_signal(signal.SIGHUP)
+            fleet.wait_for("draining")
+        assert fleet.supervisor.wait(PATIENCE) == 0
+        assert client.get(job.id).state == "succeeded"
+
+
+def test_nohup_keeps_a_worker_running(own: dict[str, str], client: Client) -> None:
+    with Fleet(own, inside=["nohup"]) as fleet:
+        fleet.wait_until_ready()
+        for process in (fleet.supervisor, *fleet.workers()):
+            process.send_signal(signal.SIGHUP)
+        assert client.wait(client.submit("a fox", **SMALL).id, PATIENCE).state == "succeeded"
+        assert fleet.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "number", variants(signal.SIGTERM, extended=(signal.SIGHUP, signal.SIGINT))
+)
+def test_a_worker_process_that_alone_is_signalled_finishes_and_is_replaced(
+    own: dict[str, str], client: Client, number: signal.Signals
+) -> None:
+    with Fleet({**own, "LTXQ_INSTANT_SECONDS": "2"}) as fleet:
+        fleet.wait_until_ready()
+        job = wait_until_running(client, client.submit("a fox", **SMALL))
+        (worker,) = fleet.workers()
+        for _ in range(2):
+            worker.send_signal(number)
+        done = client.wait(job.id, PATIENCE)
+        assert (done.state, done.attempts) == ("succeeded", 1)
+        fleet.wait_until_ready(times=2)
 
 
 @pytest.mark.extended

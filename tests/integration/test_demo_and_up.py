@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fleet import eventually
 from ltxq import Client
 from ltxq.errors import ConfigurationError, LtxqError
-from ltxq_worker.embedded.servers import rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import RedisServer, rclone_binary, redis_binary
 from ltxq_worker.embedded.stack import Stack
 from servers import start_or_skip
+from variants import variants
 
 LTXQ = [sys.executable, "-m", "ltxq"]
 SMALL = ("--width", "64", "--height", "64", "--num-frames", "9")
@@ -111,6 +113,34 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         assert b"<html" in fetched(f"{url}/")
         assert fetched(job["result"]["url"]) == clip  # the port and the keys are the same
         ltxq("submit", "another", "--wait", *SMALL, environment=up["client"])
+
+
+@pytest.mark.parametrize("number", variants(signal.SIGTERM, extended=(signal.SIGHUP,)))
+def test_a_signal_to_every_process_of_up_lets_the_running_job_finish(
+    tmp_path: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    """As systemd signals a service: the servers are signalled too."""
+    folder, log = tmp_path / "data", tmp_path / "log"
+    with running_up(folder, {**environment, "LTXQ_INSTANT_SECONDS": "3"}, log=log) as up:
+        with Client(up["client"]["LTXQ_URL"]) as client:
+            job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
+            for now in client.watch(job.id, timeout=60):
+                if now.progress is not None and now.progress.stage == "denoise":
+                    break
+        whole = psutil.Process(up["process"].pid)
+        for process in (*whole.children(recursive=True), whole):
+            process.send_signal(number)
+        assert up["process"].wait(60) == 0
+    assert "is queued again" not in log.read_text()
+    with (
+        RedisServer.start(folder / "redis", password=password(up)) as redis,
+        Client(redis.url) as client,
+    ):
+        assert client.get(job.id).state == "succeeded"
+
+
+def password(up: dict[str, Any]) -> str:
+    return str(up["client"]["LTXQ_URL"].partition("@")[0].rpartition(":")[2])
 
 
 @pytest.mark.extended

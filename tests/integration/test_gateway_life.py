@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -72,6 +73,35 @@ def test_any_replica_answers_for_any_job(server: RedisServer) -> None:
         assert ask(two, "GET", "/v1/models").is_success
         assert one.ask("GET", "/v1/models", key=BOB.key).is_success
     worker.ledger.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_after_the_requests_in_progress(
+    server: RedisServer, number: signal.Signals
+) -> None:
+    with Gateway(environment(server)) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as slow:
+            slow.putrequest("POST", "/v1/videos")
+            slow.putheader("content-type", "application/json")
+            slow.putheader("content-length", "19")
+            slow.endheaders(b'{"prompt": ')
+            eventually(lambda: gateway.ask("GET", "/healthz").is_success)
+            for _ in range(2):
+                gateway.process.send_signal(number)
+            eventually(lambda: refuses(port))
+            slow.send(b'"a fox"}')
+            assert slow.getresponse().status in (200, 201)
+        assert gateway.process.wait(PATIENCE) == 0
+
+
+def refuses(port: int) -> bool:
+    """Whether nobody listens on a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def test_without_keys_there_are_no_rate_limits(server: RedisServer) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ltxq import stopping
 from ltxq.cli import batch, fleet, gateway, jobs, machine, screen, usage
 from ltxq.errors import (
     ConfigurationError,
@@ -35,10 +36,10 @@ command prints one JSON object, an error as {"error": {code, message, hint, retr
 
 Exit codes: 0 done · 1 the command failed, or the job failed or was cancelled · 2 wrong request,
 option or setting · 3 no such job · 4 queue or storage unavailable or full: try again later ·
-5 not finished within --wait-timeout · 70 a bug in ltxq · 130 interrupted. LTXQ_DEBUG=1 prints the
-traceback of an error.
+5 not finished within --wait-timeout · 70 a bug in ltxq · 128 + N stopped by signal N, as 130 by
+Ctrl-C and 143 by SIGTERM. LTXQ_DEBUG=1 prints the traceback of an error.
 """
-_BUG, _INTERRUPTED = 70, 130
+_BUG, _CTRL_C = 70, 130
 
 _WRONG_USE = (
     InvalidRequest,
@@ -70,22 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Known before the command line is parsed, so that an error in it is JSON too.
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
-    try:
-        return int(_app()(args=words, prog_name="ltxq", standalone_mode=False) or 0)
-    except Exception as exc:
-        if os.environ.get("LTXQ_DEBUG"):
-            raise
-        return _shown(exc, as_json)
-    except KeyboardInterrupt:
-        return _shown(typer.Abort(), as_json)
+    with stopping.interrupting() as interrupts:
+        try:
+            code = int(_app()(args=words, prog_name="ltxq", standalone_mode=False) or 0)
+        except KeyboardInterrupt:
+            code = _CTRL_C
+        except Exception as exc:
+            if os.environ.get("LTXQ_DEBUG"):
+                raise
+            code = _CTRL_C if isinstance(exc, typer.Abort) else _shown(exc, as_json)
+    if code != _CTRL_C:  # which typer makes of any interrupt
+        return code
+    by = f" by {interrupts.last.name}" if interrupts.last else ""
+    screen.error({"code": "interrupted", "message": f"Interrupted{by}."}, as_json=as_json)
+    return interrupts.exit_code
 
 
 def _shown(exc: Exception, as_json: bool) -> int:
     fields: dict[str, Any]
     if isinstance(exc, LtxqError):
         code, fields = exit_code(exc), screen.error_fields(exc)
-    elif isinstance(exc, typer.Abort):
-        code, fields = _INTERRUPTED, {"code": "interrupted", "message": "Interrupted."}
     elif hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
         message, hint = usage.explained(exc)
         code, fields = 2, {"code": "usage", "message": message, "hint": hint}

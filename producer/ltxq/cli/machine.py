@@ -114,9 +114,10 @@ def worker(
         str | None,
         typer.Option(help="Name of this host, stable over restarts [default: the host name]"),
     ] = None,
+    managed: Annotated[bool, typer.Option("--managed", hidden=True)] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make clips from the queue until SIGTERM or Ctrl-C.
+    """Make clips from the queue until SIGTERM, SIGHUP or Ctrl-C.
 
     The first signal finishes running jobs; a second one gives them back to the queue.
     """

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -21,10 +22,10 @@ from ltxq.gateway.app import make_app
 from ltxq.gateway.routes.metrics import Requests
 from ltxq.ops.metrics import new_registry, served_metrics
 from ltxq.settings import Settings
+from ltxq.stopping import StopRequests, stop_signals
 
 log = logging.getLogger("ltxq.gateway")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FILES_MOST = 65_536  # open files, connections included
 GRACE_SECONDS = 30  # for requests in progress at shutdown
 # An idle connection is closed by the client or proxy, never by the gateway while a request is on
@@ -33,7 +34,7 @@ IDLE_SECONDS = 620
 
 
 def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish the requests in progress.
+    """Serve until SIGINT, SIGTERM or SIGHUP, then finish the requests in progress.
 
     Args:
         port: 0: any free port.
@@ -108,11 +109,17 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_started = started
         self._on_ending = ending
+        self._requests = StopRequests()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn's, where a second SIGINT does not wait for requests in progress."""
+        if self._requests.note(sig):
+            super().handle_exit(sig, frame)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but it does not raise the signal again after the shutdown."""
-        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+        before = {number: signal.signal(number, self.handle_exit) for number in stop_signals()}
         try:
             yield
         finally:

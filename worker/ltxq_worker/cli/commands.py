@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
-from ltxq_worker.embedded.stack import STOP_SIGNALS, Stack, held_signals
+from ltxq_worker.embedded.stack import Stack, held_signals
 from ltxq_worker.pipeline.registry import family_of, suits_a_cpu
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
@@ -94,7 +93,7 @@ def _made(request: VideoRequest, stack: Stack) -> Job:
 
 
 def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int | None) -> None:
-    """Run servers and a worker on `data` until SIGINT or SIGTERM.
+    """Run servers and a worker on `data` until a signal asks to stop.
 
     Args:
         ports: as `Stack` takes them; None: not given.
@@ -124,8 +123,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
         # Signals are held from here on: an unheld one would end Redis before the worker.
         with held_signals():
             stack.check()  # a child that ended before the signals were held
-            while signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) == signal.SIGCHLD:
-                stack.check()
+            stack.wait_for_stop()
             screen.note("Stopping after the running job; Ctrl-C again gives it back to the queue.")
             stack.close()
     screen.note(f"Stopped. Jobs and clips are kept in {stack.folder}.")
@@ -151,14 +149,14 @@ def _welcome(stack: Stack, file: Path, model: str, url: str, flower: str) -> Non
     )
 
 
-def worker(*, model: str | None, gpus: str, name: str | None, as_json: bool) -> int:
+def worker(*, model: str | None, gpus: str, name: str | None, managed: bool, as_json: bool) -> int:
     """Run a supervisor in this process; returns its exit code."""
     from ltxq_worker.supervisor import supervisor
 
     settings = Settings.read()
     model = model or settings.default_model
     set_up_logging(settings.log)
-    code = supervisor.main(settings, model=model, gpus=gpus, name=name)
+    code = supervisor.main(settings, model=model, gpus=gpus, name=name, managed=managed)
     if as_json:
         screen.emit({"model": model, "exit_code": code})
     return code

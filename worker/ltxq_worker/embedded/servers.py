@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 from urllib.parse import quote
 
 from ltxq.errors import ConfigurationError, MissingExtra
@@ -50,19 +50,28 @@ class EmbeddedServer:
         """Start the server with `launch(port)` and wait until its log shows `ready`. An answer on
         the port might come from another server.
         """
+        self._name, self._ready, self._log, self._launch = name, ready, log, launch
         for _ in range(TRIES if port is None else 1):
             self.port = free_port() if port is None else port
-            self.process = launch(self.port)
-            if self._listens(name, ready, log):
+            if self._started():
                 return
+        self._raise_port_taken()
+
+    def start_again(self) -> None:
+        """Start the server, which has ended, on its port."""
+        if not self._started():
+            self._raise_port_taken()
+
+    def _raise_port_taken(self) -> NoReturn:
         raise ConfigurationError(
-            f"{name} cannot listen on port {self.port}: another program does.",
+            f"{self._name} cannot listen on port {self.port}: another program does.",
             hint="Stop it, or choose another port.",
         )
 
-    def _listens(self, name: str, ready: bytes, log: Path) -> bool:
+    def _started(self) -> bool:
+        self.process, log = self._launch(self.port), self._log
         deadline = time.monotonic() + PATIENCE
-        while ready not in log.read_bytes():
+        while self._ready not in log.read_bytes():
             ended = self.process.poll() is not None
             if not ended and time.monotonic() < deadline:
                 time.sleep(POLL)
@@ -72,8 +81,9 @@ class EmbeddedServer:
             if b"in use" in output:
                 return False
             last = output.decode(errors="replace").strip().splitlines()[-3:]
+            what = "ended at once" if ended else f"was not ready after {PATIENCE:g} s"
             raise ConfigurationError(
-                f"{name} {'ended at once' if ended else f'was not ready after {PATIENCE:g} s'}.",
+                f"{self._name} {what}.",
                 hint=f"Its log is {log}; it ends: {' / '.join(last) or '(empty)'}",
             )
         return True
@@ -255,9 +265,10 @@ def port_is_free(port: int) -> bool:
 
 # Runs in the child, which becomes the server: asks Linux for a SIGTERM when the parent ends (prctl
 # 1 is PR_SET_PDEATHSIG), unless it has ended already. A preexec_fn would do the same, but is unsafe
-# beside threads.
+# beside threads. The parent may wait for signals, which it blocks then; the server must not.
 _END_WITH_PARENT = """
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent process ended")

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import IO, Any, Self
 
 from ltxq.errors import ConfigurationError, LtxqError
+from ltxq.stopping import StopRequests, stop_signals
 from ltxq_worker.embedded.servers import (
     LOOPBACK,
     RedisServer,
@@ -33,7 +34,7 @@ from ltxq_worker.embedded.servers import (
 )
 
 SERVERS = "servers.json"  # ports and keys
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SAME_TIME_SECONDS = 0.5  # between a child's end and the signal, if one request reached both
 LOOK_SECONDS = 0.1  # between two checks whether the worker has ended
 USUAL_PORTS = {"redis_port": 6379, "s3_port": 9000, "http_port": 8080, "flower_port": 5555}
 # The columns of Flower's table of tasks.
@@ -87,6 +88,8 @@ class Stack:
             _write_private(self.folder / SERVERS, json.dumps(kept, indent=2) + "\n")
             self._parts = parts.pop_all()
         self._kept = kept
+        self.requests = StopRequests()
+        self._at_once = False  # the worker gives its jobs back
         # By names for people.
         self.processes = {"Redis": self.redis.process, "The S3 server": self.s3.process}
         self.environment = {
@@ -120,7 +123,8 @@ class Stack:
         # Its own folder and name, since another stack's worker may run on this machine.
         spool = {"LTXQ_SPOOL_DIR": str(self.folder / "spool")}
         command = ["ltxq", "worker", "--model", model, "--gpus", gpus, "--name", "local"]
-        self._parts.callback(_stop_worker, self._start("The worker", command, log, spool))
+        worker = self._start("The worker", [*command, "--managed"], log, spool)
+        self._parts.callback(self._stop_worker, worker)
 
     def start_gateway(self, log: Path | None = None) -> str:
         """Start `ltxq gateway`; returns its address once it answers.
@@ -169,35 +173,63 @@ class Stack:
             if process.poll() is not None:
                 raise LtxqError(f"{name} has ended by itself (exit code {process.returncode}).")
 
+    def wait_for_stop(self) -> None:
+        """Wait for a signal that asks to stop, which the caller holds. Raises LtxqError if a
+        process of the stack ends before.
+        """
+        signals = stop_signals()
+        while (number := signal.sigwait(signals | {signal.SIGCHLD})) == signal.SIGCHLD:
+            # Whoever signals all processes may have signalled the child first.
+            if early := signal.sigtimedwait(signals, SAME_TIME_SECONDS):
+                number = early.si_signo
+                break
+            self.check()
+        self.requests.note(number)
+
     def close(self) -> None:
         """Stop everything, in reverse order of starting."""
         self._parts.close()
 
+    def _stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Let the worker finish its jobs, and wait. At a further request to stop meanwhile, as a
+        second Ctrl-C, it gives them back.
+        """
+        worker.send_signal(signal.SIGUSR1 if self._at_once else signal.SIGTERM)
+        with held_signals():
+            while worker.poll() is None:
+                self._restart_servers()
+                if got := signal.sigtimedwait(stop_signals(), LOOK_SECONDS):
+                    self.requests.note(got.si_signo)
+                if self.requests.count > 1:
+                    worker.send_signal(signal.SIGUSR1)
+
+    def _restart_servers(self) -> None:
+        """Start servers again that were signalled together with this process: the worker still
+        needs them.
+        """
+        for server in (self.redis, self.s3):
+            if server.process.poll() is not None:
+                server.start_again()
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._at_once = error is not None
         self.close()
-
-
-def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
-    """Let the worker finish its jobs, and wait. At a Ctrl-C meanwhile it gives them back."""
-    if worker.poll() is not None:
-        return
-    worker.terminate()
-    with held_signals():
-        while worker.poll() is None:
-            if signal.sigtimedwait(STOP_SIGNALS, LOOK_SECONDS):
-                worker.terminate()
 
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGCHLD, to be waited for."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
+    """Block the signals that ask to stop, and SIGCHLD, to be waited for. Those that nobody waited
+    for are dropped at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals() | {signal.SIGCHLD})
     try:
         yield
     finally:
+        while signal.sigtimedwait(stop_signals(), 0):
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

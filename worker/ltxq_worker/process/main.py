@@ -5,16 +5,10 @@ supervisor starts it with `python -m ltxq_worker.process.main`.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
 import shutil
-import signal
-import socket
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +29,10 @@ from ltxq_worker.consumer.remote_control import control_step
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.registry import family_of
 from ltxq_worker.pipeline.thread import GpuThread
+from ltxq_worker.process.ending import Ending
 from ltxq_worker.process.job_events import CeleryJobEvents
 from ltxq_worker.process.runner import Runner
-
-log = logging.getLogger("ltxq.worker")
-
-
-class SupervisorLink:
-    """This process's end of the control channel to its supervisor. When the channel breaks, the
-    supervisor has died.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._channel = socket.socket(fileno=fd)
-
-    def send(self, **message: Any) -> None:
-        """Send one JSON object as one packet."""
-        self._channel.sendall(json.dumps(message).encode())
-
-    def try_to_send(self, **message: Any) -> bool:
-        """The same, but returns False instead of waiting for a supervisor that does not read."""
-        try:
-            self._channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
-        except OSError:
-            return False
-        return True
-
-    def when_gone(self, act: Any) -> None:
-        """Call `act` in a separate thread when the supervisor has died."""
-
-        def listen() -> None:
-            with suppress(OSError):  # a reset, if it died with unread messages
-                while self._channel.recv(1024):
-                    pass
-            act()
-
-        threading.Thread(target=listen, name="supervisor", daemon=True).start()
+from ltxq_worker.process.supervisor_link import SupervisorLink
 
 
 def load_pipeline(
@@ -127,10 +89,12 @@ def main() -> None:
     """Run the process."""
     options = _options()
     supervisor = SupervisorLink(options.control_channel)
+    ending = Ending(supervisor, options.spool)
     try:
         settings = Settings.read()
         _set_up_logging(settings, options.name)
         runner, app = _prepare(options, settings, supervisor)
+        ending.finish_first(runner)
     except LtxqError as exc:
         # The memory may belong to a process that is still ending.
         later = exc.retryable or isinstance(exc, OutOfMemory)
@@ -139,7 +103,6 @@ def main() -> None:
     except DeviceBroken as exc:
         supervisor.send(failed=f"The GPU refuses all work: {exc}", retryable=True)
         sys.exit(1)
-    _watch_for_the_end(runner, supervisor)
     ended = threading.Event()
     threading.Thread(target=runner.listen, args=(ended,), name="cancellations", daemon=True).start()
     reports = threading.Thread(
@@ -152,7 +115,6 @@ def main() -> None:
 
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: _drain(runner))
         supervisor.send(ready=True)
 
     bound_decompression()
@@ -166,6 +128,7 @@ def main() -> None:
         without_gossip=True,
         without_mingle=True,
     )
+    worker.install_platform_tweaks = lambda _: None  # Celery's signal handlers
     worker.start()
     runner.join()
     ended.set()
@@ -213,41 +176,6 @@ def _prepare(
     )
     consume(app, runner)
     return runner, app
-
-
-def _watch_for_the_end(runner: Runner, supervisor: SupervisorLink) -> None:
-    def supervisor_died() -> None:
-        log.error("The supervisor has died: jobs are given back, this worker ends.")
-        _give_back_and_exit(runner, 1)
-
-    supervisor.when_gone(supervisor_died)
-
-
-def _drain(runner: Runner) -> None:
-    """On the first SIGTERM: take no more jobs and finish the running ones. A second SIGTERM gives
-    them back.
-    """
-    from celery.worker import state
-
-    def give_back(*_: Any) -> None:
-        # In a thread, since the interrupted thread may hold a lock that this needs.
-        threading.Thread(target=_give_back_and_exit, args=(runner, 0)).start()
-
-    # First, since a second signal may come during the rest, which waits for a lock.
-    signal.signal(signal.SIGTERM, give_back)
-    runner.close()
-    state.should_stop = 0
-    log.info("draining: running jobs finish, no more are taken")
-
-
-def _give_back_and_exit(runner: Runner, code: int) -> None:
-    try:
-        runner.give_back()
-    except LtxqError as exc:
-        log.warning("Not all jobs were given back; their leases end instead: %s", exc)
-    shutil.rmtree(runner.spool, ignore_errors=True)
-    logging.shutdown()
-    os._exit(code)  # the threads that run the jobs cannot be stopped
 
 
 if __name__ == "__main__":

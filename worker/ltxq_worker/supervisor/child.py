@@ -1,7 +1,7 @@
 """The worker slots of this machine and the processes in them. No torch.
 
-A process reports to its supervisor over a control channel (a socket). When the channel breaks, the
-process ends.
+A process reports to its supervisor over a control channel (a socket), and gets its orders there.
+When the channel breaks, the process ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -225,7 +226,9 @@ class WorkerProcess:
     def ask_to_stop(self) -> None:
         """Ask it to stop. The first time running jobs finish, the second time it returns them."""
         self.stops += 1
-        self.process.send_signal(signal.SIGTERM)
+        order = {"stop": "drain" if self.stops == 1 else "give_back"}
+        with suppress(OSError):  # it has just ended
+            self.control_channel.send(json.dumps(order).encode(), socket.MSG_DONTWAIT)
 
     def kill(self) -> None:
         """Kill it at once."""

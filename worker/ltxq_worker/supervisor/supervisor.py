@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from celery import Celery
 
@@ -28,6 +28,7 @@ from ltxq.limits import ModelLimits
 from ltxq.logs import about_job
 from ltxq.ops.metrics import MetricsServer
 from ltxq.settings import Settings
+from ltxq.stopping import StopRequests, stop_signals
 from ltxq.storage import Storage
 from ltxq_worker.pipeline.registry import family_of, limits_of
 from ltxq_worker.supervisor.child import (
@@ -99,12 +100,17 @@ class Supervisor:
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
         self._metrics = WorkerMetrics(model, [slot.identity for slot in slots], settings.spool_jobs)
         self._looked = time.monotonic()  # the last look at the slots
-        self._stops = 0  # how many times it was asked to stop
+        self._requests = StopRequests()
+        self._given_up = False  # the parent wants the jobs given back
         self._ended = threading.Event()
 
-    def run(self) -> int:
-        """Run until SIGTERM or SIGINT. After the first, running jobs finish; after a second, they
-        are given back to the queue.
+    def run(self, *, managed: bool = False) -> int:
+        """Run until a signal asks to stop. After the first request running jobs finish; after a
+        second one they are given back to the queue.
+
+        Args:
+            managed: a parent, which may be signalled together with this process, decides how to
+                stop: signals are the first request, and SIGUSR1 is the second.
 
         Returns:
             0; 1 if no worker can ever start.
@@ -112,8 +118,7 @@ class Supervisor:
         Raises:
             NameTaken: another supervisor holds these workers' names.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop)
+        self._listen_for_signals(managed)
         self._take_names()
         metrics = self._serve_metrics()
         threads = [
@@ -129,7 +134,7 @@ class Supervisor:
                     raise self._name_taken
                 for slot in self._slots:
                     self._tend(slot)
-                if all(slot.worker is None for slot in self._slots) and self._stops:
+                if all(slot.worker is None for slot in self._slots) and self._stopping:
                     return 0
                 if all(slot.start_at == _NEVER for slot in self._slots):
                     return 1
@@ -158,15 +163,34 @@ class Supervisor:
             state=lambda slot: next(self._state(s) for s in self._slots if s.identity == slot),
         )
 
-    def _on_stop(self, *_: Any) -> None:
-        # Only counts: the signal may interrupt the loop while it holds a lock or starts a process.
-        self._stops += 1
+    def _listen_for_signals(self, managed: bool) -> None:
+        # The handlers only count: they may interrupt the loop while it holds a lock.
+        def ask(number: int, _: object) -> None:
+            if not (managed and self._requests.begun):
+                self._requests.note(number)
+
+        def give_up(*_: object) -> None:
+            self._given_up = True
+
+        for number in stop_signals():
+            signal.signal(number, ask)
+        if managed:
+            signal.signal(signal.SIGUSR1, give_up)
+
+    @property
+    def _stops(self) -> int:
+        """How many times it was asked to stop."""
+        return 2 if self._given_up else self._requests.count
+
+    @property
+    def _stopping(self) -> bool:
+        return self._given_up or self._requests.begun > 0
 
     def _tend(self, slot: SupervisedSlot) -> None:
         if slot.worker and slot.worker.has_ended:
             self._note_end(slot, slot.worker)
         if slot.worker:
-            if self._drained and not (slot.leaves or self._stops):
+            if self._drained and not (slot.leaves or self._stopping):
                 slot.leaves = True
                 slot.worker.ask_to_stop()
             elif slot.worker.stops < self._stops:
@@ -174,7 +198,7 @@ class Supervisor:
             return
         if slot.holds_jobs and not self._give_back(slot):
             return
-        if not (self._stops or self._drained) and time.monotonic() >= slot.start_at:
+        if not (self._stopping or self._drained) and time.monotonic() >= slot.start_at:
             slot.worker = WorkerProcess.start(
                 slot.identity, self._model, slot.spool, slot.lock, self._metrics.add
             )
@@ -191,7 +215,7 @@ class Supervisor:
         if slot.leaves:
             slot.leaves, slot.ends, slot.start_at = False, 0, 0.0
             log.info("%s is drained", slot.identity.name)
-        elif not self._stops:
+        elif not self._stopping:
             log.error("%s ended (%s)", slot.identity.name, worker.describe_end())
 
     def _give_back(self, slot: SupervisedSlot) -> bool:
@@ -265,7 +289,7 @@ class Supervisor:
             NameTaken: another supervisor holds a name, and has sent a heartbeat meanwhile.
         """
         silent = 0.0
-        while not self._stops:
+        while not self._stopping:
             try:
                 self._send_heartbeat()
             except NameTaken as exc:
@@ -289,7 +313,7 @@ class Supervisor:
         worker = slot.worker  # the main loop may remove it meanwhile
         if worker is None:
             return "drained" if self._drained else "down"
-        if slot.leaves or self._stops:
+        if slot.leaves or self._stopping:
             return "draining"
         return "ready" if worker.ready else "loading"
 
@@ -307,12 +331,20 @@ class Supervisor:
                     worker.process.kill()
 
 
-def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None = None) -> int:
+def main(
+    settings: Settings,
+    *,
+    model: str,
+    gpus: str = "all",
+    name: str | None = None,
+    managed: bool = False,
+) -> int:
     """Run workers for `model` until told to stop.
 
     Args:
         gpus: 'all', CUDA indexes ('0,1'), or 'cpu'.
         name: of this machine, the same after a restart; default: its host name.
+        managed: as `Supervisor.run` takes it.
 
     Returns:
         The exit code: 0, or 1 if no worker can ever start.
@@ -330,4 +362,4 @@ def main(settings: Settings, *, model: str, gpus: str = "all", name: str | None 
         SupervisedSlot(identity=slot, lock=lock_slot(slot, root), spool=root / slot.file_name)
         for slot in identities
     ]
-    return Supervisor(settings, model, limits, host, slots).run()
+    return Supervisor(settings, model, limits, host, slots).run(managed=managed)
