@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
+import model_files
 from generated import count, fuzzed, json_values, mutated, nested, scalars, texts
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.folder import ModelFolder
 
-CONFIG = {"transformer": {"_class_name": "AVTransformer3DModel"}, "vae": {}}
-TENSOR = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
+CONFIG = model_files.CONFIG
 
 
 def safetensors(header: Any, tail: bytes = bytes(64)) -> bytes:
@@ -22,17 +23,15 @@ def safetensors(header: Any, tail: bytes = bytes(64)) -> bytes:
     return len(text).to_bytes(8, "little") + text + tail
 
 
-WHOLE = {
-    "weights.safetensors": safetensors(
-        {
-            "__metadata__": {"config": json.dumps(CONFIG), "model_version": "2.0.0"},
-            "weight": TENSOR,
-        }
-    ),
-    "gemma/model.safetensors": safetensors({"weight": TENSOR}),
-    "gemma/config.json": b"{}",
-    "gemma/tokenizer.json": b"{}",
-}
+def whole() -> dict[str, bytes]:
+    """The files of a whole model."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = model_files.model(Path(folder))
+        files = [path for path in root.rglob("*") if path.is_file()]
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+WHOLE = whole()
 INDEX = "gemma/model.safetensors.index.json"
 
 metadata = st.one_of(

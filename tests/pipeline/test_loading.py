@@ -154,15 +154,19 @@ def test_weights_are_read_in_the_order_of_the_file_each_once(
         assert len([share for what, share in told if what == part]) > 50
 
 
-def load_changed(models: Path, tmp_path: Path, change: Change) -> Resident:
-    """The published one with other tensors in it, in FP8."""
+def changed(models: Path, tmp_path: Path, change: Change) -> Path:
+    """The published one with other tensors in it."""
     copy = Path(shutil.copytree(models / "published", tmp_path / "changed"))
     weights = load_file(copy / CHECKPOINT)
     with safe_open(copy / CHECKPOINT, "pt") as opened:
         metadata = opened.metadata()
     change(weights)
     save_file(weights, copy / CHECKPOINT, metadata)
-    return loaded(copy, "fp8")
+    return copy
+
+
+def load_changed(models: Path, tmp_path: Path, change: Change) -> Resident:
+    return loaded(changed(models, tmp_path, change), "fp8")
 
 
 def in_fp8(weight: torch.Tensor) -> torch.Tensor:
@@ -204,6 +208,17 @@ def test_a_damaged_fp8_checkpoint_is_refused(
     with pytest.raises(ModelUnusable, match=says) as caught:
         load_changed(models, tmp_path, change)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("lacking", ["vocoder.vocoder.conv_pre.weight", f"{LAYER}.bias"])
+def test_a_damaged_checkpoint_is_refused_before_gigabytes_are_read(
+    models: Path, tmp_path: Path, lacking: str
+) -> None:
+    copy = changed(models, tmp_path, lambda weights: weights.pop(lacking))
+    told: list[str] = []
+    with pytest.raises(ModelUnusable, match="lacks weights of the"):
+        loaded(copy, "fp8", lambda what, _share: told.append(what))
+    assert told == []
 
 
 def test_the_file_says_which_layers_multiply_in_fp8(models: Path, tmp_path: Path) -> None:

@@ -262,6 +262,12 @@ def test_text_encoder_is_shared_by_models(
     assert not any(GEMMA in path for _, path, _ in hub.asked)
 
 
+def test_text_encoder_is_downloaded_alone_by_its_own_name(hub: Hub, tmp_path: Path) -> None:
+    outcome = download(hub, tmp_path, name="gemma-3-12b-it")
+    assert outcome["folder"] == str(tmp_path / "models" / "gemma-3-12b-it")
+    assert held(tmp_path) == {name: data for name, data in WHOLE.items() if "gemma" in name}
+
+
 def test_broken_connection_is_continued_within_a_call(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,48 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError, safe_open
 
+import model_files
 from ltxq.cli import main
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline.registry import ModelLimits, family_of, limits_of, suits_a_cpu
+from model_files import (
+    CONFIG,
+    checkpoint_tensors,
+    gemma_tensors,
+    safetensors,
+    upscaler_tensors,
+    write,
+)
 
-UPSCALES = "post_upsample_res_blocks.0.conv1.weight"
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
-CONFIG = {"transformer": {"_class_name": "AVTransformer3DModel"}, "vae": {}}
-
-
-def safetensors(
-    path: Path, config: dict[str, Any] | None = None, version: str = "", tensor: str = "weight"
-) -> Path:
-    """A file of one tensor of 64 bytes."""
-    metadata = {} if config is None else {"config": json.dumps(config)}
-    if version:
-        metadata["model_version"] = version
-    header = json.dumps(
-        {
-            "__metadata__": metadata,
-            tensor: {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]},
-        }
-    ).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
-    return path
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A whole model of an LTX-2 kind, with a text encoder of its own."""
-    path = tmp_path / "my-model"
-    safetensors(path / "weights.safetensors", CONFIG, "2.0.0")
-    text_encoder(path / "gemma")
-    return path
+    return model_files.model(tmp_path / "my-model")
 
 
-def text_encoder(path: Path) -> None:
-    safetensors(path / "model.safetensors")
-    (path / "config.json").write_text("{}")
-    (path / "tokenizer.json").write_text("{}")
+def checkpoint(folder: Path, version: str = "2.0.0", config: dict[str, Any] | None = None) -> Path:
+    return safetensors(
+        folder / "weights.safetensors", checkpoint_tensors(), config or CONFIG, version
+    )
 
 
 def test_a_whole_folder_says_what_it_holds(folder: Path) -> None:
@@ -67,7 +54,9 @@ def test_a_whole_folder_says_what_it_holds(folder: Path) -> None:
 
 
 def test_the_upscaler_is_told_from_the_checkpoint(folder: Path) -> None:
-    upscaler = safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
+    upscaler = safetensors(
+        folder / "a-spatial-upscaler.safetensors", upscaler_tensors(), {"dims": 3}
+    )
     model = ModelFolder.open(folder)
     assert model.checkpoint == folder / "weights.safetensors"
     assert (model.upscaler, model.upscaler_config) == (upscaler, {"dims": 3})
@@ -81,8 +70,8 @@ def test_of_many_files_the_newest_that_doubles_both_sides_is_the_upscaler(folder
         "upscaler-y-temporal": {"temporal_upsample": True, "spatial_upsample": False},
         "upscaler-z-both": {"temporal_upsample": True},
     }.items():
-        safetensors(folder / f"{name}.safetensors", config, tensor=UPSCALES)
-    safetensors(folder / "zz-lora.safetensors")
+        safetensors(folder / f"{name}.safetensors", upscaler_tensors(), config)
+    safetensors(folder / "zz-lora.safetensors", {"to_q.lora_A.weight": (4, 4)})
     assert ModelFolder.open(folder).upscaler == folder / "upscaler-x2-1.1.safetensors"
 
 
@@ -94,38 +83,44 @@ def test_models_may_share_a_text_encoder_beside_them(folder: Path) -> None:
 
 @pytest.mark.parametrize("version", ["", "2.0.0", "2.3.1", "2.3"])
 def test_the_versions_it_can_run_are_taken(folder: Path, version: str) -> None:
-    safetensors(folder / "weights.safetensors", CONFIG, version)
+    checkpoint(folder, version)
     assert ModelFolder.open(folder).version == version
 
 
 @pytest.mark.parametrize("version", ["2.5", "2.5.0", "2.10.0", "3.0"])
 def test_a_newer_checkpoint_is_refused_by_its_version(folder: Path, version: str) -> None:
-    safetensors(folder / "weights.safetensors", CONFIG, version)
+    checkpoint(folder, version)
     with pytest.raises(ModelUnusable, match=f"LTX {version}, newer than"):
         ModelFolder.open(folder)
 
 
 def test_an_older_or_other_model_is_refused(folder: Path) -> None:
     other = {"transformer": {"_class_name": "Transformer3DModel"}}
-    safetensors(folder / "weights.safetensors", other, "0.9.7")
+    checkpoint(folder, "0.9.7", other)
     with pytest.raises(ModelUnusable, match="not an LTX-2 audio-video model"):
         ModelFolder.open(folder)
 
 
-def fp8_checkpoint(path: Path, scale: float = 0.5, **changed: dict[str, Any] | None) -> Path:
-    """A checkpoint with one weight in FP8 and its scale; `changed`: entries of its header."""
-    entries: dict[str, dict[str, Any] | None] = {
-        f"{LAYER}.weight_scale": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
-        f"{LAYER}.weight": {"dtype": "F8_E4M3", "shape": [4, 4], "data_offsets": [4, 20]},
+def fp8_checkpoint(
+    path: Path, scale: float = 0.5, **changed: tuple[str, tuple[int, ...]] | None
+) -> Path:
+    """A checkpoint with one weight in FP8 and its scale; `changed`: dtypes and shapes of them."""
+    entries: dict[str, tuple[str, tuple[int, ...]] | None] = {
+        "weight_scale": ("F32", ()),
+        "weight": ("F8_E4M3", (4, 4)),
+        **changed,
     }
-    entries |= {f"{LAYER}.{name}": entry for name, entry in changed.items()}
-    header = {
-        "__metadata__": {"config": json.dumps(CONFIG)},
-        **{name: entry for name, entry in entries.items() if entry},
-    }
-    text = json.dumps(header).encode()
-    tail = struct.pack("<f", scale) + bytes(60)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + tail)
+    layer = {f"{LAYER}.{name}": entry for name, entry in entries.items() if entry}
+    others = checkpoint_tensors(blocks=1) | {f"{LAYER.removesuffix('q')}k.weight": (4, 4)}
+    safetensors(
+        path,
+        {name: shape for name, (_, shape) in layer.items()} | others,
+        CONFIG,
+        dtypes={name: dtype for name, (dtype, _) in layer.items()},
+    )
+    with path.open("r+b") as file:  # the scale is the first tensor
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        file.write(struct.pack("<f", scale))
     return path
 
 
@@ -148,20 +143,20 @@ def test_an_fp8_scale_that_is_no_positive_number_is_refused(folder: Path, scale:
         ({"weight_scale": None}, "no scale for the FP8 weights"),
         ({"weight": None}, "scales without FP8 weights"),
         (
-            {"weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [4, 20]}},
+            {"weight": ("BF16", (4, 2))},
             "scales without FP8 weights",
         ),
         (
-            {"weight_scale": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
+            {"weight_scale": ("F32", (4,))},
             "not one F32",
         ),
-        ({"weight_scale": {"dtype": "BF16", "shape": [], "data_offsets": [0, 2]}}, "not one F32"),
+        ({"weight_scale": ("BF16", ())}, "not one F32"),
         (
-            {"weight": {"dtype": "U8", "shape": [4, 4], "data_offsets": [4, 20]}},
+            {"weight": ("U8", (4, 4))},
             f"stores {LAYER}.weight as U8",
         ),
         (
-            {"bias": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [20, 24]}},
+            {"bias": ("F8_E5M2", (4,))},
             f"stores {LAYER}.bias as F8_E5M2",
         ),
     ],
@@ -185,12 +180,14 @@ def test_a_folder_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_are_one_too_many(folder: Path) -> None:
-    safetensors(folder / "second.safetensors", CONFIG)
+    safetensors(folder / "second.safetensors", checkpoint_tensors(), CONFIG)
     with pytest.raises(ModelUnusable, match=r"2 checkpoints: second\.safetensors, weights"):
         ModelFolder.open(folder)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+)
 def test_a_text_encoder_without_a_file_is_refused_by_name(folder: Path, missing: str) -> None:
     (folder / "gemma" / missing).unlink()
     with pytest.raises(ModelUnusable, match=missing):
@@ -203,15 +200,43 @@ def test_a_missing_text_encoder_is_refused(folder: Path) -> None:
         ModelFolder.open(folder)
 
 
+def in_shards(encoder: Path) -> tuple[Path, Path]:
+    """A text encoder's weights as published: in two files, with an index of both."""
+    (encoder / "model.safetensors").unlink()
+    names = sorted(gemma_tensors())
+    places: dict[str, str] = {}
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        safetensors(encoder / shard, {name: gemma_tensors()[name] for name in part})
+        places |= dict.fromkeys(part, shard)
+    write(encoder / "model.safetensors.index.json", {"weight_map": places})
+    first, second = sorted(encoder.glob("model-*.safetensors"))
+    return first, second
+
+
 def test_every_shard_an_index_names_must_be_there(folder: Path) -> None:
     encoder = folder / "gemma"
-    (encoder / "model.safetensors").rename(encoder / "model-1-of-2.safetensors")
-    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
-    (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelUnusable, match=r"model-2-of-2\.safetensors"):
-        ModelFolder.open(folder)
-    safetensors(encoder / "model-2-of-2.safetensors")
+    _, second = in_shards(encoder)
     assert ModelFolder.open(folder).text_encoder == encoder
+    second.unlink()
+    with pytest.raises(ModelUnusable, match=f"has no {second.name}"):
+        ModelFolder.open(folder)
+
+
+def test_a_shard_must_hold_what_the_index_places_in_it(folder: Path) -> None:
+    first, second = in_shards(folder / "gemma")
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ModelUnusable, match=rf"{second.name} is .*; it lacks weights that"):
+        ModelFolder.open(folder)
+
+
+def test_one_file_of_weights_is_looked_at_before_an_index(folder: Path) -> None:
+    """As transformers does: it would load a stray file of another model."""
+    encoder = folder / "gemma"
+    in_shards(encoder)
+    safetensors(encoder / "model.safetensors", gemma_tensors(generation=2))
+    with pytest.raises(ModelUnusable, match="Gemma 2 of 4 layers"):
+        ModelFolder.open(folder)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "gemma/model.safetensors"])
@@ -219,40 +244,56 @@ def test_every_shard_an_index_names_must_be_there(folder: Path) -> None:
 def test_a_file_that_is_cut_short_is_refused(folder: Path, file: str, keep: int) -> None:
     path = folder / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelUnusable, match=r"cut short|not a safetensors file") as caught:
+    with pytest.raises(ModelUnusable, match=r"cut short|unknown format|empty file") as caught:
         ModelFolder.open(folder)
     assert str(path) in caught.value.message
     if keep == -1:
         assert "cut short" in caught.value.message
 
 
+def entry(**changed: Any) -> dict[str, Any]:
+    return {"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changed}}
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("header", "says"),
     [
-        b"<html>Access to model is restricted</html>" * 4,
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        (5).to_bytes(8, "little") + b"[1,2]",
-        (20).to_bytes(8, "little") + b'{"weight": [1, 2,3]}',
-        (2**40).to_bytes(8, "little") + b"{" * 50,
+        ([1, 2], "unknown format"),
+        ({"weight": [1, 2, 3]}, "damaged header"),
+        (entry(shape=[3]), "damaged header"),  # more numbers than bytes
+        (entry(dtype="F128"), "damaged header"),
+        (entry(shape=[2**80]), "damaged header"),
+        (entry(shape=[10**4000] * 30), "damaged header"),
+        (entry(data_offsets=[8, 16]), "damaged header"),  # a gap
+        (entry() | {"other": entry()["weight"]}, "damaged header"),  # both in one place
+        (entry(data_offsets=[-8, 0]), "damaged header"),
+        (entry(shape=[4], data_offsets=[0, 16]), "is cut short: it has"),
+        (entry(shape=[1], data_offsets=[0, 4]), "is too long: it has"),
     ],
 )
-def test_a_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
+def test_a_header_that_safetensors_would_refuse_is_refused_before_loading(
+    folder: Path, header: Any, says: str
+) -> None:
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(8)
     (folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(ModelUnusable, match="not a safetensors file"):
+    with pytest.raises(ModelUnusable, match=says):
         ModelFolder.open(folder)
+    with pytest.raises(SafetensorError):
+        safe_open(folder / "weights.safetensors", "np")
 
 
 @pytest.mark.parametrize("config", [None, {}, {"transformer": "yes"}, {"dims": 3}])
 def test_weights_without_a_models_configuration_are_refused(
     folder: Path, config: dict[str, Any] | None
 ) -> None:
-    safetensors(folder / "weights.safetensors", config)
-    with pytest.raises(ModelUnusable, match="no LTX-2 checkpoint"):
+    safetensors(folder / "weights.safetensors", {"weight": (4,)}, config)
+    with pytest.raises(ModelUnusable, match=r"no LTX-2 checkpoint: weights\.safetensors is"):
         ModelFolder.open(folder)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnusable, match="no checkpoint"):
+    with pytest.raises(ModelUnusable, match="is empty; a whole LTX-2"):
         ModelFolder.open(tmp_path)
 
 
@@ -268,13 +309,13 @@ def test_looking_at_a_folder_needs_no_torch() -> None:
 def test_a_model_without_an_upscaler_has_one_stage(folder: Path) -> None:
     family = family_of("my-model")
     assert limits_of(family.open(folder)) == ModelLimits(stages=(1,), num_inference_steps=8)
-    safetensors(folder / "a-spatial-upscaler.safetensors", {"dims": 3}, tensor=UPSCALES)
+    safetensors(folder / "a-spatial-upscaler.safetensors", upscaler_tensors(), {"dims": 3})
     assert limits_of(family.open(folder)) == ModelLimits(stages=(1, 2), num_inference_steps=8)
 
 
 def test_a_tiny_model_and_the_test_pipeline_suit_a_cpu(folder: Path) -> None:
     assert not suits_a_cpu(family_of("my-model").open(folder))
-    safetensors(folder / "weights.safetensors", {**CONFIG, "random_weights": True}, "2.0.0")
+    checkpoint(folder, config={**CONFIG, "random_weights": True})
     assert suits_a_cpu(family_of("my-model").open(folder))
     assert suits_a_cpu(family_of("instant").open(folder.parent / "instant"))
 

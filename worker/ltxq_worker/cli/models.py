@@ -112,12 +112,12 @@ def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
 
 def model_download(name: str, *, as_json: bool) -> None:
     """Download a model into LTXQ_MODEL_DIR."""
-    from ltxq_worker.models.catalog import known_model
+    from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER, parts_of
     from ltxq_worker.models.files.download import download
 
-    model = known_model(name)
+    size = sum(repo.size for repo in parts_of(name).values())
     model_dir = Settings.read().model_dir.expanduser()
-    screen.note(f"{model.name}: about {model.size / 1e9:.0f} GB, into {model_dir}")
+    screen.note(f"{name}: about {size / 1e9:.0f} GB, into {model_dir}")
     with screen.Bar() as bar:
 
         def report(done: int, total: int) -> None:
@@ -127,7 +127,7 @@ def model_download(name: str, *, as_json: bool) -> None:
         bar.at("asking the hub", 0)
         folder = download(name, model_dir, report=report)
     screen.result({"model": name, "folder": str(folder)}, str(folder), as_json=as_json)
-    if not as_json:
+    if not as_json and name != SHARED_TEXT_ENCODER:
         screen.note(f"Start a worker with it: ltxq worker --model {name}")
 
 
@@ -136,7 +136,11 @@ def model_list(*, as_json: bool) -> None:
     from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()
-    here = {path.name: path for path in sorted(model_dir.glob("[!.]*")) if path.is_dir()}
+    here = {
+        path.name: path
+        for path in sorted(model_dir.glob("[!.]*"))
+        if path.is_dir() or path.name in CATALOG
+    }
     models: list[dict[str, Any]] = [
         {
             "name": name,
@@ -160,17 +164,20 @@ def model_list(*, as_json: bool) -> None:
             for model in models
         ]
     )
-    screen.note(f"In {model_dir}; get one with: ltxq model download NAME")
+    for model in models:
+        if model["hint"]:
+            screen.note(f"{model['name']}: {model['hint']}")
+    screen.note(f"In {model_dir}; get or repair one with: ltxq model download NAME")
 
 
 def _condition(folder: Path | None) -> dict[str, Any]:
     """Whether a model's folder is complete, what the model can make, or what is wrong."""
     if folder is None:
-        return {"usable": False, "problem": "", "limits": None}
+        return {"usable": False, "problem": "", "hint": "", "limits": None}
     try:
         files = family_of(folder.name).open(folder)
     except ModelUnusable as exc:
-        return {"usable": False, "problem": exc.message, "limits": None}
+        return {"usable": False, "problem": exc.message, "hint": exc.hint, "limits": None}
     about = {"about": "random weights, abstract pictures"} if suits_a_cpu(files) else {}
     limits = limits_of(files).model_dump(mode="json")
-    return {"usable": True, "problem": "", "limits": limits, **about}
+    return {"usable": True, "problem": "", "hint": "", "limits": limits, **about}

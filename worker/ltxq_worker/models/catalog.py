@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 from ltxq.errors import UnknownModel
 
 SHARED_TEXT_ENCODER = "gemma-3-12b-it"  # folder beside the models that have no own gemma/
+
+OWN_TEXT_ENCODER = "gemma"  # folder in a model's folder, used before the shared one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,45 @@ def known_model(name: str) -> KnownModel:
     """
     if name not in CATALOG:
         raise UnknownModel(
-            f"There is no model {name!r} to download.", hint=f"Choose one of: {', '.join(CATALOG)}."
+            f"There is no model {name!r} to download.",
+            hint=f"Choose one of: {', '.join([*CATALOG, SHARED_TEXT_ENCODER])}.",
         )
     return CATALOG[name]
+
+
+def parts_of(name: str) -> dict[str, Repo]:
+    """What `ltxq model download NAME` gets: repositories by folder name in LTXQ_MODEL_DIR. The
+    text encoder has a name too, so that it can be repaired alone.
+
+    Raises:
+        UnknownModel: as `known_model`.
+    """
+    if name == SHARED_TEXT_ENCODER:
+        return {name: GEMMA}
+    return known_model(name).parts
+
+
+def how_to_repair(file: Path) -> str:
+    """The hint for a file of a model that is missing, damaged or of another kind.
+
+    A file that `ltxq model download` brings is repaired by it; it leaves others alone.
+    """
+    folder = file.parent
+    repo = CATALOG[folder.name].weights if folder.name in CATALOG else None
+    if folder.name == SHARED_TEXT_ENCODER:
+        repo = GEMMA
+    if repo and any(
+        fnmatchcase(file.name, pattern) or fnmatchcase(pattern, file.name) for pattern in repo.files
+    ):
+        return f"Repair it with `ltxq model download {folder.name}`."
+    if folder.name == OWN_TEXT_ENCODER:
+        return (
+            f"Put the files of {GEMMA.id} there; or move {folder} away, and use the shared text "
+            f"encoder: `ltxq model download {SHARED_TEXT_ENCODER}`."
+        )
+    if "*" in file.name:
+        return "`ltxq model list` lists the models that `ltxq model download NAME` gets."
+    return (
+        f"Move it out of {folder}, or put a whole copy in its place. `ltxq model list` lists the "
+        "models that `ltxq model download NAME` gets."
+    )

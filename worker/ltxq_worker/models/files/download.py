@@ -26,7 +26,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from ltxq.errors import ConfigurationError, ModelUnusable
-from ltxq_worker.models.catalog import Repo, known_model
+from ltxq_worker.models.catalog import Repo, parts_of
 from ltxq_worker.models.files.hub_errors import HubUnavailable, advice, disk_full
 
 TIMEOUT = 10.0  # seconds for the hub to answer; for each piece of a file, HF_HUB_DOWNLOAD_TIMEOUT
@@ -52,14 +52,12 @@ def download(name: str, model_dir: Path, *, report: DownloadReport) -> Path:
         StorageUnavailable: not enough space, and how much is needed.
         ModelUnusable: a file did not arrive as the hub has it.
     """
-    model = known_model(name)
+    parts = parts_of(name)
     model_dir = model_dir.expanduser()
     model_dir.mkdir(parents=True, exist_ok=True)
     with _alone_in(model_dir):
         missing = {
-            folder: repo
-            for folder, repo in model.parts.items()
-            if not (model_dir / folder).exists()
+            folder: repo for folder, repo in parts.items() if not (model_dir / folder).exists()
         }
         # Every repository is asked before the first long download, so that a licence that is not
         # accepted shows now and not an hour later.

@@ -1,27 +1,42 @@
 """A model's folder on disk: finds its files, reads its configuration, checks that it is complete.
 
 Reads headers only, without torch, so that the supervisor and the CLI can check a folder cheaply.
+`identify.py` says what a wrong file is; `download.py` compares whole files with the hub's.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltxq.errors import ModelUnusable
-from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
+from ltxq_worker.models.catalog import CATALOG, how_to_repair
+from ltxq_worker.models.files.encoder import find_text_encoder
 from ltxq_worker.models.files.header import SafetensorsHeader
+from ltxq_worker.models.files.identify import (
+    TRANSFORMER,
+    UPSAMPLER,
+    config_of,
+    describe,
+    is_older_family,
+    kind_of,
+    missing_parts,
+    upscaler_kind,
+)
+from ltxq_worker.models.files.scales import fp8_scales
 
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
 
-_TRANSFORMER = "model.diffusion_model."  # prefix of its weights' names
-_FP8, _SCALE, _WEIGHT = "F8_E4M3", ".weight_scale", ".weight"
-_READABLE = {"BF16", "F16", "F32", _FP8}
+_WANTED = "a whole LTX-2 or LTX-2.3 checkpoint is wanted"
+_BLOCK = re.compile(re.escape(f"{TRANSFORMER}transformer_blocks.") + r"(\d{1,6})\.")
+_DEV = re.compile(r"(?<![a-z])dev(?![a-z])", re.IGNORECASE)
+_VERSION = re.compile(r"ltx-(\d+(?:\.\d+)?)-")
+_DOUBLES = "spatial x2"
+_NAMED = 3  # files that a message names
+
+Headers = dict[Path, SafetensorsHeader]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,90 +56,85 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
-        """Read a model's folder and check that all files exist and are complete.
+        """Read a model's folder and check that all files exist, are complete and fit together.
 
         Raises:
-            ModelUnusable: a file is missing, cut short, foreign or too new; the hint says what to
-                do.
+            ModelUnusable: a file is missing, cut short, foreign or too new: the message names it,
+                what it is and what is wanted; the hint says what to do.
         """
         path = Path(path).expanduser().absolute()
-        again = "`ltxq model list` lists the models; `ltxq model tiny DIR` makes a small one."
-        if path.name in CATALOG:
-            again = f"Get it with `ltxq model download {path.name}`."
-        if not path.is_dir():
-            raise ModelUnusable(f"There is no model folder {path}.", hint=again)
-        weights = sorted(path.glob("[!.]*.safetensors"))
-        headers = {file: SafetensorsHeader.read(file, again) for file in weights}
-        configs = {file: _config(header) for file, header in headers.items()}
-        checkpoint, config = _only_checkpoint(path, configs, again)
-        version = headers[checkpoint].metadata.get("model_version", "")
-        _check_kind(checkpoint, config, version)
-        upscaler = _upscaler(headers, configs)
+        _require_folder(path)
+        headers = {
+            file: SafetensorsHeader.read(file, how_to_repair(file))
+            for file in sorted(path.glob("[!.]*.safetensors"))
+        }
+        configs = {file: config_of(header) for file, header in headers.items()}
+        checkpoint = _only_checkpoint(path, headers, configs)
+        header, config = headers[checkpoint], configs[checkpoint]
+        version = header.metadata.get("model_version", "")
+        tiny = bool(config.get("random_weights", False))
+        _check_version(checkpoint, config, version)
+        _check_whole(header, config)
+        is_23 = _is_23(config, version)
+        _check_name(path.name, checkpoint, "LTX-2.3" if is_23 else "LTX-2", tiny=tiny)
+        upscaler = _upscaler(path, headers, configs, "2.3" if is_23 else "2")
         return cls(
             path=path,
             name=path.name,
             checkpoint=checkpoint,
             upscaler=upscaler,
             upscaler_config=configs[upscaler] if upscaler else {},
-            text_encoder=_text_encoder(path, again),
+            text_encoder=find_text_encoder(path, header),
             config=config,
             version=version,
-            fp8_scales=_fp8_scales(headers[checkpoint], again),
-            tiny=bool(config.get("random_weights", False)),
+            fp8_scales=fp8_scales(header, how_to_repair(checkpoint)),
+            tiny=tiny,
         )
 
 
-def _config(header: SafetensorsHeader) -> dict[str, Any]:
-    """The configuration in a file's header; empty if there is none or it cannot be read."""
-    try:
-        config = json.loads(header.metadata.get("config", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+def _require_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.name in CATALOG:
+        again = f"Get it with `ltxq model download {path.name}`."
+    else:
+        again = "`ltxq model list` lists the models; `ltxq model tiny DIR` makes a small one."
+    if not path.exists() and not path.is_symlink():
+        raise ModelUnusable(f"There is no model folder {path}.", hint=again)
+    raise ModelUnusable(
+        f"{path} is {describe(path)}; a folder with a model's files is wanted.",
+        hint=f"Move it away. {again}",
+    )
 
 
-def _upscaler(
-    headers: dict[Path, SafetensorsHeader], configs: dict[Path, dict[str, Any]]
-) -> Path | None:
-    """The upscaler that doubles height and width; of several, the last by name, which is newest.
-
-    Upscalers that add frames or scale by another factor are published beside it.
-    """
-    for file, config in sorted(configs.items(), reverse=True):
-        if "post_upsample_res_blocks.0.conv1.weight" in headers[file].tensors and (
-            config.get("spatial_upsample", True) is True
-            and config.get("temporal_upsample", False) is False
-            and config.get("spatial_scale", 2.0) == 2.0
-        ):
-            return file
-    return None
-
-
-def _only_checkpoint(
-    path: Path, configs: dict[Path, dict[str, Any]], again: str
-) -> tuple[Path, dict[str, Any]]:
-    """The one file whose `config` describes a transformer, and that configuration."""
-    found = [
-        (file, config)
-        for file, config in configs.items()
-        if isinstance(config.get("transformer"), dict)
-    ]
+def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str, Any]]) -> Path:
+    """The one file whose configuration describes a transformer."""
+    found = [file for file in configs if isinstance(configs[file].get("transformer"), dict)]
     if len(found) == 1:
         return found[0]
     if found:
+        published = CATALOG[path.name].weights.files[0] if path.name in CATALOG else ""
+        keep = next((file.name for file in found if file.name == published), "only one")
         raise ModelUnusable(
-            f"{path} has {len(found)} checkpoints: {', '.join(file.name for file, _ in found)}.",
-            hint="Keep only one in the folder.",
+            f"{path} has {len(found)} checkpoints: {', '.join(file.name for file in found)}.",
+            hint=f"Keep {keep} in the folder, and move the rest out of it.",
         )
-    if configs:
-        names = ", ".join(file.name for file in configs)
-        raise ModelUnusable(
-            f"{path} has no LTX-2 checkpoint: {names} has no configuration of one.", hint=again
-        )
-    raise ModelUnusable(f"{path} has no checkpoint (*.safetensors).", hint=again)
+    others = [file for file in sorted(path.glob("[!.]*")) if file.name not in _BESIDE]
+    seen = [
+        f"{file.name} is {kind_of(headers[file].tensors, configs[file])}"
+        if file in headers
+        else f"{file.name} is {describe(file)}"
+        for file in others
+    ]
+    more = f", and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
+    what = f"has no LTX-2 checkpoint: {'; '.join(seen[:_NAMED])}{more}" if seen else "is empty"
+    raise ModelUnusable(f"{path} {what}; {_WANTED}.", hint=how_to_repair(path / "*.safetensors"))
 
 
-def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
+_BESIDE = {"gemma", "SHA256SUMS"}  # of a model's folder: what cannot be its checkpoint
+
+
+def _check_version(checkpoint: Path, config: dict[str, Any], version: str) -> None:
     hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` lists them."
     number = re.match(r"(\d{1,9})\d*\.(\d{1,9})", version)  # int() refuses thousands of digits
     if number and (int(number[1]), int(number[2])) > NEWEST:
@@ -139,71 +149,78 @@ def _check_kind(checkpoint: Path, config: dict[str, Any], version: str) -> None:
         )
 
 
-def _fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
-    """The scale of each weight that a checkpoint stores in FP8; empty for a bf16 checkpoint.
+def _check_whole(header: SafetensorsHeader, config: dict[str, Any]) -> None:
+    """Does the file have every part of the model, and every block of the transformer?"""
+    again = how_to_repair(header.path)
+    if missing_parts(header.tensors) or is_older_family(header.tensors):
+        kind = kind_of(header.tensors, config)
+        raise ModelUnusable(f"{header.path} is {kind}; {_WANTED}.", hint=again)
+    blocks = {found[1] for name in header.tensors if (found := _BLOCK.match(name))}
+    if len(blocks) != (layers := config["transformer"].get("num_layers", len(blocks))):
+        raise ModelUnusable(
+            f"{header.path} has {len(blocks)} of the {str(layers)[:20]} transformer blocks that "
+            f"its configuration describes; {_WANTED}.",
+            hint=again,
+        )
 
-    Published FP8 checkpoints have a scale for each FP8 weight. A checkpoint that was only cast to
-    FP8 has no scales, and its weights would be wrong.
+
+def _is_23(config: dict[str, Any], version: str) -> bool:
+    """Whether a checkpoint is LTX-2.3, and not LTX-2. A file without a version tells by its text
+    projection.
     """
-    tensors = header.tensors
-    for name, tensor in tensors.items():
-        if name.startswith(_TRANSFORMER) and tensor.dtype not in _READABLE:
-            raise ModelUnusable(
-                f"{header.path} stores {name} as {tensor.dtype}, which ltxq cannot load.",
-                hint="Use the bf16 checkpoint, or the one published in FP8 with scales.",
-            )
-    weights = {name for name, tensor in tensors.items() if tensor.dtype == _FP8}
-    scales = {
-        name.removesuffix(_SCALE) + _WEIGHT: name for name in tensors if name.endswith(_SCALE)
+    if version:
+        return version.startswith("2.3")
+    return config["transformer"].get("caption_proj_before_connector", False) is True
+
+
+def _check_name(name: str, checkpoint: Path, kind: str, *, tiny: bool) -> None:
+    """Is it the model that the folder's and the file's names say? Weights cannot tell a dev
+    checkpoint from a distilled one.
+    """
+    if _DEV.search(checkpoint.stem) and "distilled" not in checkpoint.stem:
+        raise ModelUnusable(
+            f"{checkpoint} is by its name a dev checkpoint, which needs guidance and many steps; "
+            "a distilled one is wanted.",
+            hint="Move it out of the folder, and use a distilled checkpoint: `ltxq model list` "
+            "lists them.",
+        )
+    wanted = "LTX-2.3" if name.startswith("ltx-2.3") else "LTX-2"
+    if name in CATALOG and not tiny and kind != wanted:
+        published = checkpoint.with_name(CATALOG[name].weights.files[0])
+        raise ModelUnusable(
+            f"{checkpoint} is an {kind} checkpoint; the model {name} is {wanted}.",
+            hint=f"Move {checkpoint.name} out of the folder. {how_to_repair(published)}",
+        )
+
+
+def _upscaler(
+    path: Path, headers: Headers, configs: dict[Path, dict[str, Any]], version: str
+) -> Path | None:
+    """The upscaler that doubles height and width; of several, the last by name, which is newest.
+
+    Upscalers that add frames or scale by another factor are published beside it. Those of LTX-2
+    and LTX-2.3 have equal weights' names and other latents: their own names tell them apart.
+    """
+    kinds = {
+        file: upscaler_kind(header.tensors, configs[file])
+        for file, header in headers.items()
+        if UPSAMPLER in header.tensors
     }
-    _refuse_fp8(header, "has no scale for the FP8 weights", weights - scales.keys(), again)
-    _refuse_fp8(header, "has scales without FP8 weights:", scales.keys() - weights, again)
-    shapes = {(tensors[scale].dtype, tensors[scale].numel): name for name, scale in scales.items()}
-    shapes.pop(("F32", 1), None)
-    _refuse_fp8(header, "has scales that are not one F32, of", set(shapes.values()), again)
-    values = dict(zip(scales, header.floats([*scales.values()], again), strict=True))
-    wrong = {name for name, value in values.items() if not 0 < value < math.inf}
-    _refuse_fp8(header, "has scales that are not positive numbers, of", wrong, again)
-    return values
-
-
-def _refuse_fp8(header: SafetensorsHeader, problem: str, names: set[str], again: str) -> None:
-    if names:
+    published = CATALOG[path.name].weights.files[1] if path.name in CATALOG else ""
+    for file, kind in kinds.items():
+        doubles = "spatial" in file.name and "x2" in file.name and "temporal" not in file.name
+        if kind != _DOUBLES and (doubles or file.name == published):
+            raise ModelUnusable(
+                f"{file} is a {kind} upscaler; by its name it is a {_DOUBLES} upscaler, which is "
+                "wanted.",
+                hint=how_to_repair(file),
+            )
+    able = [file for file, kind in kinds.items() if kind == _DOUBLES]
+    fitting = [f for f in able if (of := _VERSION.match(f.name)) is None or of[1] == version]
+    if able and not fitting:
         raise ModelUnusable(
-            f"{header.path} {problem} {', '.join(sorted(names)[:3])} ({len(names)} in all).",
-            hint=f"The file is damaged, or of a kind that ltxq cannot load. {again}",
+            f"{able[-1]} is by its name an upscaler for another LTX version; one for "
+            f"LTX-{version} is wanted.",
+            hint=f"Move it out of the folder. {how_to_repair(path / (published or '*'))}",
         )
-
-
-def _text_encoder(path: Path, again: str) -> Path:
-    """The model's own gemma/ folder, or else the shared text encoder's. Its files are checked."""
-    own, shared = path / "gemma", path.parent / SHARED_TEXT_ENCODER
-    folder = own if own.is_dir() else shared
-    if not folder.is_dir():
-        raise ModelUnusable(
-            f"{path} has no text encoder: neither {own} nor {shared} exists.", hint=again
-        )
-    _require(folder, ("config.json",), again)
-    _require(folder, ("tokenizer.json", "tokenizer.model"), again)
-    index = folder / "model.safetensors.index.json"
-    shards: Iterable[str] = ["model.safetensors"]
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            if any(Path(shard).name != shard for shard in shards):
-                raise ValueError("a shard is in another folder than the index")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as exc:
-            raise ModelUnusable(f"{index} is damaged.", hint=again) from exc
-    for shard in shards:
-        _require(folder, (shard,), again)
-        SafetensorsHeader.read(folder / shard, again)
-    return folder
-
-
-def _require(folder: Path, names: tuple[str, ...], again: str) -> None:
-    try:
-        there = any((folder / name).is_file() for name in names)
-    except OSError:  # the name is too long for a file
-        there = False
-    if not there:
-        raise ModelUnusable(f"{folder} has no {' or '.join(names)[:200]}.", hint=again)
+    return max(fitting, default=None)

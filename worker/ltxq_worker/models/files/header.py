@@ -1,4 +1,7 @@
-"""Reads the header of a .safetensors file, and single numbers, without torch or safetensors."""
+"""Reads the header of a .safetensors file, and single numbers, without torch or safetensors.
+
+A header that passes here also passes in safetensors itself, which would refuse it minutes later.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from ltxq.errors import ModelUnusable
+from ltxq_worker.models.files.magic import format_of, obstacle
 
-_MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors format
+# Bytes. The format allows 100 MB; those of checkpoints with 7,000 tensors have about 1 MB, and a
+# hostile one takes twenty times its length in memory.
+_MAX_HEADER = 16_000_000
+
+_LARGEST, _MOST_SIDES = 1 << 63, 64  # of a size and of a shape: torch has no larger ones
+
+# Bits of a number, by the format's names.
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,13 @@ class StoredTensor:
         """
         start, end = entry["data_offsets"]
         dtype, shape = entry["dtype"], tuple(entry["shape"])
-        if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        sizes = (start, end, *shape)
+        if not all(type(size) is int and 0 <= size < _LARGEST for size in sizes):
             raise ValueError("not sizes")
-        if not isinstance(dtype, str) or end < start:
-            raise ValueError("not a tensor")
+        if len(shape) > _MOST_SIDES:
+            raise ValueError("too many sides")
+        if 8 * (end - start) != _BITS[dtype] * math.prod(shape):
+            raise ValueError("its bytes do not match its shape")
         return cls(dtype, shape, origin + start, origin + end)
 
 
@@ -62,35 +84,40 @@ class SafetensorsHeader:
         """Read the header of `path`; `again` is the hint how to get the file again.
 
         Raises:
-            ModelUnusable: the file is cut short, or is not a safetensors file.
+            ModelUnusable: the file is cut short, too long, or no safetensors file: then it says
+                what the file is.
         """
-        foreign = ModelUnusable(f"{path} is not a safetensors file.", hint=again)
+        if problem := obstacle(path):
+            raise ModelUnusable(f"{path} is {problem}; {_WANTED}.", hint=again)
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                if size < 8 or not 2 <= length <= _MAX_HEADER:
-                    raise foreign
-                header = file.read(length)
+                possible = size >= 8 and 2 <= length <= _MAX_HEADER
+                header = file.read(length) if possible else b""
+            if not possible or header[:1] not in (b"{", b""):
+                raise ModelUnusable(f"{path} is {format_of(path)}; {_WANTED}.", hint=again)
         except OSError as exc:
             raise ModelUnusable(f"{path} cannot be read: {exc.strerror}.", hint=again) from exc
-        if header[:1] != b"{":
-            raise foreign
+        if len(header) < length:
+            raise _wrong_length(path, size, 8 + length, again)
         try:
-            if len(header) < length:
-                raise _cut_short(path, size, 8 + length, again)
             entries = json.loads(header)
             metadata = entries.pop("__metadata__", {})
             if not all(isinstance(text, str) for text in metadata.values()):
-                raise foreign
+                raise ValueError("metadata that are no texts")
             tensors = {
                 name: StoredTensor.parse(entry, 8 + length) for name, entry in entries.items()
             }
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-            raise foreign from None
-        end = max((tensor.end for tensor in tensors.values()), default=8 + length)
-        if size < end:
-            raise _cut_short(path, size, end, again)
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
+            raise _damaged(path, again) from exc
+        end = 8 + length
+        for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+            if tensor.start != end:
+                raise _damaged(path, again)
+            end = tensor.end
+        if size != end:
+            raise _wrong_length(path, size, end, again)
         return cls(path=path, metadata=metadata, tensors=tensors)
 
     def floats(self, names: list[str], again: str) -> list[float]:
@@ -110,7 +137,13 @@ class SafetensorsHeader:
             raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=again) from exc
 
 
-def _cut_short(path: Path, size: int, whole: int, again: str) -> ModelUnusable:
-    return ModelUnusable(
-        f"{path} is cut short: it has {size:,} of {whole:,} bytes.", hint=f"Delete it. {again}"
-    )
+_WANTED = "a safetensors file is wanted"
+
+
+def _damaged(path: Path, again: str) -> ModelUnusable:
+    return ModelUnusable(f"{path} is a safetensors file with a damaged header.", hint=again)
+
+
+def _wrong_length(path: Path, size: int, whole: int, again: str) -> ModelUnusable:
+    problem = "is cut short" if size < whole else "is too long"
+    return ModelUnusable(f"{path} {problem}: it has {size:,} of {whole:,} bytes.", hint=again)

@@ -17,6 +17,7 @@ from ltx_core.loader.sd_ops import SDOps
 from safetensors import SafetensorError, safe_open
 
 from ltxq.errors import ModelUnusable
+from ltxq_worker.models.catalog import how_to_repair
 from ltxq_worker.models.files.header import SafetensorsHeader
 from ltxq_worker.models.weights import fp8
 
@@ -24,12 +25,24 @@ LoadReport = Callable[[str, float], None]  # the part being loaded; share done o
 Build = Callable[[dict[str, Any]], torch.nn.Module]
 Weights = dict[str, torch.Tensor]
 
-_AGAIN = "Download the checkpoint again."
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model on the meta device, which the file has all weights for."""
+
+    what: str
+    module: torch.nn.Module
+    names: dict[str, str]  # of its weights: in the file, and by `keys`, in the order of the file
+    keys: SDOps
+    until: float  # the share of all loading that is done with it
 
 
 @dataclass
 class Checkpoint:
     """Reads one checkpoint file onto a device, part by part, and reports progress.
+
+    All parts are planned before the first is loaded: a file that does not fit is refused before
+    gigabytes are read.
 
     Raises:
         ModelUnusable: the header of `path` can no longer be read.
@@ -43,7 +56,8 @@ class Checkpoint:
     fp8_scales: dict[str, float]  # of `ModelFolder`
 
     def __post_init__(self) -> None:
-        self._tensors = SafetensorsHeader.read(self.path, _AGAIN).tensors
+        self._again = how_to_repair(self.path)
+        self._tensors = SafetensorsHeader.read(self.path, self._again).tensors
 
     def fp8_layers(self, keys: SDOps) -> list[str]:
         """The layers whose weights are stored in FP8, by their names in the part that `keys`
@@ -52,12 +66,11 @@ class Checkpoint:
         weights = (keys.apply_to_key(name) for name in self.fp8_scales)
         return [weight.removesuffix(fp8.WEIGHT) for weight in weights if weight]
 
-    def part(self, what: str, build: Build, keys: SDOps, until: float) -> torch.nn.Module:
-        """Build one part and load the weights that `keys` selects: in FP8 for an `Fp8Linear`, else
-        in bf16.
+    def plan(self, what: str, build: Build, keys: SDOps, until: float) -> Part:
+        """Build one part on the meta device, to be filled with the weights that `keys` selects.
 
         Raises:
-            ModelUnusable: the part cannot be built or read, or its weights do not match the file's.
+            ModelUnusable: the part cannot be built, or its weights do not match the file's.
         """
         try:
             with torch.device("meta"):
@@ -65,13 +78,21 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, NotImplementedError) as exc:
             raise ModelUnusable(
                 f"{self.path} describes a {what} that this ltx-core cannot build: {exc!r}.",
-                hint="Use an LTX-2 or LTX-2.3 checkpoint.",
+                hint="Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` lists them.",
             ) from exc
-        expected, mine = module.state_dict(), self._select(keys)
-        self._check(what, expected, mine, keys)
-        weights = self._read(what, expected, mine, keys, until)
-        module.load_state_dict(weights, strict=True, assign=True)
-        self.done = until
+        names = self._select(keys)
+        self._check(what, module.state_dict(), names, keys)
+        return Part(what, module, names, keys, until)
+
+    def load(self, part: Part) -> torch.nn.Module:
+        """Fill a part: in FP8 for an `Fp8Linear`, else in bf16.
+
+        Raises:
+            ModelUnusable: the file cannot be read.
+        """
+        module = part.module
+        module.load_state_dict(self._read(part), strict=True, assign=True)
+        self.done = part.until
         module.requires_grad_(False)
         return module.to(self.device).eval()  # moves computed filters, which are in no file
 
@@ -109,29 +130,29 @@ class Checkpoint:
                 raise ModelUnusable(
                     f"{self.path} {problem} weights of the {what}: "
                     f"{', '.join(sorted(names)[:3])} ({len(names)} in all).",
-                    hint=_AGAIN,
+                    hint=self._again,
                 )
 
-    def _read(
-        self, what: str, expected: Weights, mine: dict[str, str], keys: SDOps, until: float
-    ) -> Weights:
+    def _read(self, part: Part) -> Weights:
         """Read and convert one weight at a time, so that the whole is never in memory twice."""
         weights: Weights = {}
+        expected = part.module.state_dict()
         in_fp8 = {key for key, value in expected.items() if value.dtype == torch.float8_e4m3fn}
-        total, read = sum(self._tensors[name].size for name in mine), 0
+        total, read = sum(self._tensors[name].size for name in part.names), 0
         try:
             with safe_open(self.path, framework="pt", device=str(self.device)) as file:
-                for name, key in mine.items():
-                    self.report(what, self.done + read / total * (until - self.done))
+                for name, key in part.names.items():
+                    share = read / total * (part.until - self.done)
+                    self.report(part.what, self.done + share)
                     read += self._tensors[name].size
                     value, scale = file.get_tensor(name), self.fp8_scales.get(name)
                     if key in in_fp8:
                         weights |= fp8.state(key, value, scale)
                     else:
                         value = fp8.in_bf16(value, scale)
-                        weights |= keys.apply_to_key_value(key, value)
+                        weights |= part.keys.apply_to_key_value(key, value)
         except (OSError, SafetensorError) as exc:
-            raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=_AGAIN) from exc
+            raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=self._again) from exc
         return weights
 
 

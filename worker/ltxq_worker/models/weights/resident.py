@@ -24,10 +24,11 @@ from ltx_core.text_encoders.gemma import EMBEDDINGS_PROCESSOR_KEY_OPS
 from ltxq.errors import ConfigurationError
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.weights import fp8
-from ltxq_worker.models.weights.checkpoint import Checkpoint, LoadReport
+from ltxq_worker.models.weights.checkpoint import Checkpoint, LoadReport, Part
 from ltxq_worker.models.weights.text import (
     TextEncoder,
     build_embeddings,
+    gemma_size,
     load_gemma,
     load_tokenizer,
 )
@@ -65,55 +66,61 @@ def load(
     # Shares of progress follow the bytes of the 22B model: Gemma 24 GB, connectors 6, transformer
     # 38.
     tokenizer = load_tokenizer(folder.text_encoder)
-    gemma = load_gemma(
-        folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
-    )
     file = Checkpoint(
         folder.checkpoint, folder.config, device, report, done=0.35, fp8_scales=folder.fp8_scales
     )
-    embeddings = file.part(
-        "text connectors",
-        lambda config: build_embeddings(
-            config, gemma.config.hidden_size, gemma.config.num_hidden_layers
-        ),
-        EMBEDDINGS_PROCESSOR_KEY_OPS,
-        until=0.43,
+    parts = _plan(file, gemma_size(folder.text_encoder), quantization)
+    upsampler = _plan_upsampler(folder, device, report, done=0.996)
+    gemma = load_gemma(
+        folder.text_encoder, device, lambda share: report("text encoder", 0.35 * share)
     )
+    embeddings, transformer, video_decoder, audio_decoder, vocoder = map(file.load, parts)
     resident = Resident(
         text=TextEncoder(tokenizer, gemma, embeddings),
-        transformer=_transformer(file, quantization, until=0.97),
-        video_decoder=file.part(
-            "video decoder",
-            VideoDecoderConfigurator.from_config,
-            VAE_DECODER_COMFY_KEYS_FILTER,
-            until=0.99,
-        ),
-        audio_decoder=file.part(
-            "audio decoder",
-            AudioDecoderConfigurator.from_config,
-            AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
-            until=0.995,
-        ),
-        vocoder=file.part(
-            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=0.996
-        ),
-        upsampler=_upsampler(folder, device, report, done=0.996),
+        transformer=X0Model(transformer).eval(),
+        video_decoder=video_decoder,
+        audio_decoder=audio_decoder,
+        vocoder=vocoder,
+        upsampler=upsampler[0].load(upsampler[1]) if upsampler else None,
     )
     report("model", 1.0)
     return resident
 
 
-def _transformer(file: Checkpoint, quantization: Quantization, until: float) -> X0Model:
-    """The transformer, wrapped to predict clean latents."""
-    keys = LTXV_MODEL_COMFY_RENAMING_MAP
+def _plan(file: Checkpoint, gemma: tuple[int, int], quantization: Quantization) -> tuple[Part, ...]:
+    """The checkpoint's parts, in the order in which they are loaded, for a Gemma of this size."""
+    renamed = LTXV_MODEL_COMFY_RENAMING_MAP
 
-    def build(config: dict[str, Any]) -> torch.nn.Module:
+    def transformer(config: dict[str, Any]) -> torch.nn.Module:
         model = LTXModelConfigurator.from_config(config)
         if quantization == "fp8":
-            fp8.use_fp8(model, file.fp8_layers(keys) or fp8.large_layers(model))
+            fp8.use_fp8(model, file.fp8_layers(renamed) or fp8.large_layers(model))
         return model
 
-    return X0Model(file.part("transformer", build, keys, until)).eval()
+    return (
+        file.plan(
+            "text connectors",
+            lambda config: build_embeddings(config, *gemma),
+            EMBEDDINGS_PROCESSOR_KEY_OPS,
+            until=0.43,
+        ),
+        file.plan("transformer", transformer, renamed, until=0.97),
+        file.plan(
+            "video decoder",
+            VideoDecoderConfigurator.from_config,
+            VAE_DECODER_COMFY_KEYS_FILTER,
+            until=0.99,
+        ),
+        file.plan(
+            "audio decoder",
+            AudioDecoderConfigurator.from_config,
+            AUDIO_VAE_DECODER_COMFY_KEYS_FILTER,
+            until=0.995,
+        ),
+        file.plan(
+            "vocoder", VocoderConfigurator.from_config, VOCODER_COMFY_KEYS_FILTER, until=0.996
+        ),
+    )
 
 
 def _require_fp8(device: torch.device) -> None:
@@ -125,13 +132,13 @@ def _require_fp8(device: torch.device) -> None:
         )
 
 
-def _upsampler(
+def _plan_upsampler(
     folder: ModelFolder, device: torch.device, report: LoadReport, done: float
-) -> torch.nn.Module | None:
+) -> tuple[Checkpoint, Part] | None:
     if folder.upscaler is None:
         return None
     file = Checkpoint(
         folder.upscaler, folder.upscaler_config, device, report, done=done, fp8_scales={}
     )
     every = SDOps("upsampler").with_matching()
-    return file.part("upsampler", LatentUpsamplerConfigurator.from_config, every, until=1.0)
+    return file, file.plan("upsampler", LatentUpsamplerConfigurator.from_config, every, until=1.0)

@@ -23,6 +23,7 @@ from ltx_core.text_encoders.gemma.embeddings_connector import (
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractorV1, FeatureExtractorV2
 from transformers import (
     AutoTokenizer,
+    Gemma3Config,
     Gemma3ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +31,7 @@ from transformers import (
 from transformers.utils.logging import set_tqdm_hook
 
 from ltxq.errors import InvalidRequest, ModelUnusable
+from ltxq_worker.models.catalog import how_to_repair
 
 MAX_TOKENS = 1024  # the connectors' sequence length; ltx-core would cut a longer prompt silently
 
@@ -133,6 +135,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def gemma_size(folder: Path) -> tuple[int, int]:
+    """Width and number of layers of the Gemma in `folder`, by its configuration.
+
+    Raises:
+        ModelUnusable: the configuration cannot be read.
+    """
+    try:
+        text = Gemma3Config.from_pretrained(folder, local_files_only=True).text_config
+    except Exception as exc:  # transformers raises its own validation errors, of several bases
+        raise _unreadable(folder, "configuration", exc) from exc
+    return text.hidden_size, text.num_hidden_layers
+
+
 def load_gemma(
     folder: Path, device: torch.device, report: Callable[[float], None]
 ) -> PreTrainedModel:
@@ -149,6 +164,7 @@ def load_gemma(
             model, loading = Gemma3ForConditionalGeneration.from_pretrained(
                 folder,
                 local_files_only=True,
+                use_safetensors=True,  # never a pickle
                 dtype=torch.bfloat16,
                 device_map={"": device},
                 output_loading_info=True,
@@ -163,7 +179,7 @@ def load_gemma(
         raise ModelUnusable(
             f"{folder} does not hold the Gemma its config.json describes: "
             f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)} in all).",
-            hint="Download the text encoder again.",
+            hint=how_to_repair(folder / "model.safetensors"),
         )
     return model.model.language_model.eval().requires_grad_(False)
 
@@ -214,5 +230,5 @@ def _unreadable(folder: Path, what: str, exc: Exception) -> ModelUnusable:
     reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
     return ModelUnusable(
         f"The text encoder's {what} in {folder} cannot be read: {reason}",
-        hint="Download the text encoder again.",
+        hint=how_to_repair(folder / "model.safetensors"),
     )
