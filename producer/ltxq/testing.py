@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ltxq.client.transport import LOOK_SECONDS
-from ltxq.errors import IdempotencyConflict, JobError, JobNotFinished, JobNotFound, QueueFull
+from ltxq.errors import IdempotencyConflict, JobError, JobNotFound, QueueFull
 from ltxq.job import Job, JobPage, JobState, Order, Progress, Stage, VideoRequest, VideoResult
 from ltxq.ledger import BANDS, CANCELLED
 from ltxq.limits import ServedModel
@@ -160,8 +160,6 @@ class MemoryTransport:
 
     def delete(self, job_id: str) -> None:
         job = self.get(job_id)
-        if not job.finished:
-            raise JobNotFinished(f"{job_id} is {job.state}.", hint="Cancel it first.")
         with self._changed:
             del self._jobs[job_id]
             if job.idempotency_key is not None:

@@ -16,7 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from fleet import PATIENCE, SMALL, Fleet, name_of
-from ltxq.errors import JobNotFinished, JobNotFound, LtxqError
+from ltxq.errors import JobNotFound, LtxqError
 from ltxq.job import CONTRACT, FINAL_STATES, Job, VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Ledger, queue_name
 
@@ -146,7 +146,7 @@ def _persist(act: Callable[[], Any]) -> None:
         try:
             act()
             return
-        except (JobNotFound, JobNotFinished):
+        except JobNotFound:
             return
         except LtxqError:
             time.sleep(0.1)

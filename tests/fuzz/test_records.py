@@ -17,7 +17,7 @@ from generated import count, fuzzed, json_values, texts
 from ltxq import Client
 from ltxq.celery import make_app, report_outcome
 from ltxq.cli import main
-from ltxq.errors import JobNotFinished, JobNotFound, JobUnreadable, LtxqError, WaitTimeout
+from ltxq.errors import JobNotFound, JobUnreadable, LtxqError, WaitTimeout
 from ltxq.job import CONTRACT, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, PREFIX, Ledger, queue_name
 from ltxq.settings import Settings
@@ -153,7 +153,7 @@ def worked_on_by_all(book: Book, job_id: str) -> None:
     assert not book.waiting()
     with contextlib.suppress(LtxqError):
         book.client.cancel(job_id)
-    with contextlib.suppress(JobNotFinished, JobNotFound):
+    with contextlib.suppress(JobNotFound):
         book.client.delete(job_id)
 
 

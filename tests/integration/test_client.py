@@ -25,7 +25,6 @@ from ltxq.errors import (
     InvalidRequest,
     JobError,
     JobFailed,
-    JobNotFinished,
     JobNotFound,
     QueueFull,
     QueueUnavailable,
@@ -295,14 +294,30 @@ def test_a_list_is_newest_first_by_state_and_paged(client: Client, worker: Worke
         client.list(limit=0)
 
 
-def test_a_finished_job_can_be_deleted(client: Client, worker: Worker) -> None:
+@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
+def test_a_deleted_job_is_gone(client: Client, worker: Worker, state: str) -> None:
+    job = client.submit("a fox", idempotency_key="order-7")
+    if state == "running":
+        worker.start(job.id)
+    elif state == "succeeded":
+        worker.succeed(job.id)
+    client.delete(job.id)
+    for ask in (client.get, client.cancel, client.delete, client.retry, client.wait):
+        with pytest.raises(JobNotFound):
+            ask(job.id)
+    assert not client.list().jobs
+    assert not client.get_many([job.id])
+    assert client.submit("a fox", idempotency_key="order-7").id != job.id
+
+
+def test_who_watches_a_job_learns_that_it_was_deleted(client: Client, worker: Worker) -> None:
     job = client.submit("a fox")
-    with pytest.raises(JobNotFinished, match="Cancel it first"):
-        client.delete(job.id)
-    worker.succeed(job.id)
+    worker.start(job.id)
+    watch = client.watch(job.id)
+    assert next(iter(watch)).state == "running"
     client.delete(job.id)
     with pytest.raises(JobNotFound):
-        client.get(job.id)
+        list(watch)
 
 
 def test_an_idempotency_key_submits_once(client: Client) -> None:

@@ -406,14 +406,17 @@ def test_a_poll_says_when_to_ask_again(gateway: Gateway) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_deleting_what_is_not_finished_cancels_it(gateway: Gateway) -> None:
-    video = gateway.ask("POST", "/v1/videos", json=FOX).json()
-    gone = gateway.ask("DELETE", f"/v1/videos/{video['id']}").json()
-    assert gone == {"id": video["id"], "deleted": True, "object": "video.deleted"}
-    now = gateway.ask("GET", f"/v1/videos/{video['id']}").json()
-    assert (now["status"], now["error"]["code"]) == ("cancelled", "cancelled")
-    gateway.ask("DELETE", f"/v1/videos/{video['id']}")
+@pytest.mark.parametrize("path", ["videos", "jobs"])
+def test_what_is_deleted_is_gone_finished_or_not(gateway: Gateway, path: str) -> None:
+    video = gateway.ask("POST", f"/v1/{path}", json=FOX).json()
+    gone = gateway.ask("DELETE", f"/v1/{path}/{video['id']}")
+    if path == "videos":
+        assert gone.json() == {"id": video["id"], "deleted": True, "object": "video.deleted"}
+    assert gone.is_success
     error(gateway.ask("GET", f"/v1/videos/{video['id']}"), 404, "job_not_found")
+    error(gateway.ask("DELETE", f"/v1/videos/{video['id']}"), 404, "job_not_found")
+    for listed, name in (("videos", "data"), ("jobs", "jobs")):
+        assert not gateway.ask("GET", f"/v1/{listed}").json()[name]
 
 
 def test_a_cancelled_clip_has_no_content(gateway: Gateway) -> None:

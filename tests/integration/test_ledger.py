@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
     JobError,
-    JobNotFinished,
     JobNotFound,
     QueueFull,
     QueueUnavailable,
@@ -451,7 +451,7 @@ def test_objects_of_a_deleted_job_are_garbage_until_they_are_deleted(
 ) -> None:
     claimed = claim(ledger, submit(ledger))
     ledger.claims.finish(claimed, result(claimed))
-    assert ledger.jobs.delete(claimed.job_id) == (claimed.objects,)
+    assert ledger.jobs.delete(claimed.job_id).claims == (claimed.objects,)
     assert ledger.sweeper.take_garbage() == ((claimed.objects,), False)
     server.zadd(f"{PREFIX}garbage", {claimed.objects: 0})  # the one who took it did not say more
     assert ledger.sweeper.take_garbage() == ((claimed.objects,), False)
@@ -570,15 +570,62 @@ def test_a_full_queue_takes_nothing_and_stores_nothing(redis_url: str, server: r
     ledger.close()
 
 
-def test_deleting_is_for_finished_jobs(ledger: Ledger) -> None:
-    job = submit(ledger)
-    with pytest.raises(JobNotFinished):
-        ledger.jobs.delete(job.id)
-    ledger.jobs.cancel(job.id)
+@pytest.mark.parametrize("state", ["queued", "later", "given back", "running", "cancelled"])
+def test_a_deleted_job_is_gone_at_once(ledger: Ledger, server: redis.Redis, state: str) -> None:
+    later = {"not_before": datetime.now(UTC) + timedelta(hours=1)} if state == "later" else {}
+    webhook = {"webhook_url": "https://example.com/"}
+    job = submit(ledger, start_within=60, **later, **webhook)
+    claimed = claim(ledger, job) if state in ("given back", "running") else None
+    if claimed and state == "given back":
+        ledger.claims.give_back(claimed, charged=False)
+    if state == "cancelled":
+        ledger.jobs.cancel(job.id)
     ledger.jobs.delete(job.id)
     for ask in (ledger.jobs.get, ledger.jobs.cancel, ledger.jobs.delete):
         with pytest.raises(JobNotFound):
             ask(job.id)
+    assert not ledger.jobs.list().jobs
+    assert not ledger.jobs.get_many([job.id])
+    assert ledger.outbox.take(lease=1) is None
+    if state == "running":
+        assert claimed
+        assert [held.job_id for held in ledger.claims.running_on("w")] == [job.id]
+        assert ledger.claims.report(claimed, HALF, on_gpu=True) == "cancel"
+        assert not ledger.claims.finish(claimed, result(claimed))
+        assert ledger.sweeper.take_garbage()[0] == (claimed.objects,)
+        assert not ledger.claims.running_on("w")
+    assert ledger.claims.take("instant", "w2") is None
+    assert not server.exists(f"{PREFIX}job:{job.id}")
+    for name in ("later:ltxq.3.instant", "deadlines", "running", "expiry", "webhooks", "owners"):
+        assert not server.exists(f"{PREFIX}{name}")
+
+
+def test_a_key_of_a_deleted_job_may_be_used_again(ledger: Ledger) -> None:
+    request = VideoRequest(seed=42, prompt="a fox", model="instant")
+
+    def with_key(*, resent: bool | None = None) -> Job:
+        about: dict[str, Any] = {"owner": "alice", "idempotency_key": "order-7", "resent": resent}
+        return ledger.jobs.submit(new_job_id(), request, digest="d", **about)
+
+    first = with_key(resent=False)
+    claimed = claim(ledger, first)
+    ledger.jobs.delete(first.id)
+    again = with_key(resent=True)
+    assert again.id != first.id
+    assert not ledger.claims.finish(claimed, result(claimed))  # which does not take the key along
+    assert with_key().id == again.id
+    assert [job.id for job in ledger.jobs.list(owner="alice").jobs] == [again.id]
+
+
+def test_a_worker_that_dies_with_a_deleted_job_leaves_nothing(
+    ledger: Ledger, server: redis.Redis
+) -> None:
+    claimed = claim(ledger, submit(ledger))
+    ledger.jobs.delete(claimed.job_id)
+    let_time_pass(server)
+    ledger.sweeper.sweep()
+    assert not server.exists(f"{PREFIX}job:{claimed.job_id}", f"{PREFIX}running")
+    assert ledger.sweeper.take_garbage()[0] == (claimed.objects,)
 
 
 def test_a_position_counts_every_job_that_is_taken_before(ledger: Ledger) -> None:

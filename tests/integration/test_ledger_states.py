@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from test_ledger import FAILED, HALF, let_time_pass, result
 
-from ltxq.errors import JobNotFinished, JobNotFound
+from ltxq.errors import JobNotFound
 from ltxq.job import FINAL_STATES, Job, VideoRequest, new_job_id
 from ltxq.ledger import BANDS, CANCELLED, PREFIX, Claim, Ledger, queue_name
 from ltxq.settings import Settings
@@ -58,7 +58,8 @@ class Ledgers(RuleBasedStateMachine):
         self.redis = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
         self.redis.flushdb()
         self.ledger = Ledger(Settings(url=self.url, max_lost=MAX_LOST))
-        self.jobs: dict[str, Model] = {}
+        self.jobs: dict[str, Model] = {}  # as clients see them
+        self.withdrawn: dict[str, Model] = {}  # deleted, and their workers have not let go
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -83,7 +84,9 @@ class Ledgers(RuleBasedStateMachine):
     def send_a_deleted_one_again(self, submitted: Job) -> None:
         if submitted.id not in self.jobs:
             request = VideoRequest(seed=42, prompt="x", model="m")
-            self.ledger.jobs.submit(submitted.id, request, owner="alice")
+            again = self.ledger.jobs.submit(submitted.id, request, owner="alice")
+            assert again.state == "queued"
+            self.withdrawn.pop(submitted.id, None)
             self.jobs[submitted.id] = Model()
 
     @rule(submitted=submitted)
@@ -104,12 +107,15 @@ class Ledgers(RuleBasedStateMachine):
         if job is None:
             with pytest.raises(JobNotFound):
                 self.ledger.jobs.delete(submitted.id)
-        elif job.state in FINAL_STATES:
-            self.ledger.jobs.delete(submitted.id)
-            del self.jobs[submitted.id]
         else:
-            with pytest.raises(JobNotFinished):
-                self.ledger.jobs.delete(submitted.id)
+            deleted = self.ledger.jobs.delete(submitted.id)
+            assert deleted.unfinished == (job.state not in FINAL_STATES)
+            made = job.state == "succeeded" or (job.state == "queued" and job.attempts > 0)
+            assert bool(deleted.claims) == made
+            del self.jobs[submitted.id]
+            if job.state == "running":
+                job.cancel = True
+                self.withdrawn[submitted.id] = job
 
     # --- workers; a wake-up may arrive any number of times, or never -------------------------
 
@@ -137,14 +143,18 @@ class Ledgers(RuleBasedStateMachine):
         standing = self.ledger.claims.report(claim, HALF, on_gpu=on_gpu)
         assert standing == self.ledger.claims.renew(claim) == self._standing(claim)
         if standing != "lost":
-            self.jobs[claim.job_id].on_gpu = on_gpu
+            self._held(claim).on_gpu = on_gpu
 
     @rule(claim=claims, how=st.sampled_from(["succeeded", "failed", "cancelled"]))
     def finish(self, claim: Claim, how: str) -> None:
         job = self.jobs.get(claim.job_id)
         outcome = {"succeeded": result(claim), "failed": FAILED, "cancelled": CANCELLED}[how]
+        standing = self._standing(claim)
         stands = self.ledger.claims.finish(claim, outcome)
-        if self._standing(claim) != "lost":
+        if self._withdrawn(claim):
+            assert not stands
+            del self.withdrawn[claim.job_id]
+        elif standing != "lost":
             assert job is not None
             job.state = how
             job.finishes.append(how)
@@ -157,7 +167,10 @@ class Ledgers(RuleBasedStateMachine):
     def give_back(self, claim: Claim, charged: bool) -> None:
         held = self._standing(claim) != "lost"
         returned = self.ledger.claims.give_back(claim, charged=charged)
-        if held:
+        if self._withdrawn(claim):
+            assert returned.state == "lost"
+            del self.withdrawn[claim.job_id]
+        elif held:
             self._take_back(self.jobs[claim.job_id], charged)
             assert returned.state == self.jobs[claim.job_id].state
 
@@ -166,10 +179,15 @@ class Ledgers(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def lose_worker(self, worker: str) -> None:
         theirs = {
-            i for i, job in self.jobs.items() if job.state == "running" and job.worker == worker
+            i
+            for i, job in [*self.jobs.items(), *self.withdrawn.items()]
+            if job.state == "running" and job.worker == worker
         }
         for returned in self.ledger.claims.give_back_all(worker):
             theirs.remove(returned.job_id)
+            if self.withdrawn.pop(returned.job_id, None):
+                assert returned.state == "lost"
+                continue
             job = self.jobs[returned.job_id]
             self._take_back(job, job.on_gpu)
             assert returned.state == job.state
@@ -183,7 +201,10 @@ class Ledgers(RuleBasedStateMachine):
         if leases:
             for job in running:
                 self._take_back(job, job.on_gpu)
-        assert len(swept.lease_ended) == (len(running) if leases else 0)
+        ended = len(running) + len(self.withdrawn) if leases else 0
+        assert len(swept.lease_ended) == ended
+        if leases:
+            self.withdrawn.clear()
 
     @rule()
     def lose_messages(self) -> None:
@@ -219,6 +240,14 @@ class Ledgers(RuleBasedStateMachine):
             assert len(model.finishes) <= 1
 
     @invariant()
+    def a_deleted_job_is_gone(self) -> None:
+        listed = {job.id for job in self.ledger.jobs.list(limit=100).jobs}
+        assert len(self.jobs) > 100 or listed == set(self.jobs)
+        for job_id in self.withdrawn:
+            with pytest.raises(JobNotFound):
+                self.ledger.jobs.get(job_id)
+
+    @invariant()
     def indexes_agree_with_the_records(self) -> None:
         def members(pattern: str) -> list[str]:
             keys = self.redis.scan_iter(PREFIX + pattern, count=1000)
@@ -231,12 +260,13 @@ class Ledgers(RuleBasedStateMachine):
             assert members(f"state:{state}") == jobs(state)
             assert members(f"owned:*:{state}") == jobs(state)
         assert sorted(m[16:] for m in members("waiting:*")) == jobs("queued")
-        assert members("running") == jobs("running")
+        assert members("running") == sorted([*jobs("running"), *self.withdrawn])
         held = f"{PREFIX}held:"
         theirs = {k: self.redis.smembers(k) for k in self.redis.scan_iter(f"{held}*", count=1000)}
         working: dict[str, set[str]] = {}
-        for job_id in jobs("running"):
-            working.setdefault(held + self.jobs[job_id].worker, set()).add(job_id)
+        running = {i: job for i, job in self.jobs.items() if job.state == "running"}
+        for job_id, job in [*running.items(), *self.withdrawn.items()]:
+            working.setdefault(held + job.worker, set()).add(job_id)
         assert theirs == working
         due = sorted(i for i in jobs(*FINAL_STATES) if self.jobs[i].webhook)
         assert members("webhooks:*") == due
@@ -244,10 +274,17 @@ class Ledgers(RuleBasedStateMachine):
         assert members("expiry") == members("unreported") == jobs(*FINAL_STATES)
 
     def _standing(self, claim: Claim) -> str:
-        job = self.jobs.get(claim.job_id)
+        job = self.jobs.get(claim.job_id) or self.withdrawn.get(claim.job_id)
         if job is None or job.state != "running" or job.nonce != claim.nonce:
             return "lost"
         return "cancel" if job.cancel else "held"
+
+    def _held(self, claim: Claim) -> Model:
+        return self.jobs.get(claim.job_id) or self.withdrawn[claim.job_id]
+
+    def _withdrawn(self, claim: Claim) -> bool:
+        job = self.withdrawn.get(claim.job_id)
+        return job is not None and job.nonce == claim.nonce
 
     def _take_back(self, job: Model, charged: bool) -> None:
         job.lost += charged

@@ -34,6 +34,7 @@ from fleet import (
     worker_environment,
 )
 from ltxq import Client
+from ltxq.errors import JobNotFound
 from ltxq.ledger import PREFIX, TASK, queue_name
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import RedisServer, S3Server
@@ -214,6 +215,22 @@ def test_a_running_job_is_cancelled_and_the_next_one_runs(slow: Fleet, client: C
     assert cancelled.error is not None
     assert cancelled.error.code == "cancelled"
     wait_until_running(client, second)
+
+
+def test_a_running_job_is_deleted_and_the_next_one_runs(
+    slow: Fleet, client: Client, plain: Celery
+) -> None:
+    first, second = client.submit("a fox", **SMALL), client.submit("a bear", **SMALL)
+    wait_until_running(client, first)
+    client.delete(first.id)
+    with pytest.raises(JobNotFound):
+        client.get(first.id)
+    assert [job.id for job in client.list().jobs if job.id in (first.id, second.id)] == [second.id]
+    assert AsyncResult(first.id, app=plain).state == "REVOKED"
+    wait_until_running(client, second)
+    slow.wait_for(f"{first.id} was deleted, or lost to another claim; dropped")
+    with redis.Redis.from_url(url_of(client), socket_timeout=5) as server:
+        assert not server.exists(f"ltxq:3:job:{first.id}")
 
 
 def test_celerys_revoke_cancels_in_the_ledger(slow: Fleet, client: Client, plain: Celery) -> None:

@@ -327,8 +327,11 @@ def test_list_pages_newest_first(
 
 def test_cancel_retry_delete(queue: MemoryTransport, capsys: pytest.CaptureFixture[str]) -> None:
     job_id = submitted(queue)
-    assert main(["delete", job_id, "--json"]) == 2
-    assert only_json(capsys)["error"]["code"] == "job_not_finished"
+    unfinished = submitted(queue)
+    assert main(["delete", unfinished, "--json"]) == 0
+    assert only_json(capsys) == {"id": unfinished, "deleted": True}
+    assert main(["status", unfinished, "--json"]) == 3
+    only_json(capsys)
     assert main(["cancel", job_id, "--json"]) == 0
     assert only_json(capsys)["state"] == "cancelled"
     assert main(["retry", job_id]) == 0

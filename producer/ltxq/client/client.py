@@ -192,10 +192,11 @@ class Client:
         self._transport.check_storage()
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job and its clip.
+        """Remove a job and its clip. An unfinished job is cancelled by that; either way it is gone
+        at once, and has no webhook any more.
 
         Raises:
-            JobNotFound, JobNotFinished
+            JobNotFound
         """
         self._check_own(job_id)
         self._transport.delete(job_id)

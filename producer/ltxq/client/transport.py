@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypedDict, Unpack
 
-from ltxq.celery import forget_outcome, make_app, report_outcome
+from ltxq.celery import forget_outcome, make_app, report_outcome, report_refusal
 from ltxq.celery.flower import queued_event
 from ltxq.errors import LtxqError, QueueUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
-from ltxq.ledger import Ledger, Subscription
+from ltxq.ledger import CANCELLED, Ledger, Subscription
 from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -77,7 +77,7 @@ class Transport(Protocol):
         """Cancel a queued job; ask a running job to stop; leave a final job."""
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job: its record and its files."""
+        """Remove a job: its record and its files. An unfinished one is cancelled by that."""
 
     def models(self) -> dict[str, ServedModel]:
         """The models served, by name."""
@@ -124,12 +124,15 @@ class RedisTransport:
             report_outcome(self._app, self._ledger, job_id)
 
     def delete(self, job_id: str) -> None:
-        claims = self._ledger.jobs.delete(job_id)
-        forget_outcome(self._app, job_id)
+        deleted = self._ledger.jobs.delete(job_id)
+        if deleted.unfinished:  # a Celery client that waits for it must not wait for ever
+            report_refusal(self._app, job_id, CANCELLED)
+        else:
+            forget_outcome(self._app, job_id)
         try:
             if self._storage:
-                self._storage.delete_clips(claims)
-                self._ledger.sweeper.garbage_deleted(claims)
+                self._storage.delete_clips(deleted.claims)
+                self._ledger.sweeper.garbage_deleted(deleted.claims)
         except LtxqError as exc:
             log.warning(
                 "%s is deleted, but its clip is not; a supervisor deletes it later: %s", job_id, exc

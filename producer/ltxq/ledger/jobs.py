@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from ltxq.errors import (
     IdempotencyConflict,
-    JobNotFinished,
     JobNotFound,
     JobUnreadable,
     LtxqError,
@@ -20,6 +19,7 @@ from ltxq.ledger.records import (
     BANDS,
     CANCELLED,
     READ_MOST,
+    Deleted,
     cost_of,
     queue_name,
     read_job,
@@ -121,21 +121,21 @@ class JobStore:
             raise not_found(job_id)
         return state  # type: ignore[no-any-return]
 
-    def delete(self, job_id: str) -> tuple[str, ...]:
-        """Remove a finished job's record.
-
-        Returns:
-            Its claims, '<job id>/<nonce>', whose objects are garbage now (`take_garbage`).
+    def delete(self, job_id: str) -> Deleted:
+        """Remove a job's record. An unfinished job leaves the queue, or its worker is asked to stop
+        and its objects become garbage when it has; in either case it is gone at once.
 
         Raises:
-            JobNotFound, JobNotFinished.
+            JobNotFound
         """
-        answer, *claims = self._script.run("delete", job_id, secrets.token_hex(8))
+        answer, *details = self._script.run("delete", job_id, secrets.token_hex(8))
         if answer == "gone":
             raise not_found(job_id)
-        if answer != "deleted":
-            raise JobNotFinished(f"{job_id} is {answer}.", hint="Cancel it first.")
-        return tuple(f"{job_id}/{nonce}" for nonce in " ".join(claims).split())
+        claims, state = details
+        return Deleted(
+            claims=tuple(f"{job_id}/{nonce}" for nonce in claims.split()),
+            unfinished=state in ("queued", "running"),
+        )
 
     def reported(self, job_id: str) -> None:
         """Celery's result of this job is stored; the sweep need not store it."""

@@ -89,6 +89,14 @@ class WebhookAttempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deleted:
+    """What was known of a job that a client deleted."""
+
+    claims: tuple[str, ...]  # '<job id>/<nonce>', whose objects are garbage now
+    unfinished: bool  # it has no outcome, and never will have
+
+
+@dataclass(frozen=True, kw_only=True)
 class Returned:
     """A job that was taken from a worker: queued again, final, or lost to another claim."""
 

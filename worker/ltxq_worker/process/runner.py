@@ -140,7 +140,7 @@ class Runner:
             with attempt:
                 return self._finish(attempt, self._outcome(attempt))
         except ClaimLost:
-            log.warning("%s was lost to another claim; dropped", claim.job_id)
+            log.warning("%s was deleted, or lost to another claim; dropped", claim.job_id)
             self._remove_objects(claim)
             return None
         except DiskFull as exc:

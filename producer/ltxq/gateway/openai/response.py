@@ -78,7 +78,7 @@ class VideoPage(BaseModel):
 
 
 class VideoDeleted(BaseModel):
-    """A finished video is deleted. An unfinished video is cancelled and stays in the list."""
+    """The video is gone: neither listed nor found."""
 
     id: str
     deleted: Literal[True] = True

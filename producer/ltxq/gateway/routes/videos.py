@@ -100,11 +100,8 @@ async def get_video(video_id: str, caller: AsCaller) -> Response:
 
 @router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
 async def delete_video(video_id: str, caller: AsCaller) -> Response:
-    """Delete a finished video. An unfinished one is cancelled instead, within a denoising step."""
-    try:
-        await caller.queue.call(caller.client.delete, video_id)
-    except JobNotFinished:
-        await caller.queue.call(caller.client.cancel, video_id)
+    """Delete a video. An unfinished one is cancelled by that, without a webhook."""
+    await caller.queue.call(caller.client.delete, video_id)
     return as_json(VideoDeleted(id=video_id))
 
 

@@ -4,6 +4,10 @@
 -- that it submitted, if that arrived. '0' if the client may ask so later; '' if it will not.
 function operation.submit(id, contract, request, digest, queue, band, cost, owner, retry_of, idempotency, resent, max_queued, max_owned,
                           not_before, start_within, channel, event)
+  if is_withdrawn(id) then  -- sent again while a worker still has the deleted job, which then loses its claim
+    leave_queue(id)
+    remove(id)
+  end
   local submitted = redis.call('HGET', key('job', id), 'submitted')
   if submitted then return {'accepted', submitted, queue_position(id)} end
   if idempotency ~= '' then
@@ -12,14 +16,14 @@ function operation.submit(id, contract, request, digest, queue, band, cost, owne
     if not other and redis.pcall('HGET', key('job', idempotency), 'owner') == (owner ~= '' and owner) then
       other = idempotency
     end
-    if other and redis.call('EXISTS', key('job', other)) == 1 then
+    if other and exists(other) then
       local same = redis.call('HGET', key('job', other), 'digest') == digest
       return {same and 'repeated' or 'conflict', other}
     end
   end
   if resent == '1' then
     local other = redis.pcall('GET', key('recent', owner, digest))
-    if type(other) == 'string' and redis.call('EXISTS', key('job', other)) == 1 then return {'repeated', other} end
+    if type(other) == 'string' and exists(other) then return {'repeated', other} end
   end
   local queued = redis.call('ZCARD', key('state', 'queued'))
   if queued >= tonumber(max_queued) then return {'full', queued, ''} end
@@ -66,7 +70,7 @@ end
 function operation.read(...)
   local rows = {}
   for _, id in ipairs({...}) do
-    local record = redis.pcall('HGETALL', key('job', id))
+    local record = is_withdrawn(id) and {} or redis.pcall('HGETALL', key('job', id))
     if record.err then
       rows[#rows + 1] = {'damaged'}
     else
@@ -76,15 +80,19 @@ function operation.read(...)
   return {now, rows}
 end
 
+local function ask_to_stop(id)
+  set(id, 'cancel', 1)
+  redis.call('PUBLISH', key('cancel', redis.call('HGET', key('job', id), 'worker')), id)
+end
+
 local function cancel(id, retention, cancelled)
   local state = redis.call('HGET', key('job', id), 'state')
-  if not state then return 'gone' end
+  if not state or is_withdrawn(id) then return 'gone' end
   if state == 'queued' then
     close(id, 'queued', 'cancelled', 'error', cancelled, retention)
     return 'cancelled'
   elseif state == 'running' then
-    set(id, 'cancel', 1)
-    redis.call('PUBLISH', key('cancel', redis.call('HGET', key('job', id), 'worker')), id)
+    ask_to_stop(id)
     changed(id)
   end
   return state
@@ -94,15 +102,34 @@ function operation.cancel(id, retention, cancelled)
   return guarded(retention, cancel, id, retention, cancelled) or (is_record(id) and 'failed' or 'gone')
 end
 
+-- An unfinished job is withdrawn: it leaves the queue, or its worker is asked to stop. It has no outcome.
+local function withdraw(id, state)
+  if state == 'running' then
+    ask_to_stop(id)
+    hide(id)
+    set(id, 'withdrawn', 1)
+    changed(id)
+    count(id, 'cancelled')
+  else
+    leave_queue(id)
+    count(id, 'cancelled')
+    remove(id)
+  end
+end
+
 function operation.delete(id, nonce)
-  if redis.call('EXISTS', key('job', id)) == 0 then
-    return {redis.pcall('GET', key('deleted', id)) == nonce and 'deleted' or 'gone'}
+  if not exists(id) then
+    local earlier = redis.pcall('GET', key('deleted', id))
+    local by, had = string.match(type(earlier) == 'string' and earlier or '', '^(%S+) (%S*)$')
+    return by == nonce and {'deleted', '', had} or {'gone'}
   end
   local state, claims
   if is_record(id) then state, claims = unpack(get(id, 'state', 'claims')) end
-  if state == 'queued' or state == 'running' then return {state} end
-  if not (state and final(state)) then forget(id) end
-  remove(id)
-  redis.call('SET', key('deleted', id), nonce, 'EX', 10)
-  return {'deleted', claims or ''}
+  if state == 'queued' or state == 'running' then guarded(0, withdraw, id, state) end
+  if exists(id) then  -- it was final, or is damaged
+    if not (state and final(state)) then forget(id) end
+    remove(id)
+  end
+  redis.call('SET', key('deleted', id), nonce .. ' ' .. (state or ''), 'EX', 10)
+  return {'deleted', state ~= 'running' and claims or '', state or ''}
 end

@@ -26,6 +26,7 @@ end
 -- Fails a job whose record is damaged, so that no operation meets it again.
 local function quarantine(id, retention)
   forget(id)
+  if is_withdrawn(id) then redis.call('DEL', key('job', id)) end
   if is_record(id) then
     local seq = tonumber(redis.call('HGET', key('job', id), 'seq') or 0) or 0
     if seq ~= seq then seq = 0 end  -- 'nan' is a number to Lua, and none to Redis
@@ -83,6 +84,11 @@ local function index(id, lease, retention)
   local state, seq, owner, queue, band, tag = unpack(get(id, 'state', 'seq', 'owner', 'queue', 'band', 'tag'))
   local idempotency, finished, webhook, receiver = unpack(get(id, 'idempotency', 'finished', 'webhook', 'receiver'))
   local not_before, start_by, attempts, worker = unpack(get(id, 'not_before', 'start_by', 'attempts', 'worker'))
+  if is_withdrawn(id) then
+    redis.call('ZADD', key('running'), 'NX', now + lease, id)
+    redis.call('SADD', key('held', worker), id)
+    return
+  end
   for _, name in ipairs(indexes(owner, state)) do redis.call('ZADD', name, seq, id) end
   redis.call('SADD', key('queues'), queue)
   if owner then redis.call('SADD', key('owners'), owner) end

@@ -37,7 +37,7 @@
 --   webhooks                zset receiver (a host) → when the next attempt may begin
 --   webhooks:<receiver>     zset id → when its webhook is due, until it is delivered or given up
 --   sending:<receiver>      zset id → when the sender's lease on its attempt ends
---   deleted:<id>            the nonce of the call that deleted it, kept for seconds
+--   deleted:<id>            the nonce of the call that deleted it and the state it had, kept for seconds
 --   idempotency             hash "<owner>:<key>" → id
 --   silent                  the last heartbeat of the last worker that a sweep found silent
 --   queues                  set of the queues with jobs or workers
@@ -109,5 +109,10 @@ local function as_waiting(id, seq) return string.format('%016.0f', seq) .. id en
 local function id_of(waiting) return string.sub(waiting, 17) end
 
 local function is_record(id) return redis.call('TYPE', key('job', id)).ok == 'hash' end
+-- Whether a client has deleted the job while a worker had it. Until that worker lets go of it, supervisors
+-- still see it, so that a hung one is found; for clients it is gone.
+local function is_withdrawn(id) return redis.pcall('HGET', key('job', id), 'withdrawn') == '1' end
+-- Whether clients see a job of that id.
+local function exists(id) return redis.call('EXISTS', key('job', id)) == 1 and not is_withdrawn(id) end
 
 local operation = {}

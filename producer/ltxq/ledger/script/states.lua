@@ -18,13 +18,18 @@ local function let_go(id)
   if worker then redis.call('SREM', key('held', worker), id) end
 end
 
--- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
-local function close(id, from, to, field, value, retention)
+-- The job neither waits nor runs any more.
+local function leave_queue(id)
   local queue, band, seq, not_before, start_by = unpack(get(id, 'queue', 'band', 'seq', 'not_before', 'start_by'))
   redis.call('ZREM', key('waiting', queue, band), as_waiting(id, seq))
   if not_before then redis.call('ZREM', key('later', queue), id) end
   if start_by then redis.call('ZREM', key('deadlines'), id) end
   let_go(id)
+end
+
+-- A job reaches its final state. `field` is 'result' or 'error', `value` its JSON.
+local function close(id, from, to, field, value, retention)
+  leave_queue(id)
   move(id, from, to)
   if to == 'succeeded' then note_pace(id, 'whole') end
   discard_claims(id, to == 'succeeded' and redis.call('HGET', key('job', id), 'nonce') or '')
@@ -87,11 +92,46 @@ local function join_queue(id, seq, queue, band, cost, owner)
   wake(id, queue)
 end
 
+-- Forgets an owner without jobs.
+local function forget_owner(owner)
+  for _, state in ipairs(STATES) do
+    if redis.call('EXISTS', key('owned', owner, state)) == 1 then return end
+  end
+  redis.call('SREM', key('owners'), owner)
+end
+
+-- Takes a job out of everything that clients see.
+local function hide(id)
+  local state, owner, idempotency, receiver = unpack(get(id, 'state', 'owner', 'idempotency', 'receiver'))
+  local used = idempotency and (owner or '') .. ':' .. idempotency
+  if used and redis.call('HGET', key('idempotency'), used) == id then redis.call('HDEL', key('idempotency'), used) end
+  for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
+  if owner then forget_owner(owner) end
+  if receiver then settle_webhook(id, receiver, nil) end
+end
+
+-- Removes a record; its objects become garbage.
+local function remove(id)
+  if is_record(id) then
+    discard_claims(id, '')
+    hide(id)
+  end
+  redis.call('ZREM', key('expiry'), id)
+  redis.call('ZREM', key('unreported'), id)
+  redis.call('DEL', key('job', id))
+  changed(id)
+end
+
 -- Takes a job from a worker that no longer works on it. `charged`: the job held the GPU when the worker was
 -- lost, so the loss counts against it. The job gets the error `failure` if it was lost too often, and
 -- `cancelled` if a client had asked to cancel it.
 local function give_back(id, charged, max_lost, retention, failure, cancelled, reason)
   local lost, cancel = unpack(get(id, 'lost', 'cancel'))
+  if is_withdrawn(id) then
+    leave_queue(id)
+    remove(id)
+    return {id, 'lost'}
+  end
   let_go(id)
   lost = tonumber(lost or 0)
   if charged then
@@ -115,30 +155,4 @@ local function give_back(id, charged, max_lost, retention, failure, cancelled, r
   wake(id, queue)
   changed(id)
   return {id, 'queued'}
-end
-
--- Forgets an owner without jobs.
-local function forget_owner(owner)
-  for _, state in ipairs(STATES) do
-    if redis.call('EXISTS', key('owned', owner, state)) == 1 then return end
-  end
-  redis.call('SREM', key('owners'), owner)
-end
-
--- Removes a record; its objects become garbage.
-local function remove(id)
-  if is_record(id) then
-    discard_claims(id, '')
-    local state, owner, idempotency, receiver = unpack(get(id, 'state', 'owner', 'idempotency', 'receiver'))
-    if idempotency then
-      redis.call('HDEL', key('idempotency'), (owner or '') .. ':' .. idempotency)
-    end
-    for _, index in ipairs(indexes(owner, state or '')) do redis.call('ZREM', index, id) end
-    if owner then forget_owner(owner) end
-    if receiver then settle_webhook(id, receiver, nil) end
-  end
-  redis.call('ZREM', key('expiry'), id)
-  redis.call('ZREM', key('unreported'), id)
-  redis.call('DEL', key('job', id))
-  changed(id)
 end

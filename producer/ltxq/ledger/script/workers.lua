@@ -98,6 +98,11 @@ local function finish(id, nonce, state, field, value, retention)
   local current, holder = unpack(get(id, 'state', 'nonce'))
   if not current then return {'refused', 'gone'} end
   if holder ~= nonce then return {'refused', current} end
+  if is_withdrawn(id) then
+    leave_queue(id)
+    remove(id)
+    return {'refused', 'gone'}
+  end
   if current == 'running' then
     close(id, 'running', state, field, value, retention)
   elseif current ~= state then
