@@ -83,7 +83,7 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_frames_and_sound_equal_the_librarys_bit_for_bit(
     sides: Sides, size: dict[str, int]
 ) -> None:
-    request = VideoRequest(seed=42, prompt=PROMPT, **size)
+    request = VideoRequest(**{"seed": 42, "prompt": PROMPT, **size})
     frames, sound = ours(sides.ours, request)
     their_frames, their_sound = theirs(sides, request, DISTILLED_SIGMA_VALUES, tiling=None)
     assert frames.shape == (request.num_frames, request.height, request.width, 3)
@@ -127,7 +127,7 @@ TWO_STAGES = [
 def test_two_stages_equal_the_librarys_pipeline_bit_for_bit(
     sides: Sides, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = VideoRequest(seed=42, prompt=PROMPT, stages=2, **size)
+    request = VideoRequest(**{"seed": 42, "prompt": PROMPT, "stages": 2, **size})
     frames, sound = ours(sides.ours, request)
     their_frames, their_sound = theirs_in_two_stages(sides, request, monkeypatch)
     assert frames.shape == (request.num_frames, request.height, request.width, 3)

@@ -138,13 +138,16 @@ def in_two_stages(
     shape: VideoPixelShape,
     generator: torch.Generator,
     step_done: StepDone,
+    stage_done: Callable[[Latents], None] = lambda _: None,
 ) -> Latents:
     """Denoise a clip at half size; then upsample it, add noise and denoise it at full size.
 
     `upsample` doubles height and width of a picture latent. The second stage refines sound too.
+    `stage_done` receives the latents of the first stage.
     """
     half = shape._replace(height=shape.height // 2, width=shape.width // 2)
     small = in_one_stage(transformer, context, half, generator, step_done)
+    stage_done(small)
     doubled = Latents(video=upsample(small.video), audio=small.audio)
     done = schedule.steps(1)
     return in_one_stage(

@@ -7,8 +7,9 @@ Combines text encoding, denoising and decoding, and translates the device's erro
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from ltxq_worker.models.weights.resident import Quantization, Resident
 from ltxq_worker.pipeline import ClipStream, Report, memory, schedule
 from ltxq_worker.pipeline.clock import StageClock
 from ltxq_worker.pipeline.decode.frames import Decoding, tiles
-from ltxq_worker.pipeline.denoise import in_one_stage, in_two_stages
+from ltxq_worker.pipeline.denoise import Latents, in_one_stage, in_two_stages
 from ltxq_worker.pipeline.device import (
     KEPT_FREE,
     find_device,
@@ -42,6 +43,9 @@ from ltxq_worker.pipeline.device import (
 )
 from ltxq_worker.pipeline.fast.options import Optimizations
 from ltxq_worker.pipeline.fast.path import FastPath
+from ltxq_worker.pipeline.finite import FiniteCheck, NotFinite
+
+log = logging.getLogger("ltxq.worker")
 
 PROMPTS_KEPT = 16  # cached contexts of the last prompts, about 15 MB each on the 19B model
 
@@ -154,17 +158,22 @@ class LtxPipeline:
     def warm_up(self, requests: Iterable[VideoRequest]) -> None:
         """Make these clips and drop them, since the first clip of a size is slow."""
         for request in requests:
-            for _ in self.generate(request, _ignore).frames:
-                pass
+            try:
+                for _ in self.generate(request, _ignore).frames:
+                    pass
+            except NotFinite as exc:
+                log.error("%s Jobs will fail of it too.", exc)
 
     @torch.inference_mode()
     def _generate(
         self, request: VideoRequest, shape: memory.Shape, seed: int, report: Report
     ) -> ClipStream:
         clock = StageClock(self._device)
+        finite = self._decoding.finite_check()
         clock.begin("encode_text")
         report("encode_text", 0, 1)
         context = self._context(request.prompt)
+        finite.note("text encoder or its connectors", context.video, context.audio)
         report("encode_text", 1, 1)
         steps = schedule.steps(request.stages)
         clock.begin("denoise")
@@ -181,16 +190,29 @@ class LtxPipeline:
         if request.stages == 1:
             latents = in_one_stage(transformer, context, size, generator, step_done)
         else:
+
+            def first_stage_done(small: Latents) -> None:
+                finite.note("transformer in stage 1", small.video, small.audio)
+
+            def upsample(latent: torch.Tensor) -> torch.Tensor:
+                doubled = self._upsample(latent)
+                finite.note("upsampler", doubled)
+                return doubled
+
             latents = in_two_stages(
-                transformer, self._upsample, context, size, generator, step_done
+                transformer, upsample, context, size, generator, step_done, first_stage_done
             )
+        finite.note(f"transformer in stage {request.stages}", latents.video, latents.audio)
         clock.begin("decode")
         timings: dict[Stage, float] = {}
         sound = None
         if request.audio:
-            audio = decode_audio(latents.audio, self._parts.audio_decoder, self._parts.vocoder)
-            sound = self._decoding.sound(audio)
-        chunks = self._frames(latents.video, shape, request, generator, clock)
+            decoder, vocoder = self._parts.audio_decoder, self._parts.vocoder
+            with finite.watching("audio decoder", decoder), finite.watching("vocoder", vocoder):
+                audio = decode_audio(latents.audio, decoder, vocoder)
+            require = functools.partial(self._require_finite, finite.up_to_here())
+            sound = self._decoding.sound(audio, require)
+        chunks = self._frames(latents.video, shape, request, generator, finite, clock)
         return ClipStream(
             frames=self._reported(chunks, request.num_frames, report, clock, timings),
             sound=sound,
@@ -224,15 +246,19 @@ class LtxPipeline:
         shape: memory.Shape,
         request: VideoRequest,
         generator: torch.Generator,
+        finite: FiniteCheck,
         clock: StageClock,
     ) -> Iterator[NDArray[np.uint8]]:
         tilings = self._tilings(shape)
         while tilings:
             tiling, begun = tilings[0], False
             try:
-                for chunk in self._decoding.frames(latent, tiling, request, generator, clock.end):
+                for chunk in self._decoding.frames(
+                    latent, tiling, request, generator, finite, clock.end
+                ):
                     begun = True
                     yield chunk
+                self._require_finite(finite.up_to_here())
                 return
             except (RuntimeError, MemoryError) as exc:
                 if not begun and self._decoding.steps_down(exc):
@@ -243,6 +269,14 @@ class LtxPipeline:
             if tilings:
                 free_memory(self._device)
         raise self._out_of_memory(shape)
+
+    def _require_finite(self, check: Callable[[], None]) -> None:
+        """Call a check of `FiniteCheck`, which may raise NotFinite."""
+        try:
+            check()
+        except NotFinite:
+            self._context.cache_clear()  # the text's contexts may be what is broken
+            raise
 
     def _tilings(self, shape: memory.Shape) -> list[TilingConfig | None]:
         """The tilings to decode a clip with, in order: the next one is for when memory runs out."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from ltx_core.model.video_vae import (
     SpatialTilingConfig,
@@ -13,6 +14,7 @@ from ltx_core.model.video_vae import (
     decode_video,
 )
 from ltx_core.types import Audio
+from numpy.typing import NDArray
 
 from ltxq.job import VideoRequest
 from ltxq_worker.pipeline import Sound, crop_offset, memory
@@ -24,9 +26,11 @@ from ltxq_worker.pipeline.decode.transfer import (
     Send,
     as_yuv420,
     send_on_cpu,
+    send_when_fetched,
 )
 from ltxq_worker.pipeline.device import is_refused_by_cudnn
 from ltxq_worker.pipeline.fast.options import Optimizations, describe_error, step_down
+from ltxq_worker.pipeline.finite import FiniteCheck
 
 
 class Decoding:
@@ -49,18 +53,23 @@ class Decoding:
         tiling: TilingConfig | None,
         request: VideoRequest,
         generator: torch.Generator,
+        finite: FiniteCheck,
         all_queued: Callable[[], None],
     ) -> Iterator[Frames]:
         """A clip's frames in chunks, as in `ClipStream.frames`. Calls `all_queued` once all of the
         decoder's work is queued on the device.
         """
-        chunks = _decoded(latent, self._decoder, tiling, generator, all_queued)
+        chunks = _decoded(latent, self._decoder, tiling, generator, finite, all_queued)
         if self._send is None:
             return (chunk.contiguous().cpu().numpy() for chunk in chunks)
         left, top = crop_offset(request)
         width, height = request.output_size
         crop = slice(top, top + height), slice(left, left + width)
         return as_yuv420(chunks, crop, self._send)
+
+    def finite_check(self) -> FiniteCheck:
+        """The check of a clip, whose results travel as the frames do."""
+        return FiniteCheck(self._send or send_when_fetched)
 
     def steps_down(self, exc: BaseException) -> bool:
         """If cuDNN refused the channels-last layout, use the library's decoder from now on.
@@ -77,11 +86,22 @@ class Decoding:
         )
         return True
 
-    def sound(self, audio: Audio) -> Sound:
-        """A clip's sound. With `frames` on, its samples may still be on their way to the host."""
+    def sound(self, audio: Audio, check: Callable[[], None]) -> Sound:
+        """A clip's sound. With `frames` on, its samples may still be on their way to the host.
+
+        Args:
+            check: called before the samples are used; may raise.
+        """
+        arrive = (self._send or send_when_fetched)(audio.waveform)
+
+        def fetch() -> NDArray[np.float32]:
+            samples = arrive()
+            check()
+            return samples
+
         if self._send is None:
-            return Sound(samples=audio.waveform.cpu().numpy(), sample_rate=audio.sampling_rate)
-        return PendingSound(self._send(audio.waveform), audio.sampling_rate)
+            return Sound(samples=fetch(), sample_rate=audio.sampling_rate)
+        return PendingSound(fetch, audio.sampling_rate)
 
 
 @torch.inference_mode()  # on a generator: applies while it runs, not to the caller between chunks
@@ -90,11 +110,33 @@ def _decoded(
     decoder: torch.nn.Module,
     tiling: TilingConfig | None,
     generator: torch.Generator,
+    finite: FiniteCheck,
     all_queued: Callable[[], None],
 ) -> Iterator[torch.Tensor]:
     """Frames in chunks, uint8 [n, H, W, 3] on the device."""
-    yield from decode_video(latent, decoder, tiling, generator)
+    yield from decode_video(latent, _Checked(decoder, finite), tiling, generator)
     all_queued()
+
+
+class _Checked:
+    """A decoder for `decode_video`, whose frames are checked before they become uint8.
+
+    Not a forward hook of the module: the library's tiled decoding calls no hooks.
+    """
+
+    def __init__(self, decoder: torch.nn.Module, finite: FiniteCheck) -> None:
+        self._decoder: Any = decoder
+        self._finite = finite
+
+    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
+        return self._note(self._decoder(*args, **options))
+
+    def tiled_decode(self, *args: Any, **options: Any) -> Iterator[torch.Tensor]:
+        return map(self._note, self._decoder.tiled_decode(*args, **options))
+
+    def _note(self, frames: torch.Tensor) -> torch.Tensor:
+        self._finite.note("video decoder", frames)
+        return frames
 
 
 def tiles(shape: memory.Shape) -> TilingConfig | None:

@@ -67,7 +67,7 @@ class AsyncCopies:
 
 class PendingSound(Sound):
     """A sound whose copy to the host may be incomplete. Reading `samples` waits for it, so the
-    encoder's thread waits and not the thread that drives the device.
+    encoder's thread waits and not the thread that drives the device. Raises what `fetch` raises.
     """
 
     _fetch: Callable[[], NDArray[np.float32]]
@@ -85,3 +85,8 @@ class PendingSound(Sound):
 def send_on_cpu(part: torch.Tensor) -> Fetch:
     """A `Send` for a CPU, where nothing is copied."""
     return lambda: part.numpy()
+
+
+def send_when_fetched(part: torch.Tensor) -> Fetch:
+    """A `Send` that copies, and waits for it, when the array is fetched."""
+    return lambda: part.cpu().numpy()
