@@ -8,6 +8,7 @@ cli.md, and the tables between `<!-- table: NAME -->` and `<!-- end -->` of the 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pydantic import SecretStr
 from bench.harness import cpu_tables, tables
 from ltxq import cli
 from ltxq.settings import Settings
+from ltxq.storage import OPERATIONS, policy
 
 WIDTH = 88  # characters of a help text
 
@@ -94,7 +96,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Each document that has generated parts, and what it must be."""
     yield DOCS / "settings.md", settings_page()
     yield DOCS / "cli.md", cli_page()
-    makers = {**cpu_tables.TABLES, **tables.TABLES}
+    makers = {**cpu_tables.TABLES, **tables.TABLES, **RIGHTS}
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text()
         if "<!-- table: " in text:
@@ -108,6 +110,28 @@ def filled(text: str, makers: dict[str, Callable[[], str]]) -> str:
         return f"<!-- table: {match[1]} -->\n\n{makers[match[1]]()}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
+
+
+def calls_table() -> str:
+    """The operations of S3 that each role makes."""
+    rows = [
+        f"| `{one.name}` | `{one.action}` | {one.worker or '–'} | {one.gateway or '–'} |"
+        for one in OPERATIONS
+    ]
+    head = "| call | right | worker and supervisor | gateway, `Client` over Redis |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+def policy_block(role: Any) -> str:
+    """The IAM policy of a role, for the bucket `clips`."""
+    return f"```json\n{json.dumps(policy(role, 'clips', 'ltxq/'), indent=2)}\n```"
+
+
+RIGHTS = {
+    "storage_calls": calls_table,
+    "policy_worker": lambda: policy_block("worker"),
+    "policy_gateway": lambda: policy_block("gateway"),
+}
 
 
 def settings_page() -> str:

@@ -58,7 +58,7 @@ def exists(storage: Storage, key: str) -> bool:
     from botocore.exceptions import ClientError
 
     try:
-        storage._client.head_object(Bucket=storage.bucket, Key=key)
+        storage._calls.client.head_object(Bucket=storage.bucket, Key=key)
     except ClientError as exc:
         if exc.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
             raise

@@ -185,7 +185,7 @@ def test_the_stand_in_lists_by_prefix_and_page_and_deletes(storage: Storage) -> 
 def test_a_part_of_an_object_can_be_asked_for(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "clip").write_bytes(bytes(range(100)))
     storage.put("clip", tmp_path / "clip", "video/mp4")
-    answer = storage._client.get_object(Bucket="clips", Key="clip", Range="bytes=10-19")
+    answer = storage._calls.client.get_object(Bucket="clips", Key="clip", Range="bytes=10-19")
     assert answer["Body"].read() == bytes(range(10, 20))
     assert answer["ContentRange"] == "bytes 10-19/100"
 

@@ -109,6 +109,9 @@ def clean(
         f"{'Found' if dry_run else 'Removed'} {found} without a job.",
         as_json=as_json,
     )
+    if found.refused:
+        screen.note(f"The storage refuses to delete {found.refused} more: see `ltxq doctor`.")
+        raise typer.Exit(1)
 
 
 def _wait_until_drained(operator: Operator, host: str, timeout: float | None) -> None:

@@ -184,7 +184,7 @@ class Client:
         return self._transport.models()
 
     def check_storage(self) -> None:
-        """Write, find and delete a small object in the bucket; does nothing without a bucket.
+        """Write, read and delete a small object in the bucket; does nothing without a bucket.
 
         Raises:
             StorageUnavailable, StorageRefused
@@ -197,6 +197,7 @@ class Client:
 
         Raises:
             JobNotFound
+            StorageRefused: the job is removed, but the storage refuses to delete the clip.
         """
         self._check_own(job_id)
         self._transport.delete(job_id)

@@ -12,7 +12,8 @@ from typing import Protocol, TypedDict, Unpack
 
 from ltxq.celery import forget_outcome, make_app, report_outcome, report_refusal
 from ltxq.celery.flower import queued_event
-from ltxq.errors import LtxqError, QueueUnavailable
+from ltxq.download_name import download_name
+from ltxq.errors import QueueUnavailable, StorageRefused, StorageUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import CANCELLED, Ledger, Subscription
 from ltxq.limits import ServedModel
@@ -77,7 +78,11 @@ class Transport(Protocol):
         """Cancel a queued job; ask a running job to stop; leave a final job."""
 
     def delete(self, job_id: str) -> None:
-        """Remove a job: its record and its files. An unfinished one is cancelled by that."""
+        """Remove a job: its record and its files. An unfinished one is cancelled by that.
+
+        Raises:
+            StorageRefused: the record is gone, and the storage refuses to delete a file.
+        """
 
     def models(self) -> dict[str, ServedModel]:
         """The models served, by name."""
@@ -101,6 +106,7 @@ class RedisTransport:
         self._app = make_app(settings)
         # Without a bucket the URLs stay as the worker signed them.
         self._storage = Storage.from_settings(settings) if settings.s3_bucket else None
+        self._unsigned = False  # whether the log says that URLs cannot be signed
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
         request = request.settled(self.settings.default_model)
@@ -129,13 +135,26 @@ class RedisTransport:
             report_refusal(self._app, job_id, CANCELLED)
         else:
             forget_outcome(self._app, job_id)
+        if self._storage is None:  # a supervisor deletes the clip
+            return
         try:
-            if self._storage:
-                self._storage.delete_clips(deleted.claims)
-                self._ledger.sweeper.garbage_deleted(deleted.claims)
-        except LtxqError as exc:
+            refused = self._storage.delete_clips(deleted.claims)
+            gone = [claim for claim in deleted.claims if claim not in refused]
+            self._ledger.sweeper.garbage_refused(list(refused))
+            self._ledger.sweeper.garbage_deleted(gone)
+        except StorageRefused as exc:  # the whole bucket
+            refused = {"": exc}
+        except (StorageUnavailable, QueueUnavailable) as exc:
             log.warning(
                 "%s is deleted, but its clip is not; a supervisor deletes it later: %s", job_id, exc
+            )
+
+            return
+        for reason in refused.values():
+            raise StorageRefused(
+                f"{job_id} is deleted, but not its clip. {reason.message}",
+                hint=f"{reason.hint} Supervisors try again for days; `ltxq doctor` counts such "
+                "clips.".lstrip(),
             )
 
     def models(self) -> dict[str, ServedModel]:
@@ -144,7 +163,7 @@ class RedisTransport:
 
     def check_storage(self) -> None:
         if self._storage:
-            self._storage.check()
+            self._storage.check("gateway")
 
     @contextmanager
     def changes(self, job_id: str) -> Iterator[Changes]:
@@ -162,7 +181,16 @@ class RedisTransport:
     def _signed(self, job: Job) -> Job:
         if job.result is None or self._storage is None:
             return job
-        urls = self._storage.clip_urls(job.result.key, job.request.expires_in)
+        name = download_name(job.request.prompt, job.result.seed)
+        try:
+            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name)
+        except (StorageRefused, StorageUnavailable) as exc:
+            # What the worker signed stays true, and its state can be read all the same.
+            if not self._unsigned:
+                self._unsigned = True
+                log.warning("Clips have the URLs that their workers signed: %s", exc)
+            return job
+        self._unsigned = False
         return job.model_copy(update={"result": job.result.model_copy(update=urls)})
 
 

@@ -14,7 +14,8 @@ from types import FrameType
 
 import uvicorn
 
-from ltxq.errors import ConfigurationError
+from ltxq.client import Client
+from ltxq.errors import ConfigurationError, StorageUnavailable
 from ltxq.gateway.access.browser_guard import is_loopback
 from ltxq.gateway.access.http_limits import BoundedHttp, closing_after_early_answers
 from ltxq.gateway.access.keys import ApiKeys
@@ -42,6 +43,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
 
     Raises:
         ConfigurationError: `host` is public and there are no API keys; or the port is taken.
+        StorageRefused: the bucket refuses a call that the gateway makes.
     """
     if settings.is_gateway:
         raise ConfigurationError(
@@ -53,6 +55,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             f"Without API keys the gateway listens only on this machine, not on {host}.",
             hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
         )
+    _check_storage(settings)
     registry = new_registry()
     with _listening(host, port) as listener, served_metrics(settings, registry):
         app = make_app(settings)
@@ -79,6 +82,19 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         _tune_garbage_collection()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
+
+
+def _check_storage(settings: Settings) -> None:
+    """Try what the gateway does in the bucket; a storage that is away now may come back.
+
+    Raises:
+        StorageRefused: names the call, and the right to grant.
+    """
+    try:
+        with Client(settings=settings) as client:
+            client.check_storage()
+    except StorageUnavailable as exc:
+        log.warning("The storage does not answer yet: %s", exc)
 
 
 def _allow_connections() -> None:

@@ -86,6 +86,7 @@ class FleetFigures:
     sweep_age: float | None  # seconds since the last sweep
     memory_used: float | None  # bytes, of Redis
     memory_limit: float | None  # its maxmemory; 0: none
+    undeleted: int  # claims with an object that the storage refuses to delete
 
 
 class FleetStore:
@@ -170,7 +171,9 @@ class FleetStore:
         """The numbers behind the fleet's metrics, in four calls."""
         queues, _ = self.queues(retention=0)
         workers, _ = self.workers()
-        rows, webhooks, overdue, leases, unreported, swept, used, limit = self._script.run("totals")
+        rows, webhooks, overdue, leases, unreported, swept, used, limit, undeleted = (
+            self._script.run("totals")
+        )
         return FleetFigures(
             queues=queues,
             workers=workers,
@@ -183,6 +186,7 @@ class FleetStore:
             sweep_age=_seconds(swept),
             memory_used=_number(used),
             memory_limit=_number(limit),
+            undeleted=undeleted,
         )
 
 

@@ -19,6 +19,9 @@ from ltxq.settings import Settings
 GRACE = 3.0  # seconds after a job's end in which its worker or client stores Celery's result
 GARBAGE_MOST = 100  # claims that one supervisor takes at once
 GARBAGE_LEASE = 600.0  # seconds it has to delete their objects
+REFUSED_AGAIN = 3600.0  # seconds after which a refused deletion is tried again
+GARBAGE_KEPT = 2 * 86400.0  # seconds beyond the retention for which it is tried so
+UNDELETED_SHOWN = 3  # claims that are named
 SWEEP_MOST = 1000  # jobs of each kind in one sweep; the next one goes on
 
 
@@ -85,6 +88,26 @@ class Sweeper:
         """The objects of these claims are gone."""
         if claims:
             self._script.run("garbage_deleted", *claims)
+
+    def garbage_refused(self, claims: Collection[str]) -> None:
+        """The storage refuses to delete objects of these claims. They are handed out again in an
+        hour, until `GARBAGE_KEPT` after the retention: the search for orphaned objects has found
+        them by then.
+        """
+        if claims:
+            keep = self._retention + int(GARBAGE_KEPT * 1000)
+            self._script.run("garbage_refused", int(REFUSED_AGAIN * 1000), keep, *claims)
+
+    def orphans_refused(self, claims: Collection[str]) -> None:
+        """A search of the whole bucket has ended; of these claims orphaned objects are refused."""
+        self._script.run("orphans_refused", *claims)
+
+    def undeleted(self) -> tuple[int, tuple[str, ...]]:
+        """How many claims have an object that the storage refuses to delete (at most 1000 are
+        counted), and the first of them.
+        """
+        count, first = self._script.run("undeleted", UNDELETED_SHOWN)
+        return count, tuple(first)
 
     def may_clean(self, every: float) -> bool:
         """Whether the caller may look for objects that belong to no job. One supervisor of the

@@ -13,17 +13,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from ltxq.errors import LtxqError
+from ltxq.errors import LtxqError, StorageRefused
 from ltxq.settings import Settings
+
+if TYPE_CHECKING:
+    from ltxq.storage import Storage
 
 PINGS = 20
 # Seconds for an answer. A job costs some 80 commands, most of them while the GPU works.
@@ -75,6 +80,7 @@ def base_checks(settings: Settings) -> tuple[tuple[str, Check], ...]:
         ("Python", check_python),
         ("Redis", check_redis),
         ("S3 storage", check_storage),
+        ("S3 storage", check_undeleted),
         ("Webhooks", check_webhooks),
         ("Workers", check_workers),
     )
@@ -202,11 +208,18 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Can ltxq write, list and delete objects, and can a viewer fetch a signed URL?"""
     from ltxq.storage import Storage
+    from ltxq.storage.operations import CHECKS
 
     storage = Storage.from_settings(settings)
-    storage.check()
-    yield ok(f"Writing, finding and deleting work in {storage.bucket!r}.")
-    key = f"{storage.prefix}.check/{secrets.token_hex(8)}"
+    storage.check("gateway")
+    yield ok(f"Writing, reading and deleting work in {storage.bucket!r}.")
+    yield from _worker_calls(storage)
+    if storage.credentials_end_unknown:
+        yield warning(
+            "The session credentials do not say when they end: URLs are signed for 15 minutes.",
+            "Set AWS_CREDENTIAL_EXPIRATION to their end, as 2026-01-31T12:00:00Z.",
+        )
+    key = f"{storage.prefix}{CHECKS}{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "x")
         file.write_bytes(b"ltxq doctor")
@@ -215,6 +228,36 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         yield from _fetched(storage.url(key, 60)[0])
     finally:
         storage.delete([key])
+
+
+def _worker_calls(storage: Storage) -> Iterator[Finding]:
+    """Is everything allowed that a worker and its supervisor do?"""
+    try:
+        storage.check("worker")
+    except StorageRefused as exc:
+        if find_spec("ltxq_worker"):
+            raise
+        yield ok(f"Enough for a gateway. A worker would need more: {exc.message}")
+        return
+    yield ok("Everything that a worker and its supervisor do there is allowed.")
+
+
+def check_undeleted(settings: Settings) -> Iterator[Finding]:
+    """Are there clips that the storage refuses to delete?"""
+    from ltxq.ledger import Ledger
+
+    with closing(Ledger(settings)) as ledger:
+        try:
+            count, first = ledger.sweeper.undeleted()
+        except LtxqError:
+            yield skipped("Redis, which counts undeleted clips, cannot be reached.")
+            return
+    if count:
+        yield warning(
+            f"The storage refuses to delete files of {count} clips, as {', '.join(first)}.",
+            f"Delete them under {settings.s3_prefix} with other credentials, or lift the "
+            "retention or lock. Supervisors try again.",
+        )
 
 
 def _fetched(url: str) -> Iterator[Finding]:

@@ -178,6 +178,11 @@ def _whole(figures: FleetFigures) -> Iterator[Metric]:
             "Seconds since the last sweep of any supervisor.",
             figures.sweep_age,
         ),
+        (
+            "ltxq_undeleted_clips",
+            "Clips of which the storage refuses to delete a file; at most 1000 are counted.",
+            figures.undeleted,
+        ),
         ("ltxq_redis_memory_used_bytes", "Redis's memory.", figures.memory_used),
         ("ltxq_redis_memory_limit_bytes", "Its maxmemory; 0: none.", figures.memory_limit),
     ):

@@ -8,6 +8,7 @@ another queue uses too, whose jobs are unknown here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,14 @@ from itertools import islice
 
 from ltxq.errors import BucketShared
 from ltxq.ledger import Ledger
-from ltxq.storage.s3 import PAGE, Storage
+from ltxq.storage import Storage
+from ltxq.storage.deletion import PAGE
+
+log = logging.getLogger("ltxq")
 
 CLEAN_SECONDS = 6 * 3600.0  # between two looks at the whole bucket, by the whole fleet
+REFUSED_LOGGED = 3  # objects that a search names in the log
+REFUSED_MOST = 1000  # claims that it reports
 MARGIN = timedelta(days=1)  # beyond the retention, for slow uploads and clocks that differ
 # This folder has an empty object for each queue that keeps clips under the prefix, by its name.
 MARKS = ".queues/"
@@ -29,6 +35,7 @@ class Cleaned:
 
     objects: int = 0
     size: int = 0  # bytes
+    refused: int = 0  # further objects, which the storage refuses to delete
 
     def __str__(self) -> str:
         return f"{self.objects} object{'' if self.objects == 1 else 's'}, {self.size / 1e6:.1f} MB"
@@ -51,20 +58,31 @@ def clean(
 
     Raises:
         BucketShared: another queue has clips there; nothing was removed.
-        StorageRefused, StorageUnavailable, QueueUnavailable: some objects may have been removed.
+        StorageRefused: the whole bucket is refused; single objects are counted instead.
+        StorageUnavailable, QueueUnavailable: some objects may have been removed.
     """
     _claim(storage, ledger.queue_id())
     before = datetime.now(UTC) - timedelta(seconds=retention) - MARGIN
-    found = Cleaned()
+    found, refused = Cleaned(), set[str]()
     old = (stored for stored in storage.entries() if stored.modified < before)
     while not unwanted() and (page := list(islice(old, PAGE))):
         claims = {stored.key: storage.claim_of(stored.key) for stored in page}
         jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
         known = ledger.jobs.existing(set(jobs.values()))
         orphans = [s for s in page if s.key in jobs and jobs[s.key] not in known]
-        if remove:
-            storage.delete(stored.key for stored in orphans)
-        found = Cleaned(found.objects + len(orphans), found.size + sum(s.size for s in orphans))
+        kept = list(storage.try_delete(s.key for s in orphans)) if remove else []
+        for key, reason in kept[: REFUSED_LOGGED if not refused else 0]:
+            log.warning("%s stays: %s", key, reason)
+        stay = {key for key, _ in kept}
+        refused.update(claims[key] or "" for key in stay)
+        gone = [stored for stored in orphans if stored.key not in stay]
+        found = Cleaned(
+            found.objects + len(gone),
+            found.size + sum(stored.size for stored in gone),
+            found.refused + len(stay),
+        )
+    if remove and not unwanted():
+        ledger.sweeper.orphans_refused(sorted(refused)[:REFUSED_MOST])
     return found
 
 

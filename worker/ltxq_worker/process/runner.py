@@ -278,6 +278,7 @@ class Runner:
     def _remove_objects(self, claim: Claim) -> None:
         """Delete what was uploaded under a lost claim; the ledger may not know of it."""
         try:
-            self.storage.delete_clips([claim.objects])
+            for reason in self.storage.delete_clips([claim.objects]).values():
+                log.warning("Objects under %s are left behind: %s", claim.objects, reason)
         except LtxqError as exc:
             log.warning("Objects under %s are left behind: %s", claim.objects, exc)

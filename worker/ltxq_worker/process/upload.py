@@ -9,6 +9,7 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from ltxq.download_name import download_name
 from ltxq.errors import StorageUnavailable
 from ltxq.job import VideoResult
 from ltxq.settings import Settings
@@ -73,7 +74,9 @@ class Uploader:
             self._put(attempt, key, path, content_type)
             attempt.report("upload", done, len(files))
         return VideoResult(
-            **self._storage.clip_urls(keys.clip, request.expires_in),
+            **self._storage.clip_urls(
+                keys.clip, request.expires_in, download_name(request.prompt, request.seed)
+            ),
             key=keys.clip,
             sha256=encoded.sha256,
             size=encoded.size,

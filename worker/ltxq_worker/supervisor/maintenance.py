@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from itertools import islice
 
 from celery import Celery
 
@@ -20,6 +21,7 @@ from ltxq.storage import Storage
 log = logging.getLogger("ltxq.supervisor")
 
 SWEEP_SECONDS = 2.0  # between sweeps of the whole fleet
+REFUSED_LOGGED = 3  # claims of a hundred whose undeleted files are named in the log
 GARBAGE_SECONDS = 5.0  # between looks for objects of ended claims
 
 
@@ -67,8 +69,12 @@ class Maintenance:
                 more = True
                 while more and not ended.is_set():
                     claims, more = self._ledger.sweeper.take_garbage()
-                    self._storage.delete_clips(claims)
-                    self._ledger.sweeper.garbage_deleted(claims)
+                    refused = self._storage.delete_clips(claims)
+                    self._ledger.sweeper.garbage_refused(list(refused))
+                    gone = [claim for claim in claims if claim not in refused]
+                    self._ledger.sweeper.garbage_deleted(gone)
+                    for claim, reason in islice(refused.items(), REFUSED_LOGGED):
+                        log.warning("Files under %s stay: %s", claim, reason)
             except LtxqError as exc:
                 log.warning("Objects of ended claims are not deleted now: %s", exc)
             except Exception:
@@ -87,6 +93,12 @@ class Maintenance:
                     )
                     if found.objects:
                         log.info("removed %s without a job", found)
+                    if found.refused:
+                        log.warning(
+                            "The storage refuses to delete %d objects without a job: `ltxq doctor` "
+                            "names some.",
+                            found.refused,
+                        )
             except LtxqError as exc:
                 log.warning("Orphaned objects are not removed now: %s", exc)
             except Exception:

@@ -15,6 +15,7 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
+from ltxq.download_name import download_name
 from ltxq.errors import LtxqError
 from ltxq.job import Job
 from ltxq.ledger import Ledger, WebhookAttempt
@@ -118,7 +119,8 @@ class Webhooks:
     def _event(self, job: Job) -> dict[str, Any]:
         """{type, timestamp of the job's end, data}. The URLs are signed now."""
         if job.result is not None:
-            urls = self._storage.clip_urls(job.result.key, job.request.expires_in)
+            name = download_name(job.request.prompt, job.result.seed)
+            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name)
             job = job.model_copy(update={"result": job.result.model_copy(update=urls)})
         fields = job.model_dump(mode="json", include={"id", "state", "result", "error"})
         return {

@@ -53,7 +53,7 @@ local function repair_indexes(owners, queues)
       found = true
     end
   end
-  for _, name in ipairs({'running', 'deadlines', 'expiry', 'garbage', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
+  for _, name in ipairs({'running', 'deadlines', 'expiry', 'garbage', 'undeleted', 'unreported', 'webhooks', 'seen'}) do expect('zset', key(name)) end
   for _, name in ipairs({'owners', 'queues', 'draining'}) do expect('set', key(name)) end
   for _, name in ipairs({'idempotency', 'fleet', 'holders', 'limits', 'claimed'}) do expect('hash', key(name)) end
   for _, state in ipairs(STATES) do

@@ -62,5 +62,6 @@ function operation.totals()
     swept and now - swept or '',
     type(memory) == 'string' and string.match(memory, 'used_memory:(%d+)') or '',
     type(memory) == 'string' and string.match(memory, 'maxmemory:(%d+)') or '',
+    redis.call('ZCARD', key('undeleted')),
   }
 end

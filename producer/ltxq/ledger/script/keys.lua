@@ -33,6 +33,7 @@
 --   taken:<worker>          list: the Celery message that the worker has taken and not finished
 --   expiry                  zset id → when a finished job's record is removed
 --   garbage                 zset <id>/<nonce> → when the objects of that claim are to be deleted
+--   undeleted               zset <id>/<nonce> → when the storage first refused to delete an object of that claim
 --   unreported              zset id → when it finished, until Celery's result is stored too
 --   webhooks                zset receiver (a host) → when the next attempt may begin
 --   webhooks:<receiver>     zset id → when its webhook is due, until it is delivered or given up
@@ -73,6 +74,7 @@ local FORGOTTEN = 86400000   -- ms after a worker's last heartbeat until it is n
 local NEWEST = 0.2           -- weight of the newest job in the pace
 local CLAIMS = 60 * 17       -- characters of earlier claims' nonces in a record
 local GARBAGE = 100000       -- most claims in `garbage`; the search for orphaned objects finds the rest
+local UNDELETED = 1000       -- most claims in `undeleted`, which is for people to look at
 local OTHER = 'ltxq.other'   -- the totals of queues that were forgotten
 local OUTAGE = 6000          -- ms without a sweep (each supervisor tries every 2 s) that mean Redis was away
 local TASK = 'ltxq.generate' -- as workers register it with Celery

@@ -169,5 +169,45 @@ end
 
 function operation.garbage_deleted(...)
   redis.call('ZREM', key('garbage'), ...)
+  redis.call('ZREM', key('undeleted'), ...)
   return 'ok'
+end
+
+local function note_undeleted(claim)
+  if redis.call('ZCARD', key('undeleted')) < UNDELETED then redis.call('ZADD', key('undeleted'), 'NX', now, claim) end
+end
+
+-- Claims of which the storage refuses to delete an object are handed out again after `again`, and no more when
+-- it has refused for `keep`: the search for orphaned objects has found them by then.
+function operation.garbage_refused(again, keep, ...)
+  for _, claim in ipairs({...}) do
+    note_undeleted(claim)
+    local since = tonumber(redis.call('ZSCORE', key('undeleted'), claim) or now)
+    if now - since > tonumber(keep) then
+      redis.call('ZREM', key('garbage'), claim)
+    else
+      redis.call('ZADD', key('garbage'), 'XX', now + tonumber(again), claim)
+    end
+  end
+  return 'ok'
+end
+
+-- After a search of the whole bucket: the claims given are those of which an orphaned object could not be deleted.
+function operation.orphans_refused(...)
+  local refused = {}
+  for _, claim in ipairs({...}) do
+    refused[claim] = true
+    note_undeleted(claim)
+  end
+  for _, claim in ipairs(redis.call('ZRANGE', key('undeleted'), 0, -1)) do
+    if not refused[claim] and not redis.call('ZSCORE', key('garbage'), claim) then
+      redis.call('ZREM', key('undeleted'), claim)
+    end
+  end
+  return 'ok'
+end
+
+-- How many claims' objects could not be deleted, and the first of them.
+function operation.undeleted(most)
+  return {redis.call('ZCARD', key('undeleted')), redis.call('ZRANGE', key('undeleted'), 0, tonumber(most) - 1)}
 end

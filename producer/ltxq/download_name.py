@@ -1,0 +1,41 @@
+"""The name under which a browser saves a clip: the first words of its prompt, and its seed."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import quote
+
+STEM_MOST = 60  # characters of the prompt
+STEM_BYTES_MOST = 150  # of the prompt in UTF-8: file systems allow 255 bytes for a whole name
+
+
+def download_name(prompt: str, seed: int | None, suffix: str = ".mp4") -> str:
+    """As `a-red-fox-trots-42.mp4`. Letters and digits of every script, with hyphens between, so
+    nothing in it is a path, a hidden file or a command.
+    """
+    kept = (c if _belongs_to_a_word(c) else " " for c in unicodedata.normalize("NFC", prompt))
+    stem = ""
+    for word in "".join(kept).split():
+        longer = f"{stem}-{word}" if stem else word[:STEM_MOST]
+        if len(longer) > STEM_MOST:
+            break
+        stem = longer
+    stem = stem.encode("utf-8", "ignore")[:STEM_BYTES_MOST].decode("utf-8", "ignore").strip("-")
+    parts = [stem or "clip", *([] if seed is None else [str(seed)])]
+    return "-".join(parts) + suffix
+
+
+def _belongs_to_a_word(character: str) -> bool:
+    # Marks are the vowels of some scripts.
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def content_disposition(name: str, *, attachment: bool = False) -> str:
+    """The header's value, by RFC 6266: `filename` in ASCII, and `filename*` where that differs."""
+    kind = "attachment" if attachment else "inline"
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "", plain).lstrip(".-") or "clip"
+    if plain == name:
+        return f'{kind}; filename="{name}"'
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
