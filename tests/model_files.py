@@ -110,6 +110,20 @@ def tokenizer(tokens: int) -> dict[str, Any]:
     return {"model": {"vocab": {f"<{n}>": n for n in range(tokens)}}, "added_tokens": []}
 
 
+def in_shards(encoder: Path) -> tuple[Path, Path]:
+    """A text encoder's weights as published: in two files, with an index of both."""
+    (encoder / "model.safetensors").unlink()
+    names = sorted(gemma_tensors())
+    places: dict[str, str] = {}
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        safetensors(encoder / shard, {name: gemma_tensors()[name] for name in part})
+        places |= dict.fromkeys(part, shard)
+    write(encoder / "model.safetensors.index.json", {"weight_map": places})
+    first, second = sorted(encoder.glob("model-*.safetensors"))
+    return first, second
+
+
 def model(folder: Path, version: str = "2.0.0", checkpoint: str = "weights.safetensors") -> Path:
     """A whole model with a text encoder of its own."""
     newer = version.startswith("2.3")

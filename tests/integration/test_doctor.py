@@ -259,7 +259,7 @@ def test_a_model_that_is_missing_cut_short_or_damaged(tiny: Settings) -> None:
         bytes_of_it.write(b"\xff")
     assert [f.status for f in look(tiny)] == ["ok"]
     damaged = next(f for f in look(tiny, hashes=True) if f.status == "problem")
-    assert_matches("is damaged: its SHA-256.*download it again", damaged.message + damaged.hint)
+    assert_matches("is damaged: its SHA-256.*put a whole copy", damaged.message + damaged.hint)
     with file.open("r+b") as bytes_of_it:
         bytes_of_it.truncate(1000)
     assert [f.status for f in look(tiny)] == ["problem"]

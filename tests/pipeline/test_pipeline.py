@@ -110,7 +110,7 @@ def test_two_stages_without_the_upscaler_are_refused_with_what_to_do(
     pipeline = LtxPipeline.load(copy, device="cpu")
     with pytest.raises(InvalidRequest, match="no spatial upscaler") as caught:
         pipeline.generate(SMALL.model_copy(update={"stages": 2}), ignore)
-    assert "ltx-2-spatial-upscaler-x2-1.0.safetensors" in caught.value.hint
+    assert "`ltxq model download ltx-2-19b-distilled`" in caught.value.hint
     assert len(frames(pipeline, SMALL)) == 17
 
 

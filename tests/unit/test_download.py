@@ -1,7 +1,4 @@
-"""Models come from the hub whole, resumed and checked, and each refusal says the next step.
-
-The real huggingface_hub, in a process of its own, against a server that answers as the hub does.
-"""
+"""Models come from the hub whole, resumed and checked, and each refusal says the next step."""
 
 from __future__ import annotations
 
@@ -11,224 +8,29 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltxq_worker.models.catalog import CATALOG
-
-MODEL = "ltx-2-19b-distilled"
-LTX, GEMMA = "Lightricks/LTX-2", "google/gemma-3-12b-it"
-CHECKPOINT, UPSCALER = CATALOG[MODEL].weights.files
-TOKEN = "hf_good"
-FILES = {
-    LTX: {CHECKPOINT: b"c" * 300_000, UPSCALER: b"u" * 1000, "ltx-2-19b-dev.safetensors": b"no"},
-    GEMMA: {
-        "config.json": b"{}",
-        "model-00001-of-00001.safetensors": b"g" * 2000,
-        "tokenizer.model": b"t",
-        "README.md": b"not needed",
-        "original/other.safetensors": b"not needed",
-    },
-}
-
-
-@dataclass
-class Hub:
-    """What the server says, changed by each test; and what it was asked."""
-
-    port: int = 0
-    needs_token: bool = True
-    access: dict[str, str] = field(default_factory=lambda: {LTX: "granted", GEMMA: "granted"})
-    broken: int | None = None  # an HTTP status that everything answers
-    cut_after: int | None = None  # bytes of the checkpoint, then the connection breaks
-    cuts: int = 0  # how many times more
-    damaged: bool = False
-    cdn: bool = False  # large files lie on another host
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
-    tokens_on_cdn: list[str] = field(default_factory=list)
-
-    @property
-    def ranges(self) -> list[str]:
-        return [asked_range for _, _, asked_range in self.asked if asked_range]
-
-
-class Answers(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.hub.asked.append((self.command, path, self.headers.get("Range")))
-        if self.hub.broken:
-            return self.reply(self.hub.broken)
-        if path.startswith("/cdn/"):
-            self.hub.tokens_on_cdn += self.headers.get_all("Authorization", [])
-            return self.send_file(*path.removeprefix("/cdn/").rsplit("/", 1))
-        token = self.headers.get("Authorization")
-        if token not in (None, f"Bearer {TOKEN}"):
-            return self.reply(
-                401, {"X-Error-Message": "Invalid credentials in Authorization header"}
-            )
-        if path.startswith("/api/models/"):
-            repo = path.removeprefix("/api/models/")
-            if self.hub.access[repo] == "hidden":
-                return self.reply(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
-            siblings = [{"rfilename": name} for name in FILES[repo]]
-            return self.reply(200, body=json.dumps({"id": repo, "sha": SHA, "siblings": siblings}))
-        repo, _, name = path[1:].partition(f"/resolve/{SHA}/")
-        if token is None and self.hub.needs_token:
-            return self.reply(401, {"X-Error-Code": "GatedRepo"})
-        if self.hub.access[repo] == "gated":
-            return self.reply(403, {"X-Error-Code": "GatedRepo"})
-        if self.hub.access[repo] == "narrow token":
-            return self.reply(403, {"X-Error-Message": "Please enable access in your token"})
-        if self.hub.cdn:
-            return self.reply(
-                302,
-                {
-                    "Location": f"http://localhost:{self.hub.port}/cdn/{repo}/{name}",
-                    **self.about(repo, name, linked="X-Linked-"),
-                },
-            )
-        return self.send_file(repo, name)
-
-    def about(self, repo: str, name: str, linked: str = "") -> dict[str, str]:
-        content = FILES[repo][name]
-        etag = hashlib.sha256(content).hexdigest()
-        size = {"X-Linked-Size": str(len(content))} if linked else {}
-        return {"X-Repo-Commit": SHA, f"{linked}ETag": f'"{etag}"', **size}
-
-    def send_file(self, repo: str, name: str) -> None:
-        content = FILES[repo][name]
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        for key, value in self.about(repo, name).items():
-            self.send_header(key, value)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if name == CHECKPOINT and self.hub.cut_after and self.hub.cuts:
-            self.hub.cuts -= 1
-            self.wfile.write(content[start : start + self.hub.cut_after])
-            self.close_connection = True
-        else:
-            self.wfile.write(content[start:].swapcase() if self.hub.damaged else content[start:])
-
-    def reply(self, status: int, headers: dict[str, str] | None = None, body: str = "") -> None:
-        self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body.encode())
-
-    def log_message(self, *args: object) -> None:
-        """Be quiet."""
-
-
-SHA = "a" * 40
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (Answers,), {"hub": hub}))
-    hub.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-DOWNLOAD = """
-import json, sys
-from pathlib import Path
-from ltxq.errors import LtxqError
-from ltxq_worker.models.files.download import download
-
-told = []
-def report(done, total):
-    told.append([done, total])
-    if len(sys.argv) > 3:  # somebody else fills the disk meanwhile
-        with (Path(sys.argv[2]) / "other").open("ab", buffering=0) as other:
-            try:
-                while other.write(bytes(4096)): pass
-            except OSError: pass
-try:
-    folder = download(sys.argv[1], Path(sys.argv[2]), report=report)
-    print(json.dumps({"folder": str(folder), "told": told}))
-except LtxqError as exc:
-    print(json.dumps({"error": type(exc).__name__, "message": exc.message, "hint": exc.hint,
-                      "retryable": exc.retryable}))
-"""
-
-
-def environment(hub: Hub, tmp_path: Path, token: str | None, **more: str) -> dict[str, str]:
-    mine = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "HOME": str(tmp_path / "home"),
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.port}",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "*",
-        **more,
-    }
-    return mine if token is None else {**mine, "HF_TOKEN": token}
-
-
-def download(
-    hub: Hub, tmp_path: Path, *, token: str | None = TOKEN, name: str = MODEL, **more: str
-) -> dict[str, Any]:
-    """What one call of `download` in a fresh process comes to."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DOWNLOAD, name, str(tmp_path / "models")],
-        env=environment(hub, tmp_path, token, **more),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for secret in (TOKEN, "hf_wrong"):
-        assert secret not in done.stdout + done.stderr
-    outcome: dict[str, Any] = json.loads(done.stdout)
-    return outcome
-
-
-def held(tmp_path: Path) -> dict[str, bytes]:
-    """The hub's files that are not hidden, nor in a hidden folder."""
-    models = tmp_path / "models"
-    return {
-        str(path.relative_to(models)): path.read_bytes()
-        for path in models.rglob("*")
-        if path.is_file()
-        and not any(p.startswith(".") for p in path.relative_to(models).parts)
-        and path.name != "SHA256SUMS"
-    }
-
-
-WHOLE = {
-    f"{MODEL}/{CHECKPOINT}": FILES[LTX][CHECKPOINT],
-    f"{MODEL}/{UPSCALER}": FILES[LTX][UPSCALER],
-    "gemma-3-12b-it/config.json": b"{}",
-    "gemma-3-12b-it/model-00001-of-00001.safetensors": b"g" * 2000,
-    "gemma-3-12b-it/tokenizer.model": b"t",
-}
+from model_hub import (
+    CHECKPOINT,
+    DOWNLOAD,
+    FILES,
+    GEMMA,
+    LTX,
+    MODEL,
+    SHA,
+    TOKEN,
+    UPSCALER,
+    WHOLE,
+    Hub,
+    download,
+    environment,
+    held,
+)
 
 
 def test_model_and_text_encoder_arrive_and_nothing_that_is_not_needed(
@@ -301,7 +103,7 @@ def test_what_arrived_can_be_checked_again_later(hub: Hub, tmp_path: Path) -> No
         command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
         checked = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert checked.returncode == 0, checked
-        assert len(checked.stdout.splitlines()) == len(list(folder.iterdir())) - 1
+        assert len(checked.stdout.splitlines()) == len(list(folder.glob("[!.]*"))) - 1
 
 
 def test_half_a_model_is_not_there(hub: Hub, tmp_path: Path) -> None:
@@ -469,7 +271,9 @@ def test_file_in_the_hubs_cache_is_used(hub: Hub, tmp_path: Path, cache: Path, b
     folder = tmp_path / "models" / MODEL
     linked = cached.stat().st_dev == folder.stat().st_dev
     assert cached.samefile(folder / CHECKPOINT) == linked
-    assert sorted(os.listdir(folder)) == sorted([CHECKPOINT, UPSCALER, "SHA256SUMS"])
+    assert sorted(os.listdir(folder)) == sorted(
+        [CHECKPOINT, UPSCALER, "SHA256SUMS", ".verified.json"]
+    )
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     checked = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (checked.returncode, len(checked.stdout.splitlines())) == (0, 2)

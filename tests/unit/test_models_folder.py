@@ -22,9 +22,9 @@ from model_files import (
     CONFIG,
     checkpoint_tensors,
     gemma_tensors,
+    in_shards,
     safetensors,
     upscaler_tensors,
-    write,
 )
 
 LAYER = "model.diffusion_model.transformer_blocks.1.attn1.to_q"
@@ -198,20 +198,6 @@ def test_a_missing_text_encoder_is_refused(folder: Path) -> None:
     (folder / "gemma").rename(folder / "elsewhere")
     with pytest.raises(ModelUnusable, match="no text encoder"):
         ModelFolder.open(folder)
-
-
-def in_shards(encoder: Path) -> tuple[Path, Path]:
-    """A text encoder's weights as published: in two files, with an index of both."""
-    (encoder / "model.safetensors").unlink()
-    names = sorted(gemma_tensors())
-    places: dict[str, str] = {}
-    for number, part in enumerate((names[:5], names[5:]), 1):
-        shard = f"model-0000{number}-of-00002.safetensors"
-        safetensors(encoder / shard, {name: gemma_tensors()[name] for name in part})
-        places |= dict.fromkeys(part, shard)
-    write(encoder / "model.safetensors.index.json", {"weight_map": places})
-    first, second = sorted(encoder.glob("model-*.safetensors"))
-    return first, second
 
 
 def test_every_shard_an_index_names_must_be_there(folder: Path) -> None:

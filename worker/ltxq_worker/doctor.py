@@ -23,8 +23,10 @@ from ltxq.job import VideoRequest
 from ltxq.ops.doctor import Check, Finding, ok, problem, skipped, warning
 from ltxq.settings import Settings
 from ltxq_worker.gpus import Gpu, read_gpus
-from ltxq_worker.models.catalog import CATALOG, Repo
+from ltxq_worker.models.catalog import CATALOG, Repo, how_to_repair, repo_of
 from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.files.magic import obstacle
+from ltxq_worker.models.files.record import HASHES, hashes_in
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
 from ltxq_worker.pipeline.registry import family_of
@@ -80,7 +82,7 @@ class WorkerChecks:
     def check_model(self, settings: Settings) -> Iterator[Finding]:
         """The model's files; if they are missing, whether they can be downloaded."""
         path = settings.model_dir.expanduser() / self.model
-        if not path.is_dir() and self.model in CATALOG:
+        if not os.path.lexists(path) and self.model in CATALOG:
             yield problem(f"{path} is not there.", f"Download it: ltxq model download {self.model}")
             yield from check_access(self.model)
             return
@@ -202,7 +204,7 @@ def check_access(model: str) -> Iterator[Finding]:
     """Token and licences for a missing model, one at a time, as the download asks for them."""
     from huggingface_hub import HfApi
 
-    from ltxq_worker.models.files.download import TIMEOUT
+    from ltxq_worker.models.files.hub import TIMEOUT
     from ltxq_worker.models.files.hub_errors import advice
 
     repos: tuple[Repo, ...] = tuple(CATALOG[model].parts.values())
@@ -215,25 +217,35 @@ def check_access(model: str) -> Iterator[Finding]:
 
 def check_hashes(folder: ModelFolder) -> Iterator[Finding]:
     """Every file's hash against the one noted at its download."""
-    from ltxq_worker.models.files.download import HASHES
-
     for place in {folder.path, folder.text_encoder}:
-        sums = place / HASHES
-        if not sums.is_file():
-            yield skipped(f"{sums} is not there: nothing to compare with.")
+        compare = how_to_compare(place)
+        sums = hashes_in(place)
+        if not sums:
+            yield skipped(f"{place / HASHES} is not there: nothing to compare with.{compare}")
             continue
-        for line in sums.read_text().splitlines():
-            expected, _, name = line.partition("  ")
-            with (place / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != expected:
+        for name, expected in sums.items():
+            if found := obstacle(place / name):
                 yield problem(
-                    f"{place / name} is damaged: its SHA-256 is {found}.",
-                    f"Delete {place} and download it again.",
+                    f"{place / name} is {found}.", compare.strip() or how_to_repair(place / name)
+                )
+                break
+            with (place / name).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 != expected:
+                yield problem(
+                    f"{place / name} is damaged: its SHA-256 is {sha256}.",
+                    compare.strip() or how_to_repair(place / name),
                 )
                 break
         else:
             yield ok(f"The files in {place} are as they were downloaded.")
+
+
+def how_to_compare(place: Path) -> str:
+    """The hint that compares a downloaded folder's contents with the hub's; '' for another's."""
+    if repo_of(place.name) is None:
+        return ""
+    return f" Compare and repair it with `ltxq model download {place.name} --verify`."
 
 
 def weights_bytes(folder: ModelFolder, quantization: str) -> int:

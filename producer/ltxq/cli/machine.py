@@ -206,9 +206,22 @@ def model_tiny(
 @_runs("cli.models")
 def model_download(
     name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare the content of every file again, for minutes."),
+    ] = False,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Get the files that changed on the hub since the download."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download a model into LTXQ_MODEL_DIR. Continues a broken download."""
+    """Download a model into LTXQ_MODEL_DIR, or repair it. Continues a broken download.
+
+    Each file is compared with the hub's by size and hash, and replaced if it is another. A file
+    whose size and time stay the same is not compared again. A model keeps the revision that it was
+    downloaded from. gemma-3-12b-it is the text encoder alone.
+    """
 
 
 @models.command("list")

@@ -110,8 +110,8 @@ def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
     screen.result(made, str(folder), as_json=as_json)
 
 
-def model_download(name: str, *, as_json: bool) -> None:
-    """Download a model into LTXQ_MODEL_DIR."""
+def model_download(name: str, *, verify: bool, update: bool, as_json: bool) -> None:
+    """Download or repair a model in LTXQ_MODEL_DIR."""
     from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER, parts_of
     from ltxq_worker.models.files.download import download
 
@@ -125,7 +125,9 @@ def model_download(name: str, *, as_json: bool) -> None:
             bar.at("downloading", share, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB")
 
         bar.at("asking the hub", 0)
-        folder = download(name, model_dir, report=report)
+        folder = download(
+            name, model_dir, report=report, note=screen.note, verify=verify, update=update
+        )
     screen.result({"model": name, "folder": str(folder)}, str(folder), as_json=as_json)
     if not as_json and name != SHARED_TEXT_ENCODER:
         screen.note(f"Start a worker with it: ltxq worker --model {name}")

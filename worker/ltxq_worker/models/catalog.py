@@ -130,15 +130,20 @@ def parts_of(name: str) -> dict[str, Repo]:
     return known_model(name).parts
 
 
+def repo_of(folder: str) -> Repo | None:
+    """The repository whose files are in a folder of this name in LTXQ_MODEL_DIR; None: unknown."""
+    if folder == SHARED_TEXT_ENCODER:
+        return GEMMA
+    return CATALOG[folder].weights if folder in CATALOG else None
+
+
 def how_to_repair(file: Path) -> str:
     """The hint for a file of a model that is missing, damaged or of another kind.
 
     A file that `ltxq model download` brings is repaired by it; it leaves others alone.
     """
     folder = file.parent
-    repo = CATALOG[folder.name].weights if folder.name in CATALOG else None
-    if folder.name == SHARED_TEXT_ENCODER:
-        repo = GEMMA
+    repo = repo_of(folder.name)
     if repo and any(
         fnmatchcase(file.name, pattern) or fnmatchcase(pattern, file.name) for pattern in repo.files
     ):

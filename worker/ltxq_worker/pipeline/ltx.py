@@ -325,12 +325,13 @@ class LtxPipeline:
 def _no_upsampler(model: str) -> InvalidRequest:
     """The error for two stages with a model folder that has no upscaler."""
     reason = f"must be 1: the worker's {model} has no spatial upscaler, which two stages need"
-    where = "the x2 spatial upscaler that is published with its checkpoint"
+    get = (
+        "Put the x2 spatial upscaler that is published with its checkpoint into the model's folder"
+    )
     if model in CATALOG:
-        _, file = (weights := CATALOG[model].weights).files
-        where = f"{file} from {weights.page}/tree/main"
+        get = f"Run `ltxq model download {model}` on the worker's machine"
     return InvalidRequest(
         f"stages: {reason}.",
-        hint=f"Put {where} into the model's folder and start the worker again.",
+        hint=f"{get}, and start the worker again.",
         problems=(("stages", reason),),
     )

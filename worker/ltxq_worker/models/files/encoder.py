@@ -7,6 +7,7 @@ a Gemma of another size would look like a damaged checkpoint.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +93,7 @@ def _read_headers(folder: Path) -> Tensors:
     """The tensors of all weights' files: transformers prefers one file to an index of shards."""
     if (folder / _SINGLE).is_file() or not (folder / _INDEX).exists():
         _require(folder, _SINGLE)
-        return SafetensorsHeader.read(folder / _SINGLE, how_to_repair(folder / _SINGLE)).tensors
+        return SafetensorsHeader.read(folder / _SINGLE, _how_to_repair_weights(folder)).tensors
     index = folder / _INDEX
     places = _json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
@@ -115,7 +116,7 @@ def _read_headers(folder: Path) -> Tensors:
 
 def _check_weights(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
     """Are the weights a Gemma 3's in plain numbers, and the one that config.json describes?"""
-    again = how_to_repair(folder / _SINGLE)
+    again = _how_to_repair_weights(folder)
     size = language_size(tensors)
     if size is None or is_adapter(tensors) or not is_gemma_3(tensors):
         kind = kind_of(tensors, {})
@@ -141,6 +142,16 @@ def _check_weights(folder: Path, config: dict[str, Any], tensors: Tensors) -> No
         )
 
 
+def _how_to_repair_weights(folder: Path) -> str:
+    """The hint for wrong weights. The published ones are shards: one file beside their index is
+    another's, which would be used before them and which no download removes.
+    """
+    again = how_to_repair(folder / _SINGLE)
+    if os.path.lexists(folder / _SINGLE) and (folder / _INDEX).exists():
+        return f"Move {_SINGLE} out of {folder}. {again}"
+    return again
+
+
 def _check_size(folder: Path, tensors: Tensors, checkpoint: SafetensorsHeader) -> None:
     """Has Gemma the width and depth of the hidden states that the checkpoint projects?"""
     size = language_size(tensors)
@@ -158,7 +169,7 @@ def _check_size(folder: Path, tensors: Tensors, checkpoint: SafetensorsHeader) -
             f"The text encoder {folder} is {language_model(tensors)}; {checkpoint.path.name} "
             f"wants {wants}.",
             hint=f"Replace the text encoder; the checkpoint is not at fault. "
-            f"{how_to_repair(folder / _SINGLE)}",
+            f"{_how_to_repair_weights(folder)}",
         )
 
 

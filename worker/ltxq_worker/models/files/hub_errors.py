@@ -74,10 +74,6 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(f"The disk that holds {folder} is full.") from exc
-        if "Consistency check failed" in str(exc):  # huggingface_hub raises a bare OSError here
-            raise HubUnavailable(
-                f"A file of {repo.id} ended before it was complete.", hint=AGAIN
-            ) from exc
         raise
 
 

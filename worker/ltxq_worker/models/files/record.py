@@ -1,0 +1,190 @@
+"""What is known of a downloaded folder's files: their hashes, and that they are the hub's.
+
+`SHA256SUMS` has the hashes in sha256sum's form. `.verified.json` has the repository's revision and,
+for each file, the size and time at which its content was right, so that 43 GB are not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Self
+
+from ltxq_worker.models.catalog import Repo
+
+HASHES = "SHA256SUMS"  # in a model's folder: its files' hashes, in sha256sum's form
+VERIFIED = ".verified.json"
+
+_SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\0]+)")
+_PIECE = 8 << 20  # bytes read at once
+_LARGEST = 1 << 20  # bytes of either file; they have some kilobytes
+
+Count = Callable[[int], None]  # receives the bytes that were read
+
+
+@dataclass(kw_only=True)
+class Record:
+    """The record of one folder."""
+
+    folder: Path
+    repo: str = ""  # of the hub
+    revision: str = ""  # the commit that the files are from; '' if they were not compared with it
+    names: list[str] = field(default_factory=list)  # of all files that belong there
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # etag, size, mtime_ns by name
+    former: list[str] = field(default_factory=list)  # names that belonged there before `begin`
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in `folder`; an empty one if there is none or it is damaged."""
+        record = cls(folder=folder)
+        try:
+            content = json.loads(_small(folder / VERIFIED))
+            repo, revision = content["repo"], content["revision"]
+            names, files = content["names"], content["files"]
+            if all(isinstance(text, str) for text in (repo, revision, *names)) and all(
+                isinstance(about, dict) for about in files.values()
+            ):
+                record.repo, record.revision = repo, revision
+                record.names, record.files = list(names), dict(files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
+        return record
+
+    def holds(self, name: str, etag: str | None = None) -> bool:
+        """Whether the file is as it was when its content was right (`etag`: right by this one)."""
+        about = self.files.get(name, {})
+        return (
+            bool(about)
+            and about == _about(self.folder / name, about.get("etag", ""))
+            and (etag is None or about["etag"] == etag)
+        )
+
+    def is_whole(self, repo: Repo) -> bool:
+        """Whether every file of `repo` is there, by size and time. Reads no content."""
+        return (
+            self.repo == repo.id
+            and all(any(fnmatchcase(n, pattern) for n in self.names) for pattern in repo.files)
+            and all(self.holds(name) for name in self.names)
+        )
+
+    def begin(self, repo: str, revision: str, names: list[str]) -> None:
+        """Note which files belong there from now on."""
+        self.former = [name for name in self.names if name not in names and self.holds(name)]
+        self.repo, self.revision, self.names = repo, revision, names
+        self.write()
+
+    def end(self) -> list[str]:
+        """Forget the files of an earlier revision, which are all replaced; their names."""
+        for name in self.former:
+            del self.files[name]
+        self.write()
+        if self.former:
+            self._write_hashes({n: s for n, s in hashes_in(self.folder).items() if n in self.names})
+        return self.former
+
+    def add(self, name: str, etag: str, sha256: str) -> None:
+        """Note that a file's content is right, in both files."""
+        if about := _about(self.folder / name, etag):
+            self.files[name] = about
+        self.write()
+        self._write_hashes(hashes_in(self.folder) | {name: sha256})
+
+    def _write_hashes(self, sums: dict[str, str]) -> None:
+        lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+        _replace(self.folder / HASHES, lines)
+
+    def write(self) -> None:
+        """Write the record."""
+        content = {
+            "repo": self.repo,
+            "revision": self.revision,
+            "names": sorted(self.names),
+            "files": dict(sorted(self.files.items())),
+        }
+        _replace(self.folder / VERIFIED, json.dumps(content, indent=1) + "\n")
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name, from SHA256SUMS; empty if there is none."""
+    try:
+        lines = _small(folder / HASHES).decode(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = (_LINE.fullmatch(line) for line in lines)
+    return {line[2]: line[1] for line in found if line}
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, in pieces of some megabytes."""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+class Digest:
+    """The hashes by which the hub identifies content: SHA-256 for large files, git's for others."""
+
+    def __init__(self, size: int) -> None:
+        """For a content of `size` bytes."""
+        self._sha256 = hashlib.sha256()
+        # Not for security: it is what git names a file by.
+        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        self._size, self.read = size, 0
+
+    def update(self, piece: bytes) -> None:
+        """Add a piece."""
+        self._sha256.update(piece)
+        if self._size < _LARGEST << 6:  # the hub's large files have no git hash
+            self._git.update(piece)
+        self.read += len(piece)
+
+    @property
+    def sha256(self) -> str:
+        """In hex."""
+        return self._sha256.hexdigest()
+
+    def agrees(self, etag: str) -> bool:
+        """Whether the content has its size and this ETag. An ETag of another form tells nothing."""
+        if _SHA256.fullmatch(etag):
+            return self.read == self._size and etag == self.sha256
+        if _GIT.fullmatch(etag):
+            return self.read == self._size and etag == self._git.hexdigest()
+        return self.read == self._size
+
+    @classmethod
+    def of(cls, path: Path, size: int, count: Count = lambda _: None) -> Self:
+        """The hashes of a file."""
+        digest = cls(size)
+        for piece in pieces_of(path):
+            digest.update(piece)
+            count(digest.read)
+        return digest
+
+
+def _about(path: Path, etag: str) -> dict[str, Any]:
+    """What a file must keep to be taken for unchanged; empty if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return {}
+    return {"etag": etag, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _small(path: Path) -> bytes:
+    if path.stat().st_size > _LARGEST:
+        raise ValueError("too large")
+    return path.read_bytes()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    new = path.with_name(f".{path.name.lstrip('.')}.new")
+    new.write_text(text)
+    os.replace(new, path)
