@@ -20,6 +20,11 @@ from ltxq_worker.pipeline import Sound
 # difference from the source is no longer visible.
 X264 = {"preset": "faster", "crf": "18"}
 
+# swscale and `decode/yuv.py` make a chroma sample of two columns of pixels: it lies between them.
+# H.264's default is on the left one. Players that ask for the place, as FFmpeg does, get it right by
+# this tag; browsers do not ask, and take the middle.
+CHROMA = {"chroma_sample_location": "center"}
+
 # Fixed, since x264's output depends on the number of threads: the same frames make the same file on
 # every machine. More than four gain little on a clip of 768×512, and other clips need cores too.
 # (Below a width of 128 files differ: x264's lookahead then reads uninitialised memory.)
@@ -90,7 +95,7 @@ class Mp4Writer:
                 "movie_timescale": "90000",
             },
         )
-        video = self._container.add_stream("libx264", rate=rate, options=X264)
+        video = self._container.add_stream("libx264", rate=rate, options=X264 | CHROMA)
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
         context = video.codec_context

@@ -40,7 +40,8 @@ class ClipStream:
     """A pipeline's output. Iterating `frames` runs the decoder on the GPU."""
 
     # Chunks in order, n ≥ 1 frames each. rgb24: [n, H, W, 3], not cropped. yuv420p: [n, 3H/2, W],
-    # cropped: the planes Y, U, V of each frame, BT.709, limited range.
+    # cropped: the planes Y, U, V of each frame, BT.709, limited range; a chroma sample lies in the
+    # middle of its four pixels.
     frames: Iterator[NDArray[np.uint8]]
     sound: Sound | None
     pixels: Literal["rgb24", "yuv420p"] = "rgb24"
