@@ -21,7 +21,7 @@ from ltxq_worker.pipeline import Sound
 X264 = {"preset": "faster", "crf": "18"}
 
 # swscale and `decode/yuv.py` make a chroma sample of two columns of pixels: it lies between them.
-# H.264's default is on the left one. Players that ask for the place, as FFmpeg does, get it right by
+# H.264's default is on the left one. Players that ask for the place, as FFmpeg does, are right by
 # this tag; browsers do not ask, and take the middle.
 CHROMA = {"chroma_sample_location": "center"}
 
