@@ -265,6 +265,15 @@ def test_a_model_that_is_missing_cut_short_or_damaged(tiny: Settings) -> None:
     assert [f.status for f in look(tiny)] == ["problem"]
 
 
+def test_a_model_without_its_upscaler_or_that_cannot_be_used(tiny: Settings) -> None:
+    checks = doctor.WorkerChecks.of(tiny, None, None, False)
+    (tiny.model_dir / "tiny" / "spatial_upsampler.safetensors").unlink()
+    (line,) = said(checks.check_model(tiny), "warning")
+    assert_matches("has no spatial upscaler, which clips in two stages need", line)
+    (tiny.model_dir / "tiny" / "checkpoint.safetensors").write_bytes(b"GGUF")
+    assert said(checks.check_memory(tiny), "skipped")  # the model's own check says what is wrong
+
+
 def test_a_card_too_small_for_the_clip(
     tiny: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

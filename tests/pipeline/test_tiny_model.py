@@ -15,6 +15,7 @@ import torch
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
 from safetensors import safe_open
 
+from ltxq.cli import main
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.tiny import model as tiny
 from ltxq_worker.models.tiny import text as tiny_text
@@ -150,3 +151,23 @@ def test_the_upsampler_doubles_a_latents_sides(folder: Path) -> None:
         doubled = upsampler.bfloat16()(torch.randn(1, 128, 2, 2, 3, dtype=torch.bfloat16))
     assert doubled.shape == (1, 128, 2, 4, 6)
     assert doubled.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("file", "is a text, not a folder. Name a new folder"),
+        ("link", "is a symbolic link to /mnt/gone, which does not exist, not a folder."),
+        ("file/inside", "cannot be made: "),
+    ],
+)
+def test_a_place_that_cannot_be_a_folder_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("/mnt/gone")
+    assert main(["model", "tiny", str(tmp_path / name)]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / name} {says}" in error
+    assert "Errno" not in error
+    assert (tmp_path / "file").read_text() == "mine"

@@ -211,6 +211,51 @@ def test_content_that_changed_behind_its_time_is_found_by_verify(
     assert whole(models)
 
 
+def test_damage_behind_a_file_s_time_that_shows_is_repaired_without_verify(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    file = models / MODEL / CHECKPOINT
+    before = file.stat()
+    file.write_bytes(CONTENT[:20] + b"#" + CONTENT[21:])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ModelUnusable, match="damaged header") as caught:
+        ModelFolder.open(models / MODEL)
+    assert f"`ltxq model download {MODEL}`" in caught.value.hint
+    assert run(hub, tmp_path, f"ltxq model download {MODEL}").returncode == 0
+    assert whole(models)
+
+
+def test_a_stray_file_that_stays_in_the_way_is_named_after_the_download(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    """Nothing says "start a worker with it" that no worker starts with."""
+    stray = models / MODEL / "mine.safetensors"
+    shutil.copy(models / MODEL / CHECKPOINT, stray)
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}")
+    assert done.returncode
+    assert "Start a worker" not in done.stderr
+    assert f"Keep {CHECKPOINT} in the folder, and move the rest out of it." in done.stderr
+    stray.write_bytes(b"GGUF")
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}")
+    assert f"{stray} is a GGUF file" in done.stderr
+    assert f"Move it out of {models / MODEL}" in done.stderr
+    stray.unlink()
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}")
+    assert done.returncode == 0
+    assert f"Start a worker with it: ltxq worker --model {MODEL}" in done.stderr
+
+
+def test_a_file_of_the_hub_that_this_ltxq_cannot_use_does_not_lead_in_a_circle(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, LTX, {**REAL[LTX], CHECKPOINT: b"of a newer format"})
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}")
+    assert done.returncode
+    assert f"{CHECKPOINT} is a text; a safetensors file is wanted." in done.stderr
+    assert "upgrade ltxq" in done.stderr
+    assert "model download" not in done.stderr.splitlines()[-1]
+
+
 def test_what_was_compared_once_is_not_read_again(hub: Hub, models: Path, tmp_path: Path) -> None:
     """And a file with a new time is, without being fetched."""
     os.utime(models / MODEL / CHECKPOINT)

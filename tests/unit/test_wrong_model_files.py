@@ -338,6 +338,33 @@ def test_weights_under_another_name_are_said_to_be_there(folder: Path, name: str
     assert f"has no model.safetensors ({name} is a" in message
 
 
+def test_names_in_other_letters_are_said_to_be_there(folder: Path) -> None:
+    """As copies from other file systems have them."""
+    (folder / CHECKPOINT).rename(folder / "Weights.SAFETENSORS")
+    assert refused(folder).hint == "Rename Weights.SAFETENSORS to Weights.safetensors."
+    other = folder.rename(folder.with_name("My-Model"))
+    assert f"There is no model folder {folder}, but My-Model." in refused(folder).message
+    (other / "Weights.SAFETENSORS").rename(other / CHECKPOINT)
+    (other / "gemma").rename(folder.parent / "Gemma-3-12B-it")
+    assert "Rename Gemma-3-12B-it to gemma-3-12b-it." in refused(other).hint
+
+
+def test_a_checkpoint_in_place_of_its_folder(folder: Path) -> None:
+    """As given to `ltxq generate --model`."""
+    error = refused(folder / CHECKPOINT)
+    assert "is an LTX-2 checkpoint; a folder with a model's files is wanted." in error.message
+    assert error.hint == "Name the folder that it is in."
+
+
+@pytest.mark.parametrize("marker", ["scaled_fp8", f"{LTX}patchify_proj.scale_weight"])
+def test_fp8_in_comfyui_s_form_is_named(folder: Path, marker: str) -> None:
+    layer = f"{LTX}transformer_blocks.1.attn1.to_q.weight"
+    tensors = checkpoint_tensors() | {marker: (2,)}
+    dtypes = {layer: "F8_E4M3", marker: "F8_E4M3"}
+    safetensors(folder / CHECKPOINT, tensors, CONFIG, "2.0.0", dtypes=dtypes)
+    assert "stores FP8 weights as ComfyUI does" in refused(folder).message
+
+
 def test_a_header_of_hostile_length_is_not_read(folder: Path) -> None:
     """It would take twenty times its length in memory."""
     length = 50_000_000

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ltxq.errors import ModelUnusable
 from ltxq.job import VideoRequest
 from ltxq.ops.doctor import Check, Finding, ok, problem, skipped, warning
 from ltxq.settings import Settings
@@ -91,13 +92,22 @@ class WorkerChecks:
             yield ok(f"{self.model} needs no files.")
             return
         yield ok(f"{self.model} is whole by its files' sizes and headers.")
+        if folder.upscaler is None:
+            get = f"ltxq model download {self.model}" if self.model in CATALOG else ""
+            yield warning(
+                f"{folder.path} has no spatial upscaler, which clips in two stages need.",
+                f"Get it: {get}" if get else "Put the x2 upscaler of its version into the folder.",
+            )
         if self.hashes:
             yield from check_hashes(folder)
 
     def check_memory(self, settings: Settings) -> Iterator[Finding]:
         """Do model and clips fit each card?"""
         path = settings.model_dir.expanduser() / self.model
-        folder = family_of(self.model).open(path) if path.is_dir() else None
+        try:
+            folder = family_of(self.model).open(path) if path.is_dir() else None
+        except ModelUnusable:  # `check_model` says why
+            folder = None
         if folder is None:
             yield skipped("There is no model to measure it against.")
             return

@@ -6,6 +6,7 @@ a model import torch.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -97,15 +98,23 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
 
 def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
     """Write a tiny model."""
+    from ltxq_worker.models.files.identify import describe
     from ltxq_worker.models.tiny.model import Base, make_tiny
 
     kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
     if kind not in kinds:
         raise UnknownModel(f"No checkpoint is called {kind!r}.", hint=f"One of {', '.join(kinds)}.")
+    again = "Name a new folder, or empty that one."
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is {describe(folder)}, not a folder.", hint=again)
     try:
         make_tiny(folder, kind, seed)  # type: ignore[arg-type]
-    except FileExistsError as exc:
-        raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
+    except OSError as exc:
+        if exc.errno is None:  # make_tiny's own: the folder is not empty
+            raise ConfigurationError(str(exc), hint=again) from None
+        raise ConfigurationError(
+            f"{folder} cannot be made: {exc.strerror}.", hint="Name a folder that can be written."
+        ) from exc
     made = {"folder": str(folder.absolute()), "kind": kind, "seed": seed}
     screen.result(made, str(folder), as_json=as_json)
 
@@ -120,17 +129,42 @@ def model_download(name: str, *, verify: bool, update: bool, as_json: bool) -> N
     screen.note(f"{name}: about {size / 1e9:.0f} GB, into {model_dir}")
     with screen.Bar() as bar:
 
+        def get(*, verify: bool) -> Path:
+            return download(
+                name, model_dir, report=report, note=screen.note, verify=verify, update=update
+            )
+
         def report(done: int, total: int) -> None:
             share = done / total if total else 1.0
             bar.at("downloading", share, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB")
 
         bar.at("asking the hub", 0)
-        folder = download(
-            name, model_dir, report=report, note=screen.note, verify=verify, update=update
-        )
+        folder = get(verify=verify)
+        if not verify and _problem_of(folder):
+            folder = get(verify=True)  # a disk may change content behind a file's time
+    if problem := _problem_of(folder):
+        hint = problem.hint
+        if "ltxq model download" in hint and "Move" not in hint:
+            hint = "Every file is as the hub has it: upgrade ltxq, or report this."
+        raise ModelUnusable(problem.message, hint=hint) from problem
     screen.result({"model": name, "folder": str(folder)}, str(folder), as_json=as_json)
     if not as_json and name != SHARED_TEXT_ENCODER:
         screen.note(f"Start a worker with it: ltxq worker --model {name}")
+
+
+def _problem_of(folder: Path) -> ModelUnusable | None:
+    """Why a downloaded model or text encoder cannot be used, such as a stray file beside it."""
+    from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER
+    from ltxq_worker.models.files.encoder import check_text_encoder
+
+    try:
+        if folder.name == SHARED_TEXT_ENCODER:
+            check_text_encoder(folder, None)
+        else:
+            family_of(folder.name).open(folder)
+    except ModelUnusable as exc:
+        return exc
+    return None
 
 
 def model_list(*, as_json: bool) -> None:

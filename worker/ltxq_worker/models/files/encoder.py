@@ -44,6 +44,20 @@ _NAMED = 3  # files that a message names
 Tensors = dict[str, StoredTensor]
 
 
+def check_text_encoder(folder: Path, checkpoint: SafetensorsHeader | None) -> None:
+    """Check a text encoder's folder, for `checkpoint` if one is given.
+
+    Raises:
+        ModelUnusable: as `find_text_encoder`.
+    """
+    config = _read_config(folder)
+    tensors = _read_headers(folder)
+    _check_weights(folder, config, tensors)
+    if checkpoint:
+        _check_size(folder, tensors, checkpoint)
+    _check_tokenizer(folder, tensors)
+
+
 def find_text_encoder(model: Path, checkpoint: SafetensorsHeader) -> Path:
     """The model's own gemma/ folder, or else the shared text encoder's, checked.
 
@@ -61,14 +75,12 @@ def find_text_encoder(model: Path, checkpoint: SafetensorsHeader) -> Path:
             else f"{folder} is {what}; a folder with {GEMMA.id} is wanted."
         )
         move = "" if what == "not there" else f"Move {folder} away. "
+        if spelling := other_spelling(model.parent, SHARED_TEXT_ENCODER):
+            move = f"Rename {spelling} to {SHARED_TEXT_ENCODER}. Or: "
         raise ModelUnusable(
             problem, hint=f"{move}Get it with `ltxq model download {SHARED_TEXT_ENCODER}`."
         )
-    config = _read_config(folder)
-    tensors = _read_headers(folder)
-    _check_weights(folder, config, tensors)
-    _check_size(folder, tensors, checkpoint)
-    _check_tokenizer(folder, tensors)
+    check_text_encoder(folder, checkpoint)
     return folder
 
 
@@ -185,18 +197,19 @@ def _check_tokenizer(folder: Path, tensors: Tensors) -> None:
     file = folder / _TOKENIZER
     rows = next(t.shape[0] for n, t in tensors.items() if n.endswith("embed_tokens.weight"))
     about = file.stat()
-    ids = _token_ids(file, about.st_size, about.st_mtime_ns)
-    if max(ids, default=rows) >= rows or len(ids) < rows * _LEAST_USED:
+    count, last = _vocabulary(file, about.st_size, about.st_mtime_ns)
+    if last >= rows or count < rows * _LEAST_USED:
         raise ModelUnusable(
-            f"{file} is a tokenizer of {len(ids):,} tokens, of another model; the Gemma beside it "
+            f"{file} is a tokenizer of {count:,} tokens, of another model; the Gemma beside it "
             f"wants its own, for {rows:,} rows of embeddings.",
             hint=how_to_repair(file),
         )
 
 
 @lru_cache(maxsize=4)
-def _token_ids(file: Path, size: int, changed: int) -> frozenset[int]:  # noqa: ARG001
-    """The ids in a tokenizer.json; `size` and `changed` (its time) keep the cache true.
+def _vocabulary(file: Path, size: int, changed: int) -> tuple[int, int]:  # noqa: ARG001
+    """The number of tokens in a tokenizer.json, and the largest id. `size` and `changed`, the
+    file's time, keep the cache true.
 
     Raises:
         ModelUnusable: it is damaged.
@@ -209,7 +222,7 @@ def _token_ids(file: Path, size: int, changed: int) -> frozenset[int]:  # noqa: 
         ids = {None}
     if not all(type(token) is int for token in ids):
         raise ModelUnusable(f"{file} is no tokenizer of Gemma's kind.", hint=how_to_repair(file))
-    return frozenset(ids)
+    return len(ids), max(ids, default=0)
 
 
 def _json(file: Path) -> dict[str, Any]:

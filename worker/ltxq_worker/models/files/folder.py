@@ -25,6 +25,7 @@ from ltxq_worker.models.files.identify import (
     missing_parts,
     upscaler_kind,
 )
+from ltxq_worker.models.files.magic import other_spelling
 from ltxq_worker.models.files.scales import fp8_scales
 
 NEWEST = (2, 3)  # LTX-2.5 needs ltx-core 1.2, which is not released as a package
@@ -34,6 +35,7 @@ _BLOCK = re.compile(re.escape(f"{TRANSFORMER}transformer_blocks.") + r"(\d{1,6})
 _DEV = re.compile(r"(?<![a-z])dev(?![a-z])", re.IGNORECASE)
 _VERSION = re.compile(r"ltx-(\d+(?:\.\d+)?)-")
 _DOUBLES = "spatial x2"
+_SUFFIX = ".safetensors"
 _NAMED = 3  # files that a message names
 
 Headers = dict[Path, SafetensorsHeader]
@@ -100,10 +102,14 @@ def _require_folder(path: Path) -> None:
     else:
         again = "`ltxq model list` lists the models; `ltxq model tiny DIR` makes a small one."
     if not path.exists() and not path.is_symlink():
-        raise ModelUnusable(f"There is no model folder {path}.", hint=again)
+        if spelling := other_spelling(path.parent, path.name):
+            again = f"Rename it to {path.name}, or name it as it is. {again}"
+        there = f", but {spelling}" if spelling else ""
+        raise ModelUnusable(f"There is no model folder {path}{there}.", hint=again)
+    named = path.suffix == _SUFFIX and path.is_file()
     raise ModelUnusable(
         f"{path} is {describe(path)}; a folder with a model's files is wanted.",
-        hint=f"Move it away. {again}",
+        hint="Name the folder that it is in." if named else f"Move it away. {again}",
     )
 
 
@@ -126,6 +132,13 @@ def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str,
         else f"{file.name} is {describe(file)}"
         for file in others
     ]
+    for file in others:
+        if file.suffix != _SUFFIX and file.suffix.lower() == _SUFFIX:
+            right = file.with_suffix(_SUFFIX).name
+            raise ModelUnusable(
+                f"{path} has no LTX-2 checkpoint: {file.name} ends in capitals.",
+                hint=f"Rename {file.name} to {right}.",
+            )
     more = f", and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
     what = f"has no LTX-2 checkpoint: {'; '.join(seen[:_NAMED])}{more}" if seen else "is empty"
     raise ModelUnusable(f"{path} {what}; {_WANTED}.", hint=how_to_repair(path / "*.safetensors"))

@@ -88,7 +88,7 @@ def kind_of(tensors: Tensors, config: dict[str, Any]) -> str:
     if UPSAMPLER in tensors:
         return f"a {upscaler_kind(tensors, config)} upscaler"
     if any("transformer_blocks." in name for name in tensors):
-        return _transformer_kind(tensors)
+        return _transformer_kind(tensors, config)
     if any(name.endswith("embed_tokens.weight") for name in tensors):
         return f"a text encoder, {language_model(tensors)}"
     for piece, kind in _FOREIGN:
@@ -129,7 +129,7 @@ def is_older_family(tensors: Iterable[str]) -> bool:
     return not any("audio_patchify_proj." in n or "audio_proj_in." in n for n in tensors)
 
 
-def _transformer_kind(tensors: Tensors) -> str:
+def _transformer_kind(tensors: Tensors, config: dict[str, Any]) -> str:
     if any("single_transformer_blocks." in name for name in tensors):
         return "a transformer of the FLUX or HunyuanVideo family"
     if not any("patchify_proj." in name or "proj_in." in name for name in tensors):
@@ -142,6 +142,8 @@ def _transformer_kind(tensors: Tensors) -> str:
         return "an LTX-2 transformer alone, as diffusers or ComfyUI store it"
     if missing := missing_parts(tensors):
         return f"a part of an LTX-2 checkpoint, without {', '.join(missing)}"
+    if isinstance(config.get("transformer"), dict):
+        return "an LTX-2 checkpoint"
     return "an LTX-2 checkpoint without the configuration that published ones have"
 
 

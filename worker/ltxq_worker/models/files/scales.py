@@ -9,6 +9,7 @@ from ltxq_worker.models.files.header import SafetensorsHeader
 from ltxq_worker.models.files.identify import TRANSFORMER
 
 _FP8, _SCALE, _WEIGHT = "F8_E4M3", ".weight_scale", ".weight"
+_OTHER_SCALE = (".scale_weight", "scaled_fp8", ".comfy_quant")
 _READABLE = {"BF16", "F16", "F32", _FP8}
 
 
@@ -19,6 +20,12 @@ def fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
     FP8 has no scales, and its weights would be wrong.
     """
     tensors = header.tensors
+    if any(name.endswith(_OTHER_SCALE) for name in tensors):
+        raise ModelUnusable(
+            f"{header.path} stores FP8 weights as ComfyUI does (scale_weight); a bf16 checkpoint, "
+            "or one in FP8 as Lightricks publishes it (weight_scale), is wanted.",
+            hint=again,
+        )
     for name, tensor in tensors.items():
         if name.startswith(TRANSFORMER) and tensor.dtype not in _READABLE:
             raise ModelUnusable(
