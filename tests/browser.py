@@ -18,14 +18,14 @@ OPTIONS = (
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser of its own, with a profile of its own."""
+def chromium(*options: str) -> Iterator[Browser]:
+    """A browser of its own, with a profile of its own, and these command-line options too."""
     if not CHROMIUM.exists():
         if os.environ.get("CI"):
             raise AssertionError(f"{CHROMIUM} is not installed: apt-get install chromium")
         pytest.skip(f"{CHROMIUM} is not installed")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*OPTIONS, *options])
         try:
             yield browser
         finally:

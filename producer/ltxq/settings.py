@@ -408,7 +408,9 @@ class GatewaySettings(_Role):
             return origins or ()
         entries = [entry.strip() for entry in origins.split(",")]
         for number, origin in enumerate(entries, start=1):
-            if origin and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?", origin):
+            if origin and not re.fullmatch(
+                r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", origin
+            ):
                 raise ValueError(
                     f"entry {number} is not an origin, as https://app.example.com, without a path"
                 )
@@ -424,7 +426,7 @@ class MonitoringSettings(_Role):
     metrics_address: Annotated[Address | None, NoDecode] = Field(
         default=None,
         description="Address on which a worker or gateway serves Prometheus's /metrics, as "
-        "127.0.0.1:9464. Without it metrics are not served.",
+        "127.0.0.1:9464 or [::1]:9464. Without it metrics are not served.",
     )
     events: bool = Field(
         default=True,
@@ -439,10 +441,10 @@ class MonitoringSettings(_Role):
     def _parse_metrics_address(cls, address: Any) -> Address | None:
         if not isinstance(address, str):
             return Address(*address) if address else None
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
-            raise ValueError("must be an address and a port, as 127.0.0.1:9464")
-        return Address(host, int(port))
+        found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):([0-9]{1,5})", address)
+        if found is None or int(found[2]) >= 65536:
+            raise ValueError("must be an address and a port, as 127.0.0.1:9464 or [::1]:9464")
+        return Address(found[1], int(found[2]))
 
 
 class Settings(QueueSettings, StorageSettings, WorkerSettings, GatewaySettings, MonitoringSettings):

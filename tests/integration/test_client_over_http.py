@@ -136,7 +136,8 @@ def test_the_command_line_works_over_http(
     again = json.loads(run("retry", job["id"])[1])
     assert again["retry_of"] == job["id"]
     assert [one["id"] for one in json.loads(run("list")[1])["jobs"]] == [again["id"], job["id"]]
-    assert run("delete", again["id"])[0] == 2  # it is queued
+    assert run("delete", again["id"])[0] == 0  # though it is queued
+    assert run("status", again["id"])[0] == 3
     assert run("delete", job["id"])[0] == 0
 
 

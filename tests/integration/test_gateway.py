@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 import redis
 
@@ -64,6 +65,14 @@ def locked(url: str) -> Iterator[Gateway]:
 def _empty(url: str) -> None:
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def error(answer: Answer, status: int, code: str) -> dict[str, Any]:
@@ -538,13 +547,19 @@ def refused_to_start(
 def test_without_keys_it_listens_only_on_this_machine(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):  # noqa: S104
+    for host in ("0.0.0.0", "::", "10.0.0.1", "::ffff:10.0.0.1"):  # noqa: S104
         said = refused_to_start(capsys, "--host", host, LTXQ_URL=url)
         assert f"only on this machine, not on {host}" in said["message"]
         assert "ltxq key NAME" in said["hint"]
     keys = {"LTXQ_URL": url, "LTXQ_API_KEYS": ALICE.entry}
     with Gateway(keys, "--host", "0.0.0.0") as running:  # noqa: S104
         assert running.url.startswith("http://0.0.0.0:")
+
+
+def test_it_listens_on_both_addresses_of_localhost(gateway: Gateway) -> None:
+    port = gateway.url.removeprefix("http://localhost:")
+    for address in ("127.0.0.1", "[::1]") if has_ipv6() else ("127.0.0.1",):
+        assert httpx2.get(f"http://{address}:{port}/healthz", timeout=PATIENCE).is_success
 
 
 @pytest.mark.parametrize(
@@ -582,6 +597,44 @@ def test_without_keys_another_sites_page_is_refused(gateway: Gateway) -> None:
         error(answer, 403, "wrong_origin")
     own = {"Origin": gateway.url}
     assert gateway.ask("POST", "/v1/videos", json=FOX, headers=own).is_success
+
+
+def test_the_gateways_own_page_is_known_behind_a_proxy_that_changes_the_host(
+    gateway: Gateway,
+) -> None:
+    """By what the browser says of the request; no page can say it itself."""
+    here, elsewhere = {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "same-site"}
+    for origin, site, allowed in (
+        ("http://localhost:8081", here, True),
+        ("https://[::1]:8081", here, True),
+        ("http://localhost:8081", elsewhere, False),
+        ("http://localhost:8081", {}, False),
+        ("http://evil.example.com:8081", here, False),  # its name may lead to this machine
+        ("null", here, False),
+    ):
+        headers = {"Origin": origin, **site, "Host": "localhost"}
+        answer = gateway.ask("POST", "/v1/videos", json=FOX, headers=headers)
+        assert answer.is_success == allowed, (origin, site)
+
+
+def test_files_of_the_page_load_whatever_the_origin(gateway: Gateway) -> None:
+    headers = {"Origin": "https://evil.example.com"}
+    assert gateway.ask("GET", "/page/app.js", headers=headers).is_success
+    error(gateway.ask("GET", "/v1/models", headers=headers), 403, "wrong_origin")
+
+
+def test_a_refused_page_is_told_host_origin_and_what_to_set(gateway: Gateway) -> None:
+    headers = {"Origin": "https://a.example", "Host": "localhost:1"}
+    said = error(gateway.ask("GET", "/v1/models", headers=headers), 403, "wrong_origin")
+    for part in ("https://a.example", "localhost:1"):
+        assert part in said["message"]
+    for part in ("proxy_set_header Host $http_host;", "LTXQ_CORS_ORIGINS", "ltxq key NAME"):
+        assert part in said["hint"]
+    said = error(
+        gateway.ask("GET", "/v1/models", headers={"Host": "clips.example.com"}), 403, "wrong_host"
+    )
+    assert "clips.example.com" in said["message"]
+    assert "ltxq key NAME" in said["hint"]
 
 
 def test_without_keys_a_foreign_host_header_is_refused(gateway: Gateway) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,11 +91,15 @@ def test_every_route_is_described_with_its_errors(gateway: Gateway) -> None:
         if "/v1/" in name:
             assert {"400", "401", "429", "503"} <= set(operation["responses"]), name
             assert operation["security"], name
-    names = [operation["operationId"] for operation in operations.values()]
-    assert len(set(names)) == len(names)
-    assert operations["POST /v1/videos"]["operationId"] == "create_video"
-    assert operations["GET /v1/jobs/{job_id}"]["operationId"] == "get_job"
-    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", name) for name in names)
+    assert described["servers"] == [{"url": "."}]  # the paths' prefix is the description's own
+    # Generated clients have methods of these names: a change breaks their users.
+    assert sorted(operation["operationId"] for operation in operations.values()) == sorted(
+        (
+            *("createVideo", "listVideos", "getVideo", "deleteVideo", "cancelVideo", "remixVideo"),
+            *("getVideoContent", "followVideo", "createJob", "listJobs", "getJob", "cancelJob"),
+            *("retryJob", "deleteJob", "followJob", "listModels", "getHealth", "getReadiness"),
+        )
+    )
     body = operations["POST /v1/videos"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     assert body["application/json"]["schema"]["example"]["prompt"]

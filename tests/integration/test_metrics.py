@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import redis
 import urllib3
@@ -283,7 +284,31 @@ def test_an_address_in_use_is_a_clear_error() -> None:
         server.close()
 
 
-@pytest.mark.parametrize("address", ["9464", "127.0.0.1", "127.0.0.1:http", ":9464", "h:70000"])
+@pytest.mark.parametrize("address", ["[::1]:0", "127.0.0.1:0", "localhost:0"])
+def test_metrics_are_served_at_an_address_of_either_kind(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTXQ_METRICS_ADDRESS", address)
+    where = Settings.read().metrics_address
+    assert where is not None
+    assert str(where) == address
+    try:
+        server = MetricsServer(where, new_registry())
+    except ConfigurationError:
+        if where.host != "[::1]":
+            raise
+        pytest.skip("this machine has no IPv6")
+    try:
+        url = f"http://{where.host}:{server.port}/metrics"
+        assert httpx2.get(url, timeout=PATIENCE, trust_env=False).status_code == 200
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["9464", "127.0.0.1", "127.0.0.1:http", ":9464", "h:70000", "::1", "::1:9464", "[::1]"],
+)
 def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTXQ_METRICS_ADDRESS", address)
     with pytest.raises(ConfigurationError, match="LTXQ_METRICS_ADDRESS"):

@@ -256,6 +256,72 @@ def test_an_error_is_shown_with_what_to_do(
     flawless(page)
 
 
+LONG = "A red fox trots through fresh snow. " * 20 + "The end."
+
+
+def test_what_failed_for_good_is_offered_for_changing_not_for_trying_again(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    page.get_by_text("16:9", exact=True).click()
+    page.get_by_text("Seed, priority and model").click()
+    page.get_by_label("Priority").select_option("low")
+    submit(page, LONG)
+    worker.fail(queue(page).get_attribute("data-id") or "", FAILED)
+    tile = clips(page)
+    expect(tile).to_contain_text("Failed")
+    expect(tile.get_by_role("button", name=re.compile("^Try again"))).to_have_count(0)
+    page.reload()
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
+    tile.get_by_role("button", name="Change and try again").click()
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_be_focused()
+    expect(prompt).to_have_value(LONG)
+    expect(page.locator("#pixels")).to_have_text("448×256")
+    expect(page.get_by_label("Length")).to_have_value("1")
+    expect(page.locator("#priority")).to_have_value("low")
+    flawless(page)
+
+
+def test_what_may_succeed_later_can_be_tried_again(
+    gateway: Gateway, worker: LedgerWorker, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url)
+    submit(page)
+    lost = JobError(code="worker_lost", message="Its worker died.", retryable=True)
+    worker.fail(queue(page).get_attribute("data-id") or "", lost)
+    expect(clips(page).get_by_role("button", name="Change and try again")).to_be_hidden()
+    clips(page).get_by_role("button", name=f"Try again: {PROMPT}").click()
+    expect(queue(page)).to_contain_text("Next in the queue")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_prompt_can_be_read_whole(
+    gateway: Gateway, worker: LedgerWorker, width: int, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(gateway.url, viewport={"width": width, "height": 900})
+    submit(page, LONG)
+
+    def is_cut_and_can_be_read(place: Locator) -> None:
+        prompt, cut = place.locator(".prompt"), "p => p.scrollHeight > p.clientHeight + 1"
+        expect(prompt).to_have_text(LONG)
+        assert prompt.evaluate(cut)
+        place.get_by_role("button", name="Show the whole prompt").click()
+        assert not prompt.evaluate(cut)
+        flawless(page)
+        place.get_by_role("button", name="Show less").click()
+        assert prompt.evaluate(cut)
+
+    is_cut_and_can_be_read(queue(page))
+    worker.fail(queue(page).get_attribute("data-id") or "", FAILED)
+    is_cut_and_can_be_read(clips(page))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_label("Prompt", exact=True).fill("short")
+    page.get_by_role("button", name="Make the clip").click()
+    expect(queue(page)).to_have_count(1)
+    expect(queue(page).get_by_role("button", name="Show the whole prompt")).to_be_hidden()
+
+
 @pytest.mark.extended
 def test_a_submission_with_lost_answers_makes_no_second_clip(
     gateway: Gateway, open_page: Callable[..., Page]

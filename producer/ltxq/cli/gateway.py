@@ -13,8 +13,12 @@ from ltxq.errors import MissingExtra
 
 def gateway(
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Without API keys only this machine's own.")
-    ] = "127.0.0.1",
+        str,
+        typer.Option(
+            help="Address or name to listen on: localhost is 127.0.0.1 and ::1, 0.0.0.0 all IPv4 "
+            "addresses, :: those of IPv6 too. Without API keys only this machine's own."
+        ),
+    ] = "localhost",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,
     as_json: AsJson = False,
 ) -> None:

@@ -56,12 +56,19 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
         )
     if isinstance(code, str) and message:
         return _ours(code, message, hint, fields)
+    if status == 413:
+        return InvalidRequest(
+            f"A proxy in front of the gateway at {where} takes no request of this size (HTTP 413).",
+            hint="Shorten the prompt or the metadata, or raise the proxy's limit (nginx: "
+            "client_max_body_size).",
+        )
     if status in (429, 502, 503, 504):
         return QueueUnavailable(
             f"The gateway at {where} is not available (HTTP {status}).", hint="Try again later."
         )
     return ConfigurationError(
-        f"The server at {where} is no ltxq gateway (HTTP {status}).", hint="Check LTXQ_URL."
+        f"The server at {where} is no ltxq gateway (HTTP {status}).",
+        hint="Check LTXQ_URL, its path too, and the proxies in between.",
     )
 
 

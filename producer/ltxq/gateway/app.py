@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -48,7 +47,7 @@ def make_app(settings: Settings) -> FastAPI:
         version=version("ltxq"),
         lifespan=lifespan,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,  # the function: create_video, …
+        generate_unique_id_function=openapi.operation_id,
         docs_url=None,
         redoc_url=None,
         **openapi.ABOUT,
@@ -60,22 +59,8 @@ def make_app(settings: Settings) -> FastAPI:
     page.mount(app, settings)
     fast_get.mount(app)
     _answer_errors(app)
-    _guard(app, settings, open_to_all=not keys)
+    app.add_middleware(Guard, open_to_all=not keys, origins=frozenset(settings.cors_origins))
     return app
-
-
-def _guard(app: FastAPI, settings: Settings, *, open_to_all: bool) -> None:
-    origins = frozenset(settings.cors_origins)
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=sorted(origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key"],
-            expose_headers=["openai-poll-after-ms", "retry-after", "x-should-retry"],
-            max_age=600,
-        )
-    app.add_middleware(Guard, open_to_all=open_to_all, origins=origins)
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -16,9 +16,10 @@ import uvicorn
 
 from ltxq.client import Client
 from ltxq.errors import ConfigurationError, StorageUnavailable
-from ltxq.gateway.access.browser_guard import is_loopback
+from ltxq.gateway.access.cross_origin import open_to_pages
 from ltxq.gateway.access.http_limits import BoundedHttp, closing_after_early_answers
 from ltxq.gateway.access.keys import ApiKeys
+from ltxq.gateway.access.listening import listening, shown
 from ltxq.gateway.app import make_app
 from ltxq.gateway.routes.metrics import Requests
 from ltxq.ops.metrics import new_registry, served_metrics
@@ -50,17 +51,18 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             "LTXQ_URL is the URL of a gateway, but a gateway needs Redis itself.",
             hint="Set LTXQ_URL to redis://… or rediss://…",
         )
-    if not ApiKeys.from_settings(settings) and not is_loopback(host):
-        raise ConfigurationError(
-            f"Without API keys the gateway listens only on this machine, not on {host}.",
-            hint="Make a key with `ltxq key NAME` and set LTXQ_API_KEYS.",
-        )
-    _check_storage(settings)
+    only_here = not ApiKeys.from_settings(settings)
     registry = new_registry()
-    with _listening(host, port) as listener, served_metrics(settings, registry):
+    with (
+        listening(host, port, only_here=only_here) as sockets,
+        served_metrics(settings, registry),
+    ):
+        _check_storage(settings)
         app = make_app(settings)
         config = uvicorn.Config(
-            closing_after_early_answers(Requests(registry).around(app)),
+            closing_after_early_answers(
+                Requests(registry).around(open_to_pages(app, settings.cors_origins))
+            ),
             http=BoundedHttp,
             ws="none",
             log_config=None,
@@ -71,8 +73,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
+        url = f"http://{shown(host)}:{sockets[0].getsockname()[1]}"
         server = _Server(
             config,
             started=lambda: ready(url),
@@ -81,7 +82,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         _allow_connections()
         _tune_garbage_collection()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(server.serve(sockets=[listener]))
+            runner.run(server.serve(sockets=sockets))
 
 
 def _check_storage(settings: Settings) -> None:
@@ -149,14 +150,3 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_ending()
         await super().shutdown(sockets)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as exc:
-        raise ConfigurationError(
-            f"The gateway cannot listen on {host}, port {port}: {exc.strerror or exc}.",
-            hint="Stop the program on this port, or choose another port with --port.",
-        ) from None

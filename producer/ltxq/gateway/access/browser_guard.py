@@ -8,14 +8,19 @@ DNS rebinding), and a browser's request must come from the gateway's own page (t
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ltxq.gateway.openai.errors import Refused, answer
+from ltxq.printable import one_line
 
+PUBLIC = (
+    "/page/",
+    "/docs/static/",
+)  # files without secrets: the page must load to say what is wrong
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -49,29 +54,48 @@ class Guard:
                     headers.setdefault(name, text)
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope)) if self._open_to_all else None
+        refusal = self._refusal(scope["path"], Headers(scope=scope)) if self._open_to_all else None
         if refusal is not None:
             await answer(refusal)(scope, receive, send_on)
         else:
             await self._app(scope, receive, send_on)
 
-    def _refusal(self, headers: Headers) -> Refused | None:
+    def _refusal(self, path: str, headers: Headers) -> Refused | None:
         host, origin = headers.get("host"), headers.get("origin")
         if host is not None and not is_loopback(re.sub(r":\d*$", "", host)):  # without the port
             return Refused(
                 403,
                 "wrong_host",
-                "Without API keys the gateway accepts only this machine's own names as Host.",
-                hint="Use localhost or 127.0.0.1, or make API keys: `ltxq key NAME`.",
+                "Without API keys the gateway accepts only names of its own machine as Host, not "
+                f"{_shown(host)}.",
+                hint="On that machine use localhost or 127.0.0.1. For other machines the operator "
+                "makes API keys: `ltxq key NAME`.",
             )
         if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+            return None
+        if path.startswith(PUBLIC) or _is_own_page(origin, headers):
             return None
         return Refused(
             403,
             "wrong_origin",
-            "A page of another site may not use this gateway.",
-            hint="Add the site's origin to LTXQ_CORS_ORIGINS.",
+            f"Without API keys only the gateway's own page may use it: the page's origin is "
+            f"{_shown(origin)}, the gateway's Host {_shown(host or 'missing')}.",
+            hint="Behind a proxy, pass the Host on (nginx: proxy_set_header Host $http_host;). "
+            "For another site the operator adds its origin to LTXQ_CORS_ORIGINS, or makes API "
+            "keys: `ltxq key NAME`.",
         )
+
+
+def _is_own_page(origin: str, headers: Headers) -> bool:
+    """Whether a page of this machine calls the origin that it came from. The browser says so, also
+    where a proxy in between has changed the Host or its port.
+    """
+    host = urlsplit(origin).hostname
+    return headers.get("sec-fetch-site") == "same-origin" and host is not None and is_loopback(host)
+
+
+def _shown(text: str) -> str:
+    return one_line(text[:100])
 
 
 def is_loopback(host: str) -> bool:
@@ -80,6 +104,9 @@ def is_loopback(host: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        return ip_address(name.strip("[]")).is_loopback
+        address = ip_address(name.strip("[]"))
     except ValueError:
         return False
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address
+    return address.is_loopback

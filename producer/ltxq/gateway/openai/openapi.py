@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
@@ -40,6 +41,12 @@ with the error's `idempotency_key`, and no second video is made.
         },
     ],
 }
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of a route's function as generated clients have it: create_video → createVideo."""
+    first, *others = route.name.split("_")
+    return first + "".join(word.capitalize() for word in others)
 
 
 def mount(app: FastAPI) -> None:
@@ -121,9 +128,11 @@ CHANGED = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 
 
 def _corrected(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's description with three corrections: no 422 (this gateway answers 400), errors are
-    always JSON, and an event is an object.
+    """FastAPI's description with four corrections: no 422 (this gateway answers 400), errors are
+    always JSON, an event is an object, and paths are relative to the description's own URL, which
+    may be behind a proxy's prefix.
     """
+    schema["servers"] = [{"url": "."}]
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)

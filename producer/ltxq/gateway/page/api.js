@@ -23,12 +23,37 @@ function headers(more = {}) {
   return known ? { Authorization: `Bearer ${known}`, ...more } : more;
 }
 
+// What a status means that a proxy answers instead of the gateway: [message, hint].
+const BY_A_PROXY = {
+  404: ["There is no gateway at this address.", "Does the page's address end with a slash?"],
+  413: [
+    "A proxy in front of the gateway takes no request of this size.",
+    "Shorten the prompt, or raise the proxy's limit (nginx: client_max_body_size).",
+  ],
+  502: ["A proxy in front of the gateway does not reach it.", "Check that the gateway runs."],
+  503: ["A proxy in front of the gateway does not reach it.", "Check that the gateway runs."],
+  504: ["The gateway did not answer the proxy in front of it.", "Check that the gateway runs."],
+};
+
 async function failure(answer) {
   try {
     return new ApiError(answer.status, (await answer.json()).error);
   } catch {
-    const message = `The gateway answered with status ${answer.status}.`;
-    return new ApiError(answer.status, { message, hint: "Try again later." });
+    const [message, hint] = BY_A_PROXY[answer.status] ?? [
+      "A proxy answered instead of the gateway.",
+      "Look into the proxy's settings and log.",
+    ];
+    return new ApiError(answer.status, { message: `${message} (Status ${answer.status}.)`, hint });
+  }
+}
+
+async function read(answer) {
+  if (answer.status === 204) return null;
+  try {
+    return await answer.json();
+  } catch {
+    const message = "The answer is not a gateway's.";
+    throw new ApiError(answer.status, { message, hint: "Is there a proxy that wants a login?" });
   }
 }
 
@@ -47,7 +72,7 @@ async function once(method, path, options = {}) {
     throw new ApiError(0, { message, hint: "Check that it runs. The page tries again by itself." });
   }
   if (!answer.ok) throw await failure(answer);
-  return answer.status === 204 ? null : answer.json();
+  return read(answer);
 }
 
 // Send a change again if its answer was lost. That is safe: submissions have an idempotency key,

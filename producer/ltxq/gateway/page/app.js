@@ -13,6 +13,8 @@ const FOLLOWED = 2; // event streams; a browser opens only six connections to a 
 const PAGE = 24; // clips
 const MOST = 100; // jobs in one answer
 
+find("#unloaded").remove();
+
 const form = find("#form");
 
 const jobs = new Map(); // by id
@@ -155,10 +157,15 @@ const actions = {
   play: async (job) => dialogs.play(await api.get(job.id)), // read again for a newly signed URL
   reuse: async (job) => {
     dialogs.close();
-    find("#prompt").value = job.request.prompt;
-    find("#seed").value = "";
+    for (const [name, value] of Object.entries(words.choices(job.request))) {
+      const field = form.elements.namedItem(name);
+      if (field.type === "checkbox") field.checked = value;
+      else field.value = value;
+    }
+    showChoices();
     find("#prompt").focus();
   },
+  whole: async (job) => view.toggleWhole(job.id),
   delete: async (job) => {
     if (!(await dialogs.confirmDeletion(job))) return;
     dialogs.close();

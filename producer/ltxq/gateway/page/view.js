@@ -21,12 +21,31 @@ function kindOf(job) {
   return job.state === "succeeded" ? "clip" : "ended";
 }
 
+// Prompts are cut after two lines: then there is a button for the rest.
+const prompts = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const item = target.parentElement;
+    if (item && !item.classList.contains("whole")) {
+      find(".more", item).hidden = target.scrollHeight <= target.clientHeight + 1;
+    }
+  }
+});
+
+export function toggleWhole(id) {
+  const item = find(`li[data-id="${CSS.escape(id)}"]`);
+  const whole = item.classList.toggle("whole");
+  const button = find(".more", item);
+  button.setAttribute("aria-expanded", String(whole));
+  setText(button, whole ? "Show less" : "Show the whole prompt");
+}
+
 function made(job, kind) {
   const item = find(`#${kind}`).content.firstElementChild.cloneNode(true);
   item.dataset.id = job.id;
   item.dataset.kind = kind;
   setText(find(":scope > .prompt", item), job.request.prompt);
-  for (const button of item.querySelectorAll("button")) {
+  prompts.observe(find(":scope > .prompt", item));
+  for (const button of item.querySelectorAll("button:not(.more)")) {
     const name = button.dataset.do === "play" ? "Play" : button.textContent;
     button.setAttribute("aria-label", `${name}: ${words.short(job.request.prompt)}`);
   }
@@ -58,7 +77,11 @@ const changed = {
     item.classList.toggle("failed", failed);
     setText(find(".state", item), failed ? "Failed" : "Cancelled");
     setText(find(".message", item), failed ? (job.error?.message ?? "") : "");
-    setText(find(".hint", item), failed ? (job.error?.hint ?? "") : "");
+    setText(find(".hint", item), failed && job.error ? words.hint(job.error) : "");
+    // The same request fails again, unless its error says otherwise.
+    const again = !failed || Boolean(job.error?.retryable);
+    find("[data-do=retry]", item).hidden = !again;
+    find("[data-do=reuse]", item).hidden = again;
   },
 };
 

@@ -40,6 +40,26 @@ export function request(fields) {
   };
 }
 
+// The inverse: fields of the form, without the seed. A size or length that the form does not have
+// stays as it is chosen.
+export function choices(made) {
+  const shapeAt = ([factor, stages]) =>
+    stages === made.stages &&
+    Object.keys(SHAPES).find(
+      (name) => SHAPES[name][0] * factor === made.width && SHAPES[name][1] * factor === made.height,
+    );
+  const size = Object.keys(SIZES).find((name) => shapeAt(SIZES[name]));
+  return {
+    prompt: made.prompt,
+    ...(size && { size, shape: shapeAt(SIZES[size]) }),
+    ...(made.frame_rate === FRAME_RATE && { length: String((made.num_frames - 1) / 8) }),
+    audio: made.audio,
+    seed: "",
+    priority: made.priority,
+    model: made.model ?? "",
+  };
+}
+
 export const pixels = ({ width, height, stages }) =>
   `${width}×${height}${stages === 2 ? ", in two stages" : ""}`;
 
@@ -96,6 +116,14 @@ export function announced(job) {
   if (job.state === "cancelled") return `Cancelled: ${prompt}`;
   return `Failed: ${prompt}. ${job.error?.message ?? ""}`;
 }
+
+// Hints for fields that the form does not have.
+const HINTS = {
+  timed_out: "Ask for a shorter or smaller clip.",
+  expired: "Try again when more workers are free.",
+};
+
+export const hint = (error) => HINTS[error.code] ?? error.hint.replaceAll("`", "");
 
 export const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
 

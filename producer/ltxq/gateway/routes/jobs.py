@@ -132,7 +132,7 @@ async def follow_job(job_id: str, caller: AsCaller) -> Response:
 
 
 @router.get("/models", response_model=ModelList, responses=READ)
-async def models(caller: AsCaller) -> Response:
+async def list_models(caller: AsCaller) -> Response:
     """The models served: how many workers of each are ready, and which clips it can make."""
     served = await caller.queue.call(caller.client.models)
     listed = tuple(Model(id=name, **dict(model)) for name, model in sorted(served.items()))
