@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from bench.harness import cpu_tables, tables
 from ltxq import cli
+from ltxq.ledger.permissions import acl_line
 from ltxq.settings import Settings
 from ltxq.storage import OPERATIONS, policy
 
@@ -127,10 +128,18 @@ def policy_block(role: Any) -> str:
     return f"```json\n{json.dumps(policy(role, 'clips', 'ltxq/'), indent=2)}\n```"
 
 
+def redis_acl() -> str:
+    """The ACL users of docs/operating.md, one for each role."""
+    roles = ("worker", "gateway", "client", "flower")
+    lines = [f"ACL SETUSER ltxq-{role} reset on >PASSWORD {acl_line(role)}" for role in roles]
+    return "\n".join(["```text", *lines, "```"])
+
+
 RIGHTS = {
     "storage_calls": calls_table,
     "policy_worker": lambda: policy_block("worker"),
     "policy_gateway": lambda: policy_block("gateway"),
+    "redis_acl": redis_acl,
 }
 
 

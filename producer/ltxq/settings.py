@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ltxq.errors import ConfigurationError
 from ltxq.job import MAX_URL_SECONDS, ModelName
 from ltxq.reasons import reason_of
+from ltxq.redis_url import RedisUrl
 
 DEFAULT_MODEL = "ltx-2-19b-distilled"
 
@@ -40,7 +41,12 @@ class Address(NamedTuple):
 
 
 class _Role(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="LTXQ_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="LTXQ_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # pydantic would show the URL as it was given
+    )
 
 
 class QueueSettings(_Role):
@@ -48,15 +54,22 @@ class QueueSettings(_Role):
 
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="The queue: redis:// or rediss:// with its password, or, for clients, a "
-        "gateway: https:// or http://.",
+        description="The queue's Redis: redis://, rediss://, unix:// or sentinel://, with user and "
+        "password; or, for clients, a gateway: https:// or http://.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="API key that a client sends to a gateway."
     )
     redis_ca: Path | None = Field(
         default=None,
-        description="CA bundle (PEM) for rediss://; default: the system's trust store.",
+        description="CA bundle (PEM) for rediss:// and sentinels://; default: the system's trust "
+        "store.",
+    )
+    redis_replicas: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Replicas of Redis that must have a submission before it is accepted (WAIT).",
     )
     https_ca: Path | None = Field(
         default=None,
@@ -86,22 +99,15 @@ class QueueSettings(_Role):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
-        try:
-            parts = urlsplit(url.get_secret_value())
-            scheme, _ = parts.scheme, parts.port
-        except ValueError:  # its message holds parts of the URL, perhaps of the password
-            raise ValueError(
-                "is not a URL: its host or port is wrong, or the password has a character that "
-                "must be written as %2F, %23 or the like"
-            ) from None
-        if scheme in ("http", "https"):
-            if not _GATEWAY.fullmatch(url.get_secret_value()):
+        if url.get_secret_value().startswith(("http:", "https:")):
+            found = _GATEWAY.fullmatch(url.get_secret_value())
+            if not found or int((found[2] or ":443")[1:]) > 65535:
                 raise ValueError(
                     "must be https://, a host, and optionally a port and a path; put the key into "
                     "LTXQ_API_KEY"
                 )
-        elif scheme not in ("redis", "rediss"):
-            raise ValueError("must start with redis:// or rediss://, or https:// for a gateway")
+        else:
+            RedisUrl.parse(url.get_secret_value())
         return url
 
     @field_validator("api_key")
@@ -134,12 +140,29 @@ class QueueSettings(_Role):
         return self.url.get_secret_value().startswith("http")
 
     @property
+    def redis(self) -> RedisUrl:
+        """The Redis that the URL names.
+
+        Raises:
+            ConfigurationError: it is a gateway's.
+        """
+        if self.is_gateway:
+            raise ConfigurationError(
+                "LTXQ_URL is a gateway's, and Redis itself is needed here.",
+                hint="Workers, gateways and commands for operators take redis://, rediss://, "
+                "unix:// or sentinel://.",
+            )
+        return RedisUrl.parse(self.url.get_secret_value())
+
+    @property
     def redis_tls(self) -> dict[str, Any]:
-        """TLS options for redis-py, kombu and Celery's backend; empty without rediss://."""
-        if not self.url.get_secret_value().startswith("rediss:"):
+        """TLS options for redis-py, kombu and Celery's backend; empty without TLS."""
+        url = self.redis
+        if not url.tls:
             return {}
         ca = {"ssl_ca_certs": str(self.redis_ca)} if self.redis_ca else {}
-        return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **ca}
+        checks = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+        return {**checks, **ca, **url.certificate}
 
 
 class StorageSettings(_Role):

@@ -15,7 +15,10 @@ import redis
 from ltxq import cli
 from ltxq.ledger import Ledger
 from ltxq.ops import doctor as base
-from ltxq.ops.doctor import Finding, base_checks, examine
+from ltxq.ops import redis_checks
+from ltxq.ops.doctor import base_checks, examine
+from ltxq.ops.findings import Finding
+from ltxq.ops.redis_checks import check_redis
 from ltxq.settings import Settings
 from ltxq_worker import doctor
 from ltxq_worker.embedded.servers import RedisServer, S3Server
@@ -55,7 +58,7 @@ def said(findings: Iterator[Finding], status: str) -> list[str]:
 
 def of_redis(server: RedisServer, status: str) -> list[str]:
     settings = Settings(url=server.url)
-    return said(examine(settings, (("Redis", base.check_redis),)), status)
+    return said(examine(settings, (("Redis", check_redis),)), status)
 
 
 def of_storage(settings: Settings, status: str) -> list[str]:
@@ -118,7 +121,7 @@ def test_a_redis_that_refuses_config_still_gets_a_report(
         "guest", enabled=True, passwords=["+guest"], keys=["*"], commands=["+@all", "-config"]
     )
     settings = Settings(url=f"redis://guest:guest@127.0.0.1:{own_redis.port}/0")
-    findings = list(base.check_redis(settings))
+    findings = list(check_redis(settings))
     assert "its fsync policy is hidden" in " ".join(finding.message for finding in findings)
     broken.acl_deluser("guest")
 
@@ -132,10 +135,10 @@ def test_a_redis_that_is_not_there_and_one_with_another_password(own_redis: Redi
 
 def test_a_network_without_tls_or_password_is_warned_of() -> None:
     open_door = Settings(url="redis://queue.example.com:6379/0")
-    lines = " ".join(said(base._exposure(open_door), "warning"))
+    lines = " ".join(said(redis_checks._exposure(open_door), "warning"))
     assert_matches("unencrypted.*rediss://.*no password.*requirepass", lines)
     closed = Settings(url="rediss://:secret@queue.example.com:6380/0")
-    assert list(base._exposure(closed)) == []
+    assert list(redis_checks._exposure(closed)) == []
 
 
 def test_a_storage_that_refuses(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

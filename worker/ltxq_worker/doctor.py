@@ -21,7 +21,7 @@ from typing import Any
 
 from ltxq.errors import ModelUnusable
 from ltxq.job import VideoRequest
-from ltxq.ops.doctor import Check, Finding, ok, problem, skipped, warning
+from ltxq.ops.findings import Check, Finding, ok, problem, skipped, warning
 from ltxq.settings import Settings
 from ltxq_worker.gpus import Gpu, read_gpus
 from ltxq_worker.models.catalog import CATALOG, Repo, how_to_repair, repo_of

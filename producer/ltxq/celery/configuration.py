@@ -6,7 +6,11 @@ little: the sweep sends another. Therefore no timeout here is long.
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ltxq.ledger import queue_name
 from ltxq.settings import Settings
@@ -14,8 +18,16 @@ from ltxq.settings import Settings
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for the Redis of `settings`. It connects on first use."""
-    url, tls = settings.url.get_secret_value(), settings.redis_tls or None
-    app = Celery("ltxq", broker=url, backend=url, set_as_current=False)
+    url, tls = settings.redis, settings.redis_tls or None
+    # The backend's URL has no password: Celery shows such a URL, and of several hosts it hides the
+    # first one's alone.
+    app = Celery(
+        "ltxq",
+        broker=url.for_kombu(login=True),
+        backend=url.for_kombu(login=False),
+        set_as_current=False,
+    )
+    sentinels = _sentinels(settings)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",
@@ -40,13 +52,27 @@ def make_app(settings: Settings) -> Celery:
             # Nothing closes the connections of a host that vanishes, as in a failover.
             "health_check_interval": 5,
             "ack_emulation": False,  # the worker's list `taken:<worker>` has its message
+            **sentinels,
         },
         broker_use_ssl=tls,
         redis_backend_use_ssl=tls,
         # One pool of connections for all threads; each job has a thread.
         result_backend_thread_safe=True,
+        redis_username=url.username,
+        redis_password=url.password,
         redis_socket_timeout=2.0,
         redis_socket_connect_timeout=2.0,
-        result_backend_transport_options={"retry_policy": {"timeout": 2.0}},
+        result_backend_transport_options={"retry_policy": {"timeout": 2.0}, **sentinels},
     )
     return app
+
+
+def _sentinels(settings: Settings) -> dict[str, Any]:
+    """The options of kombu and Celery for a primary that Sentinels name; else none."""
+    url = settings.redis
+    if not url.master:
+        return {}
+    tls = {"ssl": True, **settings.redis_tls} if url.tls else {}
+    # A Sentinel that is away costs each connection a second, until another has answered.
+    timing = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
+    return {"master_name": url.master, "sentinel_kwargs": {**timing, **tls, **url.sentinel_login}}

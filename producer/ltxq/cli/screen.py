@@ -22,7 +22,7 @@ from ltxq.printable import one_line
 
 if TYPE_CHECKING:
     from ltxq.client import Client
-    from ltxq.ops.doctor import Finding
+    from ltxq.ops.findings import Finding
 
 _STAGES = {
     "encode_text": "reading the prompt",

@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypedDict, Unpack
 
+from redis import ConnectionPool
+
 from ltxq.celery import forget_outcome, make_app, report_outcome, report_refusal
 from ltxq.celery.flower import queued_event
 from ltxq.download_name import download_name
 from ltxq.errors import QueueUnavailable, StorageRefused, StorageUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
-from ltxq.ledger import CANCELLED, Ledger, Subscription
+from ltxq.ledger import CANCELLED, Ledger, Role, Subscription
 from ltxq.limits import ServedModel
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -100,9 +102,9 @@ class Transport(Protocol):
 class RedisTransport:
     """The queue in Redis."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, role: Role = "client") -> None:
         self.settings = settings
-        self._ledger = Ledger(settings)
+        self._ledger = Ledger(settings, role)
         self._app = make_app(settings)
         # Without a bucket the URLs stay as the worker signed them.
         self._storage = Storage.from_settings(settings) if settings.s3_bucket else None
@@ -160,6 +162,15 @@ class RedisTransport:
     def models(self) -> dict[str, ServedModel]:
         default = {self.settings.default_model: ServedModel(ready_workers=0)}
         return default | self._ledger.fleet.served()
+
+    @property
+    def connection_pool(self) -> ConnectionPool:
+        """The connections to Redis, for what is counted beside the queue."""
+        return self._ledger.connection_pool
+
+    def check_queue(self) -> None:
+        """Raise if Redis does not permit what this role does, or would lose jobs."""
+        self._ledger.check()
 
     def check_storage(self) -> None:
         if self._storage:

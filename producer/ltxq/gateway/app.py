@@ -33,7 +33,8 @@ def make_app(settings: Settings) -> FastAPI:
         ConfigurationError: a setting is wrong.
     """
     keys = ApiKeys.from_settings(settings)
-    transport, rates = GatewayTransport(settings), Rates(settings)
+    transport = GatewayTransport(settings)
+    rates = Rates(settings, transport.connection_pool)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +53,7 @@ def make_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         **openapi.ABOUT,
     )
+    app.state.transport = transport
     app.include_router(videos.router, prefix="/v1")
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(probes.router)

@@ -27,7 +27,7 @@ class GatewayTransport(RedisTransport):
     """Every job that a gateway makes passes `submit`, whatever the route."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+        super().__init__(settings, "gateway")
         self.served = ServedModels(self.models, default=settings.default_model)
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:

@@ -15,12 +15,13 @@ from types import FrameType
 import uvicorn
 
 from ltxq.client import Client
-from ltxq.errors import ConfigurationError, StorageUnavailable
+from ltxq.errors import ConfigurationError, QueueUnavailable, StorageUnavailable
 from ltxq.gateway.access.cross_origin import open_to_pages
 from ltxq.gateway.access.http_limits import BoundedHttp, closing_after_early_answers
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.listening import listening, shown
 from ltxq.gateway.app import make_app
+from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.routes.metrics import Requests
 from ltxq.ops.metrics import new_registry, served_metrics
 from ltxq.settings import Settings
@@ -43,13 +44,14 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         ready: called with the URL when the gateway listens.
 
     Raises:
-        ConfigurationError: `host` is public and there are no API keys; or the port is taken.
+        ConfigurationError: `host` is public and there are no API keys; or the port is taken; or
+            Redis would refuse the work, or lose jobs.
         StorageRefused: the bucket refuses a call that the gateway makes.
     """
     if settings.is_gateway:
         raise ConfigurationError(
             "LTXQ_URL is the URL of a gateway, but a gateway needs Redis itself.",
-            hint="Set LTXQ_URL to redis://… or rediss://…",
+            hint="Set LTXQ_URL to redis://…, rediss://…, unix://… or sentinel://…",
         )
     only_here = not ApiKeys.from_settings(settings)
     registry = new_registry()
@@ -59,6 +61,7 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
     ):
         _check_storage(settings)
         app = make_app(settings)
+        _check_redis(app.state.transport)
         config = uvicorn.Config(
             closing_after_early_answers(
                 Requests(registry).around(open_to_pages(app, settings.cors_origins))
@@ -96,6 +99,14 @@ def _check_storage(settings: Settings) -> None:
             client.check_storage()
     except StorageUnavailable as exc:
         log.warning("The storage does not answer yet: %s", exc)
+
+
+def _check_redis(transport: GatewayTransport) -> None:
+    """Refuse a Redis that would refuse the work; while it is away, the gateway answers 503."""
+    try:
+        transport.check_queue()
+    except QueueUnavailable as exc:
+        log.warning("Redis takes no jobs now; the gateway answers 503 until it does: %s", exc)
 
 
 def _allow_connections() -> None:

@@ -10,7 +10,10 @@ sweeper.py      what supervisors repair and clear away
 records.py      what these hand out, and how it is read from Redis's answers
 script.py       one operation as a Python call
 script/         the operations in Lua, each atomic in Redis, and the map of the keys
-connection.py   Redis with patience, and its errors as ltxq's
+probe.py        may this user do what its role does? Asked before any of it is done
+permissions.py  what each role does on Redis: commands, keys, channels
+connection.py   Redis with patience: one server, a socket, or behind Sentinels
+answers.py      Redis's error answers as ltxq's errors
 """
 
 from ltxq.ledger.changes import Subscription
@@ -18,6 +21,7 @@ from ltxq.ledger.connection import PATIENCE
 from ltxq.ledger.fleet import FleetFigures, QueueStats, Worker, WorkerState
 from ltxq.ledger.jobs import not_found
 from ltxq.ledger.ledger import Ledger
+from ltxq.ledger.permissions import Role
 from ltxq.ledger.records import (
     BANDS,
     CANCELLED,
@@ -47,6 +51,7 @@ __all__ = [
     "Ledger",
     "QueueStats",
     "Returned",
+    "Role",
     "RunningJob",
     "Standing",
     "Subscription",

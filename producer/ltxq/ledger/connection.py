@@ -3,116 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 import redis.exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from ltxq.errors import ConfigurationError, LtxqError, QueueUnavailable
-from ltxq.settings import Settings, without_password
+from ltxq.ledger.answers import passes, translated
+from ltxq.settings import Settings
 
 ATTEMPT_SECONDS = 1.0  # for one attempt to connect, and for one answer
 PATIENCE = 2.8  # seconds for which a call is repeated: with the last attempt under 5 in all
 
-# Errors that may pass: Redis is full, a replica, loading, cannot save, or busy with a script; its
-# primary or its replicas are away.
-PASSING = ("OOM ", "READONLY", "LOADING", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS")
-
 T = TypeVar("T")
 
 
-def connect(settings: Settings) -> redis.Redis:
-    """A connection pool. It connects on first use.
+class Connection:
+    """A pool of connections to the Redis of the settings, which connects on first use.
 
     Raises:
-        ConfigurationError: the URL's options are wrong, or it is a gateway's.
+        ConfigurationError: the URL is a gateway's.
     """
-    if settings.is_gateway:
-        raise ConfigurationError(
-            "LTXQ_URL is a gateway's, and Redis itself is needed here.",
-            hint="Workers, gateways and commands for operators take redis:// or rediss://.",
-        )
-    try:
-        connection = redis.Redis.from_url(
-            settings.url.get_secret_value(),
-            **settings.redis_tls,
-            decode_responses=True,
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = url = settings.redis
+        self.replicas = settings.redis_replicas
+        timing: dict[str, Any] = {
+            "socket_timeout": ATTEMPT_SECONDS,
+            "socket_connect_timeout": ATTEMPT_SECONDS,
+            "retry": Retry(NoBackoff(), 0),  # `patiently` repeats calls instead
+        }
+        tls: dict[str, Any] = {"ssl": True, **settings.redis_tls} if url.tls else {}
+        options: dict[str, Any] = {
+            **timing,
+            **tls,
+            "db": url.db,
+            "username": url.username,
+            "password": url.password,
+            "decode_responses": True,
             # Bytes that are no UTF-8 damage their record, not the connection.
-            encoding_errors="surrogateescape",
-            socket_timeout=ATTEMPT_SECONDS,
-            socket_connect_timeout=ATTEMPT_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # `patiently` repeats calls instead
+            "encoding_errors": "surrogateescape",
+        }
+        self._sentinels: Sentinel | None = None
+        if url.master:
+            login = {**timing, **tls, **url.sentinel_login}
+            self._sentinels = Sentinel(url.hosts, sentinel_kwargs=login)  # type: ignore[no-untyped-call]
+            self.redis: redis.Redis = self._sentinels.master_for(url.master, **options)  # type: ignore[no-untyped-call]
+        elif url.path:
+            self.redis = redis.Redis(unix_socket_path=url.path, **options)
+        else:
+            self.redis = redis.Redis(*url.hosts[0], **options)
+
+    def patiently(self, ask: Callable[[], T], patience: float = PATIENCE) -> T:
+        """`ask()`, repeated while Redis is away, loading, full or read-only.
+
+        Args:
+            patience: seconds; the last attempt may take two seconds more.
+
+        Raises:
+            QueueUnavailable, ConfigurationError
+        """
+        attempts = Retrying(
+            retry=retry_if_exception(passes),
+            stop=stop_after_delay(patience),
+            wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.02),
+            reraise=True,
         )
-        connection.connection_pool.make_connection()  # checks the options without connecting
-    except (TypeError, ValueError, redis_errors.RedisError):  # its text may contain the password
-        raise ConfigurationError(
-            "LTXQ_URL has an option that Redis's client does not know, or a wrong value of one.",
-            hint="Correct the part after the ?.",
-        ) from None
-    return connection
+        try:
+            return attempts(ask)
+        except redis_errors.RedisError as exc:
+            raise translated(self.url, exc) from exc
 
+    def silent_sentinels(self) -> list[str]:
+        """The Sentinels that do not answer, as host:port."""
+        silent = []
+        for sentinel in self._sentinels.sentinels if self._sentinels else ():
+            try:
+                sentinel.ping()
+            except redis_errors.RedisError:
+                where = sentinel.connection_pool.connection_kwargs
+                silent.append(f"{where['host']}:{where['port']}")
+        return silent
 
-def patiently(connection: redis.Redis, ask: Callable[[], T], patience: float = PATIENCE) -> T:
-    """`ask()`, repeated while Redis is away, loading, full or read-only.
-
-    Args:
-        patience: seconds; the last attempt may take two seconds more.
-
-    Raises:
-        QueueUnavailable, ConfigurationError
-    """
-    attempts = Retrying(
-        retry=retry_if_exception(_passes),
-        stop=stop_after_delay(patience),
-        wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.02),
-        reraise=True,
-    )
-    try:
-        return attempts(ask)
-    except redis_errors.RedisError as exc:
-        raise _translated(connection, exc) from exc
-
-
-def _translated(connection: redis.Redis, exc: redis_errors.RedisError) -> LtxqError:
-    parts = connection.connection_pool.connection_kwargs
-    where = without_password(parts.get("path") or f"{parts.get('host')}:{parts.get('port')}")
-    if isinstance(exc, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
-        return ConfigurationError(
-            f"Redis at {where} refuses this user or password.", hint="Correct LTXQ_URL."
-        )
-    if isinstance(exc, redis_errors.OutOfMemoryError) or "OOM" in str(exc):
-        return QueueUnavailable(
-            f"Redis at {where} is full and takes no writes.",
-            hint="Raise its maxmemory (and keep maxmemory-policy noeviction).",
-        )
-    if isinstance(exc, redis_errors.ReadOnlyError) or "READONLY" in str(exc):
-        return QueueUnavailable(
-            f"Redis at {where} is a read-only replica.", hint="Point LTXQ_URL at the primary."
-        )
-    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
-        return ConfigurationError(
-            f"Redis at {where} shows a certificate that is not trusted.",
-            hint="Set LTXQ_REDIS_CA to its CA's file, and name the host as the certificate does.",
-        )
-    if _passes(exc):
-        return QueueUnavailable(
-            f"Redis at {where} does not answer ({type(exc).__name__}).",
-            hint="Is it running, and is LTXQ_URL right? (rediss:// with TLS, redis:// without.)",
-        )
-    return LtxqError(f"Redis at {where} answered: {exc}")
-
-
-def _passes(exc: BaseException) -> bool:
-    """Whether the error may pass in a moment."""
-    if isinstance(exc, redis_errors.AuthenticationError) or "[SSL: " in str(exc):
-        return False
-    return isinstance(
-        exc,
-        redis_errors.ConnectionError
-        | redis_errors.TimeoutError
-        | redis_errors.ReadOnlyError
-        | redis_errors.OutOfMemoryError,
-    ) or any(word in str(exc) for word in PASSING)
+    def close(self) -> None:
+        """Close the connections."""
+        self.redis.close()
+        if self._sentinels:
+            self._sentinels.close()

@@ -79,7 +79,7 @@ class JobStore:
         """
         if request.model is None or request.seed is None:
             raise ValueError("model and seed must be resolved before a job is recorded")
-        answer, *details = self._script.run(
+        answer, *details = self._script.run_kept(
             "submit", job_id, CONTRACT, request.model_dump_json(), digest,
             queue_name(request.model), BANDS[request.priority],
             f"{cost_of(request) / self._weights.get(owner or '', 1.0):.9g}",

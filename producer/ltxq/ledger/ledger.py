@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import secrets
 
+from redis import ConnectionPool
+
+from ltxq.errors import ConfigurationError, QueueUnavailable
+from ltxq.ledger.answers import code_of
 from ltxq.ledger.changes import Changes
 from ltxq.ledger.claims import Claims
-from ltxq.ledger.connection import connect
+from ltxq.ledger.connection import Connection
 from ltxq.ledger.fleet import FleetStore
 from ltxq.ledger.jobs import JobStore
 from ltxq.ledger.outbox import Outbox
+from ltxq.ledger.permissions import Role
+from ltxq.ledger.probe import check_server
 from ltxq.ledger.script import Script
 from ltxq.ledger.sweeper import Sweeper
 from ltxq.settings import Settings
@@ -29,17 +35,24 @@ class Ledger:
         sweeper: what supervisors repair and clear away.
 
     Raises (every method of every part): QueueUnavailable if Redis is away, loading, full or
-    read-only for longer than `patience`; ConfigurationError if it refuses the password.
+    read-only for longer than `patience`; ConfigurationError if it refuses the password or a command
+    of the `role`, which the first call of all tries.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._script = script = Script(connect(settings))
+    def __init__(self, settings: Settings, role: Role = "client") -> None:
+        self._connection = Connection(settings)
+        self._script = script = Script(self._connection, role)
         self.jobs = JobStore(script, settings)
         self.claims = Claims(script, settings)
         self.changes = Changes(script)
         self.outbox = Outbox(script)
         self.fleet = FleetStore(script, settings)
         self.sweeper = Sweeper(script, settings)
+
+    @property
+    def connection_pool(self) -> ConnectionPool:
+        """The connections to Redis, for what is counted beside the queue."""
+        return self._connection.redis.connection_pool
 
     def queue_id(self) -> str:
         """A random name of this Redis as a queue, drawn once, for all versions of the contract."""
@@ -50,6 +63,22 @@ class Ledger:
 
         return self._script.ask(ask)
 
+    def check(self) -> None:
+        """Before the work: does Redis permit all that the role does, take writes, and keep them?
+
+        Raises:
+            ConfigurationError: no, and waiting does not help: a permission is missing (named, with
+                the grant), it is a cluster's node or a replica, or it evicts keys.
+            QueueUnavailable: it is away or takes no writes now.
+        """
+        try:
+            self._script.check(writes=True)
+        except QueueUnavailable as exc:
+            if exc.__cause__ and code_of(exc.__cause__) == "READONLY":
+                raise ConfigurationError(exc.message, hint=exc.hint) from exc
+            raise
+        check_server(self._connection)
+
     def check_writes(self) -> None:
         """Try once whether Redis takes writes; raises as every method does."""
         probe = self._script.key("probe")
@@ -57,4 +86,4 @@ class Ledger:
 
     def close(self) -> None:
         """Close the connections."""
-        self._script.redis.close()
+        self._connection.close()

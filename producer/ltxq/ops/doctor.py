@@ -8,56 +8,29 @@ from __future__ import annotations
 
 import platform
 import secrets
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ltxq.errors import LtxqError, StorageRefused
+from ltxq.ops.findings import Check, Finding, ok, problem, skipped, warning
+from ltxq.ops.redis_checks import check_redis
 from ltxq.settings import Settings
 
 if TYPE_CHECKING:
     from ltxq.storage import Storage
 
-PINGS = 20
-# Seconds for an answer. A job costs some 80 commands, most of them while the GPU works.
-SLOW_REDIS = 0.02
-OLDEST_REDIS = (6, 2)  # the ledger's script needs ZADD's GT
-FULL = 0.8  # share of maxmemory from which a Redis counts as nearly full
 FETCH_TIMEOUT = 10.0  # seconds
 SKEW_ALLOWED, SKEW_REFUSED = 60.0, 15 * 60.0  # seconds; from the second S3 refuses signatures
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-Status = Literal["ok", "warning", "problem", "skipped"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    status: Status
-    message: str
-    hint: str = ""  # what to do; empty if all is well
-    about: str = ""  # "Redis", "S3 storage"; empty: what the check is about
-
-
-ok = partial(Finding, "ok")
-skipped = partial(Finding, "skipped")
-warning = partial(Finding, "warning")
-problem = partial(Finding, "problem")
-
-Check = Callable[[Settings], Iterator[Finding]]
 
 
 def examine(settings: Settings, checks: tuple[tuple[str, Check], ...]) -> Iterator[Finding]:
@@ -101,108 +74,6 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
     yield ok(f"The gateway answers; models: {', '.join(models)}.")
     if not ready:
         yield warning("No worker is ready: jobs wait.")
-
-
-def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Is Redis reachable, new enough and fast enough, and does it keep what it accepts?"""
-    from ltxq.ledger.connection import connect, patiently
-
-    with connect(settings) as connection:
-        info: dict[str, Any] = patiently(connection, lambda: connection.info("everything"))
-        yield _version_of(info)
-        yield _latency(connection)
-        yield _persistence(connection, info)
-        yield _memory(info)
-        if info.get("role") != "master":
-            yield problem("It is a replica.", "Point LTXQ_URL at the primary.")
-        yield from _exposure(settings)
-
-
-def _version_of(info: dict[str, Any]) -> Finding:
-    number = str(info["redis_version"])
-    if tuple(int(part) for part in number.split(".")[:2]) < OLDEST_REDIS:
-        oldest = ".".join(map(str, OLDEST_REDIS))
-        return problem(f"Version {number} is too old.", f"{oldest} or newer.")
-    return ok(f"Redis {number} answers.")
-
-
-def _latency(connection: Any) -> Finding:
-    times = []
-    for _ in range(PINGS):
-        start = time.perf_counter()
-        connection.ping()
-        times.append(time.perf_counter() - start)
-    middle = statistics.median(times)
-    if middle > SLOW_REDIS:
-        return warning(
-            f"An answer takes {1000 * middle:.0f} ms (the median of {PINGS}).",
-            "Have workers and Redis in one region.",
-        )
-    return ok(f"An answer takes {1000 * middle:.1f} ms.")
-
-
-def _persistence(connection: Any, info: dict[str, Any]) -> Finding:
-    import redis.exceptions
-
-    if not info.get("aof_enabled"):
-        return problem(
-            "The append-only file is off: a restart loses jobs that were accepted.",
-            "Set `appendonly yes` in its configuration (CONFIG SET appendonly yes, and REWRITE).",
-        )
-    if info.get("aof_last_write_status") == "err":
-        return problem(
-            "It cannot write its append-only file: its disk is full or broken.",
-            "See its log, and free space where its data lies.",
-        )
-    try:
-        policy = connection.config_get("appendfsync").get("appendfsync")
-    except redis.exceptions.RedisError:  # a managed Redis often refuses CONFIG
-        return ok("The append-only file is on; its fsync policy is hidden.")
-    if policy == "no":
-        return warning(
-            "appendfsync is no: a power loss costs all jobs that the system had not written, "
-            "often half a minute of jobs.",
-            "Set `appendfsync everysec`, or `always`.",
-        )
-    lost = {
-        "everysec": "a machine that loses power may lose its last second of jobs (`always` closes "
-        "that gap, at the cost of a wait for the disk with each submission)",
-        "always": "a power loss costs nothing",
-    }[policy]
-    return ok(f"The append-only file is on, appendfsync {policy}: {lost}.")
-
-
-def _memory(info: dict[str, Any]) -> Finding:
-    policy, limit = info.get("maxmemory_policy"), int(info.get("maxmemory", 0))
-    if limit and policy != "noeviction":
-        return problem(
-            f"maxmemory-policy is {policy}: when it is full it deletes jobs.",
-            "Set `maxmemory-policy noeviction`; submissions are then refused instead.",
-        )
-    used = int(info["used_memory"])
-    if limit and used > FULL * limit:
-        return warning(
-            f"It uses {used / limit:.0%} of its maxmemory; full, it accepts no jobs.",
-            "Raise maxmemory, or lower LTXQ_RETENTION.",
-        )
-    bound = f" of {limit / 1e6:,.0f}" if limit else ", no bound (maxmemory 0)"
-    return ok(f"It uses {used / 1e6:,.0f} MB{bound}; nothing is evicted.")
-
-
-def _exposure(settings: Settings) -> Iterator[Finding]:
-    url = urlsplit(settings.url.get_secret_value())
-    if not url.hostname or url.hostname in LOOPBACK:
-        return
-    if url.scheme == "redis":
-        yield warning(
-            "Prompts, results and the password cross the network unencrypted.",
-            "Use rediss:// (TLS), unless the network is your own.",
-        )
-    if not url.password:
-        yield warning(
-            "It has no password: anyone who reaches it can read and forge jobs.",
-            "Set one (requirepass or ACL), and put it into LTXQ_URL.",
-        )
 
 
 def check_storage(settings: Settings) -> Iterator[Finding]:

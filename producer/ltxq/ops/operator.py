@@ -29,7 +29,7 @@ class Operator:
         if self._settings.is_gateway:
             raise ConfigurationError(
                 "This command needs Redis, and LTXQ_URL names a gateway.",
-                hint="Set LTXQ_URL to the redis:// or rediss:// URL of the queue.",
+                hint="Set LTXQ_URL to the Redis URL of the queue.",
             )
         self._ledger = Ledger(self._settings)
 

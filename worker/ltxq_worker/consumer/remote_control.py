@@ -102,6 +102,8 @@ class _Mailbox(Pidbox):
                 return
         if method in READING:
             answer = Panel.data[method](self.node.state)
+            if method == "stats":
+                answer = _without_login(answer)
         elif method in CANCELLING:
             answer = self._cancel(arguments.get("task_ids") or arguments.get("task_id") or [])
         else:
@@ -126,6 +128,17 @@ class _Mailbox(Pidbox):
             except LtxqError as exc:
                 return {"error": str(exc)}
         return {"ok": f"cancelled in the ledger: {jobs}"}
+
+
+def _without_login(stats: dict[str, Any]) -> dict[str, Any]:
+    """Celery's `stats` with the plain facts of the broker alone. It would show the URLs of all
+    Sentinels, or of a socket, with the password.
+    """
+    broker = stats.get("broker") or {}
+    shown = {name: broker.get(name) for name in ("transport", "hostname", "port", "virtual_host")}
+    if "://" in str(shown["hostname"]):  # a socket's URL
+        del shown["hostname"]
+    return {**stats, "broker": shown}
 
 
 def away_errors(known: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from celery.platforms import SecurityWarning
 
 from ltxq.celery import make_app
 from ltxq.celery.flower import show_outcome
-from ltxq.errors import LtxqError, OutOfMemory
+from ltxq.errors import LtxqError, OutOfMemory, QueueUnavailable
 from ltxq.ledger import TASK, Ledger, queue_name
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
@@ -158,9 +159,11 @@ def _prepare(
 ) -> tuple[Runner, Celery]:
     shutil.rmtree(options.spool, ignore_errors=True)  # a process that died may have left files
     options.spool.mkdir(parents=True)
+    ledger, app = Ledger(settings, "worker"), make_app(settings)
+    with suppress(QueueUnavailable):  # it takes no messages until Redis is back
+        ledger.check()
     storage = Storage.from_settings(settings)
     storage.check()
-    ledger, app = Ledger(settings), make_app(settings)
     gpu = GpuThread()
     runner = Runner(
         ledger=ledger,

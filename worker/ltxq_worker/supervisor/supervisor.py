@@ -22,7 +22,7 @@ from typing import IO
 from celery import Celery
 
 from ltxq.celery import follow_up, make_app
-from ltxq.errors import LtxqError, NameTaken
+from ltxq.errors import LtxqError, NameTaken, QueueUnavailable
 from ltxq.ledger import TIMED_OUT, WORKER_LOST, Ledger, WorkerState
 from ltxq.limits import ModelLimits
 from ltxq.logs import about_job
@@ -94,7 +94,7 @@ class Supervisor:
         self._name_taken: NameTaken | None = None  # set when this supervisor must end
         self._drained = False  # whether the operator has drained this host
         self._app: Celery = make_app(settings)
-        self._ledger = Ledger(settings)
+        self._ledger = Ledger(settings, "worker")
         self._storage = Storage.from_settings(settings)
         self._maintenance = Maintenance(self._app, self._ledger, self._storage, settings)
         self._webhooks = Webhooks(self._ledger, self._storage, settings)
@@ -119,6 +119,7 @@ class Supervisor:
             NameTaken: another supervisor holds these workers' names.
         """
         self._listen_for_signals(managed)
+        self._check_redis()
         self._take_names()
         metrics = self._serve_metrics()
         threads = [
@@ -152,6 +153,17 @@ class Supervisor:
                 self._ledger.fleet.leave(self._instance, list(self._gone))
             if metrics:
                 metrics.close()
+
+    def _check_redis(self) -> None:
+        """Refuse to start on a Redis that would refuse the work, or lose it.
+
+        Raises:
+            ConfigurationError
+        """
+        try:
+            self._ledger.check()
+        except QueueUnavailable as exc:
+            log.warning("Redis takes no jobs now; this worker waits for it: %s", exc)
 
     def _serve_metrics(self) -> MetricsServer | None:
         return self._metrics.serve(

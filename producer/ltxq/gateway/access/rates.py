@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+from redis import ConnectionPool
 from redis.exceptions import RedisError
 
 from ltxq.errors import ConfigurationError
@@ -22,30 +23,26 @@ from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq.gateway")
 
-ANSWER_SECONDS = 1.0  # timeout of Redis, to connect and to answer
 STREAMS_AGAIN = 5  # `retry-after` in seconds when too many streams are open
 
 
 class Rates:
     """The limits of the settings, with a count for each key.
 
+    Args:
+        pool: of connections to the queue's Redis.
+
     Raises:
         ConfigurationError: a limit in the settings is invalid.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool) -> None:
         self._changes = _limits(settings.rate_limit, "LTXQ_RATE_LIMIT")
         self._reads = _limits(settings.read_limit, "LTXQ_READ_LIMIT")
         self._streams_most = settings.max_streams_per_key
         self._streams: Counter[str | None] = Counter()
         self._shared = SlidingWindowCounterRateLimiter(
-            RedisStorage(
-                settings.url.get_secret_value(),
-                key_prefix="ltxq:rates",
-                socket_timeout=ANSWER_SECONDS,
-                socket_connect_timeout=ANSWER_SECONDS,
-                **settings.redis_tls,
-            )
+            RedisStorage("redis://", connection_pool=pool, key_prefix="ltxq:rates")
         )
         self._local = FixedWindowRateLimiter(MemoryStorage())
 
