@@ -13,6 +13,7 @@ import pytest
 # Redis nor boto3, and runs tests/gpu.
 if TYPE_CHECKING:
     from ltxq_worker.embedded.servers import RedisServer, S3Server
+    from model_hub import Hub
     from servers import S3
 
 _DATABASES = itertools.cycle(range(16))
@@ -103,3 +104,12 @@ def moto(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
     client.create_bucket(Bucket="clips")
     client.close()
     return S3(moto_endpoint, "clips", credentials)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A server that answers as the Hugging Face hub does."""
+    from model_hub import serve
+
+    with serve() as hub:
+        yield hub

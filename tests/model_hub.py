@@ -1,6 +1,6 @@
 """A server that answers as the Hugging Face hub does, and downloads from it.
 
-The real huggingface_hub runs in a process of its own. The fixture `hub` is in `unit/conftest.py`.
+The real huggingface_hub runs in a process of its own. The fixture `hub` is in `conftest.py`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import pytest
 import model_files
 from ltxq.cli import main
 from ltxq.errors import ModelUnusable
+from ltxq.settings import Settings
+from ltxq_worker.cli.commands import ensure_tiny
 from ltxq_worker.models.catalog import CATALOG
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.models.files.identify import describe
@@ -372,6 +374,44 @@ def test_a_header_of_hostile_length_is_not_read(folder: Path) -> None:
         file.write(length.to_bytes(8, "little") + b'{"a":[')
         file.truncate(8 + length)
     assert "of an unknown format" in refused(folder).message
+
+
+def test_a_folder_of_many_files_is_told_in_a_line(folder: Path) -> None:
+    (folder / CHECKPOINT).unlink()
+    for number in range(50):
+        write(folder / f"a{number:02}.txt", b"x")
+    write(folder / "z.gguf", b"GGUF")
+    (folder / os.fsdecode(b"\xff.bin")).write_bytes(b"\x80\x02}")
+    message = refused(folder).message
+    assert "z.gguf is a GGUF file" in message
+    assert "; and 49 more; a whole LTX-2" in message
+    assert main(["model", "list"]) == 0
+
+
+def test_a_file_in_place_of_the_folder_for_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LTXQ_MODEL_DIR", str(write(tmp_path / "models", b"x")))
+    assert main(["model", "list"]) == 2
+    assert "models cannot be read: Not a directory. LTXQ_MODEL_DIR" in said(capsys)
+    assert main(["model", "download", "ltx-2-19b-distilled"]) == 2
+    assert "models is a text; a folder is wanted. Move it away" in said(capsys)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_tiny_model_does_not_replace_a_user_s_file(tmp_path: Path) -> None:
+    """Of that name; `ltxq demo` makes one there."""
+    for place in (write(tmp_path / "tiny", b"mine"), tmp_path / "models" / "tiny"):
+        if not place.exists():
+            model_files.model(place)
+            write(place / CHECKPOINT, b"mine")
+        with pytest.raises(ModelUnusable):
+            ensure_tiny(Settings(model_dir=place.parent))
+    assert (tmp_path / "tiny").read_bytes() == b"mine"
+    assert (tmp_path / "models" / "tiny" / CHECKPOINT).read_bytes() == b"mine"
 
 
 def test_the_list_of_models_names_the_wrong_file(

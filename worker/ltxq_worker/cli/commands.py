@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -173,9 +174,9 @@ def ensure_tiny(settings: Settings) -> None:
     try:
         ModelFolder.open(folder)
     except ModelUnusable:
-        if folder.exists():
-            if not {path.name for path in folder.iterdir()} <= TINY_FILES:
-                raise  # the user's own folder of that name
+        if os.path.lexists(folder):
+            if not folder.is_dir() or not set(os.listdir(folder)) <= TINY_FILES:
+                raise  # the user's own folder or file of that name
             shutil.rmtree(folder)
         screen.note(f"Making the tiny model in {folder} …")
         # In a separate process, so that this long-lived one does not load torch.

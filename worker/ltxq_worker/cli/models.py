@@ -172,6 +172,7 @@ def model_list(*, as_json: bool) -> None:
     from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
     model_dir = Settings.read().model_dir.expanduser()
+    _require_readable(model_dir)
     here = {
         path.name: path
         for path in sorted(model_dir.glob("[!.]*"))
@@ -204,6 +205,18 @@ def model_list(*, as_json: bool) -> None:
         if model["hint"]:
             screen.note(f"{model['name']}: {model['hint']}")
     screen.note(f"In {model_dir}; get or repair one with: ltxq model download NAME")
+
+
+def _require_readable(model_dir: Path) -> None:
+    """Without this, a folder that cannot be read would look empty."""
+    try:
+        if os.path.lexists(model_dir):
+            os.listdir(model_dir)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{model_dir} cannot be read: {exc.strerror}.",
+            hint="LTXQ_MODEL_DIR names the folder for models.",
+        ) from exc
 
 
 def _condition(folder: Path | None) -> dict[str, Any]:

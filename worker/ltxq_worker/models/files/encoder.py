@@ -23,6 +23,7 @@ from ltxq_worker.models.catalog import (
 from ltxq_worker.models.files.header import SafetensorsHeader, StoredTensor
 from ltxq_worker.models.files.identify import (
     GEMMAS,
+    WEIGHTS,
     describe,
     is_adapter,
     is_gemma_3,
@@ -267,9 +268,8 @@ def _require(folder: Path, name: str) -> None:
 
 def _instead(folder: Path) -> str:
     """The weights of other kinds in a folder, which people take for the ones that are wanted."""
-    kinds = {".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in kinds)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in WEIGHTS)
     except OSError:
         return ""
     seen = "; ".join(f"{file.name} is {describe(file)}" for file in files[:_NAMED])

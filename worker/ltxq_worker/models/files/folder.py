@@ -6,9 +6,11 @@ Reads headers only, without torch, so that the supervisor and the CLI can check 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ltxq.errors import ModelUnusable
@@ -18,6 +20,7 @@ from ltxq_worker.models.files.header import SafetensorsHeader
 from ltxq_worker.models.files.identify import (
     TRANSFORMER,
     UPSAMPLER,
+    WEIGHTS,
     config_of,
     describe,
     is_older_family,
@@ -71,7 +74,7 @@ class ModelFolder:
             for file in sorted(path.glob("[!.]*.safetensors"))
         }
         configs = {file: config_of(header) for file, header in headers.items()}
-        checkpoint = _only_checkpoint(path, headers, configs)
+        checkpoint = _only_checkpoint(path, configs)
         header, config = headers[checkpoint], configs[checkpoint]
         version = header.metadata.get("model_version", "")
         tiny = bool(config.get("random_weights", False))
@@ -96,6 +99,13 @@ class ModelFolder:
 
 def _require_folder(path: Path) -> None:
     if path.is_dir():
+        try:
+            os.listdir(path)
+        except OSError as exc:
+            raise ModelUnusable(
+                f"{path} cannot be read: {exc.strerror}.",
+                hint=f"Let this user read it: chmod u+rx {quote(str(path))}, as its owner.",
+            ) from exc
         return
     if path.name in CATALOG:
         again = f"Get it with `ltxq model download {path.name}`."
@@ -113,7 +123,7 @@ def _require_folder(path: Path) -> None:
     )
 
 
-def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str, Any]]) -> Path:
+def _only_checkpoint(path: Path, configs: dict[Path, dict[str, Any]]) -> Path:
     """The one file whose configuration describes a transformer."""
     found = [file for file in configs if isinstance(configs[file].get("transformer"), dict)]
     if len(found) == 1:
@@ -125,13 +135,11 @@ def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str,
             f"{path} has {len(found)} checkpoints: {', '.join(file.name for file in found)}.",
             hint=f"Keep {keep} in the folder, and move the rest out of it.",
         )
-    others = [file for file in sorted(path.glob("[!.]*")) if file.name not in _BESIDE]
-    seen = [
-        f"{file.name} is {kind_of(headers[file].tensors, configs[file])}"
-        if file in headers
-        else f"{file.name} is {describe(file)}"
-        for file in others
-    ]
+    others = sorted(
+        (file for file in path.glob("[!.]*") if file.name not in _BESIDE),
+        key=lambda file: (file.suffix.lower() not in WEIGHTS, file.name),
+    )
+    seen = [f"{file.name} is {describe(file)}" for file in others[:_NAMED]]
     for file in others:
         if file.suffix != _SUFFIX and file.suffix.lower() == _SUFFIX:
             right = file.with_suffix(_SUFFIX).name
@@ -139,8 +147,8 @@ def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str,
                 f"{path} has no LTX-2 checkpoint: {file.name} ends in capitals.",
                 hint=f"Rename {file.name} to {right}.",
             )
-    more = f", and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
-    what = f"has no LTX-2 checkpoint: {'; '.join(seen[:_NAMED])}{more}" if seen else "is empty"
+    more = f"; and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    what = f"has no LTX-2 checkpoint: {'; '.join(seen)}{more}" if seen else "is empty"
     raise ModelUnusable(f"{path} {what}; {_WANTED}.", hint=how_to_repair(path / "*.safetensors"))
 
 

@@ -98,8 +98,9 @@ def _usable(repo: Repo, revision: str | None) -> str | None:
 
 
 def _names(info: ModelInfo) -> list[str]:
-    """The files at the top of a repository."""
-    return [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
+    """The files at the top of a repository; hidden ones are ltxq's own here."""
+    names = [file.rfilename for file in info.siblings or []]
+    return [name for name in names if "/" not in name and not name.startswith(".")]
 
 
 def _file(repo: Repo, name: str, revision: str | None, folder: Path) -> HubFile:

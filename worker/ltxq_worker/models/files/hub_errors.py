@@ -74,6 +74,16 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(f"The disk that holds {folder} is full.") from exc
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfigurationError(
+                f"{exc.filename or folder} cannot be written: {exc.strerror}.",
+                hint="Change its owner or permissions, or run the download as its owner.",
+            ) from exc
+        if exc.errno == errno.EIO:
+            raise StorageUnavailable(
+                f"The disk that holds {folder} reports an input or output error.",
+                hint="The system's log (dmesg) says more. Use another disk: set LTXQ_MODEL_DIR.",
+            ) from exc
         raise
 
 

@@ -18,6 +18,9 @@ from ltxq_worker.models.files.magic import format_of, obstacle
 TRANSFORMER = "model.diffusion_model."  # prefix of the transformer's weights in a checkpoint
 UPSAMPLER = "post_upsample_res_blocks.0.conv1.weight"  # a weight of every upscaler
 
+# Endings of files that hold weights, of ltxq's kind and of others.
+WEIGHTS = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt"}
+
 # A checkpoint's parts, by a prefix of their weights' names.
 PARTS = {
     f"{TRANSFORMER}transformer_blocks.": "transformer",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
+from typing import IO
 
 from ltxq.errors import ConfigurationError
 from ltxq_worker.models.catalog import repo_of
@@ -35,6 +36,13 @@ Note = Callable[[str], None]
 class NotWritable(ConfigurationError):
     """The folder for models cannot be written."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            hint="Run the download as a user and on a machine that may write there, or set "
+            "LTXQ_MODEL_DIR to another folder.",
+        )
+
 
 @contextmanager
 def alone_in(model_dir: Path, note: Note) -> Iterator[None]:
@@ -46,13 +54,9 @@ def alone_in(model_dir: Path, note: Note) -> Iterator[None]:
     """
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
-        lock = (model_dir / ".downloading.lock").open("w")
+        lock = _opened(model_dir / ".downloading.lock")
     except OSError as exc:
-        raise NotWritable(
-            f"{model_dir} cannot be written: {exc.strerror}.",
-            hint="Run the download as a user and on a machine that may write there, or set "
-            "LTXQ_MODEL_DIR to another folder.",
-        ) from exc
+        raise NotWritable(f"{model_dir} cannot be written: {exc.strerror}.") from exc
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +69,16 @@ def alone_in(model_dir: Path, note: Note) -> Iterator[None]:
                 raise
             note(f"{model_dir} is on a disk without locks: run one download at a time.")
         yield
+
+
+def _opened(lock: Path) -> IO[str]:
+    """The lock file. Another user's can be locked too, in a folder that a group may write."""
+    try:
+        return lock.open("a")
+    except PermissionError:
+        if not os.access(lock.parent, os.W_OK | os.X_OK):
+            raise
+        return lock.open()
 
 
 def check_places(model_dir: Path, folders: Iterable[str]) -> None:

@@ -619,6 +619,48 @@ def test_a_file_that_this_user_may_not_read(hub: Hub, models: Path, tmp_path: Pa
     assert whole(models)
 
 
+def test_a_folder_that_this_user_may_not_read_does_not_look_empty(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    inside = without_root_s_rights()
+    for folder in (models / ENCODER, models / MODEL, models):
+        folder.chmod(0)
+        listed = run(hub, tmp_path, "ltxq model list", before=inside)
+        assert "ermission denied" in listed.stdout + listed.stderr
+        assert str(folder) in listed.stdout + listed.stderr
+        folder.chmod(0o755)
+    assert "here" in run(hub, tmp_path, "ltxq model list", before=inside).stdout
+
+
+def test_a_lock_file_of_another_user_in_a_group_s_folder(
+    hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    (models / ENCODER / "config.json").unlink()
+    (models / ".downloading.lock").chmod(0o444)
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}", before=without_root_s_rights())
+    assert done.returncode == 0, done.stderr
+    assert whole(models)
+
+
+def test_a_partial_file_of_another_user(hub: Hub, models: Path, tmp_path: Path) -> None:
+    (models / MODEL / CHECKPOINT).unlink()
+    part = part_of(models / MODEL, CHECKPOINT, CONTENT[:300], CONTENT)
+    part.chmod(0o444)
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}", before=without_root_s_rights())
+    assert f"{part} cannot be written: Permission denied." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hidden_file_of_the_repository_is_not_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be taken for ltxq's own record."""
+    monkeypatch.setitem(FILES, GEMMA, {**REAL[GEMMA], ".verified.json": b"{}"})
+    assert "folder" in download(hub, tmp_path)
+    assert ".verified.json" not in fetched(hub)
+    assert whole(tmp_path / "models")
+
+
 def test_a_model_s_folder_that_this_user_may_not_write(
     hub: Hub, models: Path, tmp_path: Path
 ) -> None:
