@@ -19,7 +19,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home ltxq \
-    && install -d -o ltxq /models /spool
+    && install -d -o ltxq -g 0 -m 0775 /models /spool
 COPY --from=build /opt/ltxq /opt/ltxq
 ENV PATH=/opt/ltxq/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -29,6 +29,7 @@ ENV PATH=/opt/ltxq/bin:$PATH \
     LTXQ_SPOOL_DIR=/spool/ltxq \
     LTXQ_METRICS_ADDRESS=0.0.0.0:9464 \
     LTXQ_LOG=json
+# Any user of group 0 may run it, as `docker run --user 12345` and OpenShift do.
 USER 10001
 VOLUME ["/models", "/spool"]
 EXPOSE 9464

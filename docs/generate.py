@@ -46,7 +46,7 @@ SETTINGS_TAIL = """
 | `HF_ENDPOINT` | A mirror of the Hugging Face hub. |
 | `HF_HOME`, `HF_HUB_CACHE` | The Hugging Face cache; `ltxq model download` uses the files that it holds. |
 | `PYTORCH_CUDA_ALLOC_CONF` | The worker sets `expandable_segments:True` unless you set it. |
-| `TORCHINDUCTOR_CACHE_DIR` | Folder for compiled code; default `~/.cache/ltxq/compiled`. |
+| `TORCHINDUCTOR_CACHE_DIR` | Folder for compiled code; default `~/.cache/ltxq/compiled`, or `compiled` in a worker's spool if that is not writable. |
 | `LTXQ_DEBUG` | `1`: a failed `ltxq` command prints its traceback. |
 """
 

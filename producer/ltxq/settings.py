@@ -390,12 +390,22 @@ class WorkerSettings(_Role):
     @field_validator("model_dir", "spool_dir")
     @classmethod
     def _check_home(cls, folder: Path | None) -> Path | None:
-        try:
-            if folder is not None:
+        if folder is not None and folder.parts[:1] != ("~",):  # whose home its user may not need
+            try:
                 folder.expanduser()
-        except RuntimeError:
-            raise ValueError("begins with ~ and a user that does not exist here") from None
+            except RuntimeError:
+                raise ValueError("begins with ~ and a user that does not exist here") from None
         return folder
+
+    @property
+    def models_folder(self) -> Path:
+        """`model_dir` without ~. Raises ConfigurationError if this user has no home folder."""
+        return _without_home(self.model_dir, "LTXQ_MODEL_DIR")
+
+    @property
+    def spool_folder(self) -> Path | None:
+        """`spool_dir` without ~. Raises ConfigurationError if this user has no home folder."""
+        return self.spool_dir and _without_home(self.spool_dir, "LTXQ_SPOOL_DIR")
 
 
 class GatewaySettings(_Role):
@@ -503,6 +513,16 @@ class Settings(QueueSettings, StorageSettings, WorkerSettings, GatewaySettings, 
         except ValidationError as exc:
             what = "API key" if exc.errors()[0]["loc"] == ("api_key",) else "queue's URL"
             raise ConfigurationError(f"The {what} {reason_of(exc.errors()[0])}.") from None
+
+
+def _without_home(folder: Path, variable: str) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{variable} is {folder}, and this user has no home folder.",
+            hint=f"Set {variable} to a folder, or HOME.",
+        ) from None
 
 
 def _weight(part: str) -> tuple[str, float]:

@@ -35,11 +35,31 @@ def refused(folder: Path, why: str) -> ConfigurationError:
     return refusal.value
 
 
-def test_a_spool_that_another_user_made_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@as_root
+def test_a_spool_that_another_user_made_is_not_used(spool: Path) -> None:
+    os.chown(spool, STRANGER, STRANGER)
+    refused(spool, "belongs to another user")
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o770, 0o2775])
+def test_a_spool_of_root_that_a_group_may_write_to_is_used(
+    spool: Path, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    refused(tmp_path, "belongs to another user")
+    """Kubernetes' fsGroup makes one for a pod of another user."""
+    spool.chmod(mode)
+    monkeypatch.setattr(os, "getuid", lambda: STRANGER)
+    with lock_slot(SLOT, spool):
+        assert (spool / "cpu0_host.lock").is_file()
+
+
+@as_root
+def test_a_spool_of_root_that_everybody_may_write_to_is_not_used(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.chmod(0o1777)
+    monkeypatch.setattr(os, "getuid", lambda: STRANGER)
+    refused(spool, "may write")
 
 
 def test_a_link_of_ours_to_a_folder_of_ours_is_followed(tmp_path: Path, spool: Path) -> None:

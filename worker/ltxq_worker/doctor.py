@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltxq.errors import ModelUnusable
+from ltxq.errors import ConfigurationError, ModelUnusable
 from ltxq.job import VideoRequest
 from ltxq.ops.findings import Check, Finding, ok, problem, skipped, warning
 from ltxq.settings import Settings
@@ -30,7 +30,7 @@ from ltxq_worker.models.files.magic import obstacle
 from ltxq_worker.models.files.record import HASHES, hashes_in
 from ltxq_worker.pipeline import memory
 from ltxq_worker.pipeline.fast.options import Optimizations, parse_shapes
-from ltxq_worker.pipeline.registry import family_of
+from ltxq_worker.pipeline.registry import family_of, model_folder
 
 OLDEST_DRIVER = 580  # what CUDA 13 needs, which torch 2.11 from the package index is built with
 IMPORT_TIMEOUT = 180.0  # seconds for torch on a cold disk
@@ -82,7 +82,7 @@ class WorkerChecks:
 
     def check_model(self, settings: Settings) -> Iterator[Finding]:
         """The model's files; if they are missing, whether they can be downloaded."""
-        path = settings.model_dir.expanduser() / self.model
+        path = model_folder(settings, self.model)
         if not os.path.lexists(path) and self.model in CATALOG:
             yield problem(f"{path} is not there.", f"Download it: ltxq model download {self.model}")
             yield from check_access(self.model)
@@ -103,10 +103,10 @@ class WorkerChecks:
 
     def check_memory(self, settings: Settings) -> Iterator[Finding]:
         """Do model and clips fit each card?"""
-        path = settings.model_dir.expanduser() / self.model
         try:
+            path = model_folder(settings, self.model)
             folder = family_of(self.model).open(path) if path.is_dir() else None
-        except ModelUnusable:  # `check_model` says why
+        except (ModelUnusable, ConfigurationError):  # `check_model` says why
             folder = None
         if folder is None:
             yield skipped("There is no model to measure it against.")

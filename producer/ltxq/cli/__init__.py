@@ -5,15 +5,17 @@ Starting must stay quick: nothing here imports Celery, Redis, boto3 or torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ltxq import stopping
-from ltxq.cli import batch, fleet, gateway, jobs, machine, screen, usage
+from ltxq.cli import batch, fleet, gateway, jobs, machine, screen, streams, usage
 from ltxq.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -68,12 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; default the process's.
     """
+    streams.open_missing()
+    streams.name_user()
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Known before the command line is parsed, so that an error in it is JSON too.
     as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     with stopping.interrupting() as interrupts:
         try:
             code = int(_app()(args=words, prog_name="ltxq", standalone_mode=False) or 0)
+            if error := streams.flush_output():
+                raise error
         except KeyboardInterrupt:
             code = _CTRL_C
         except Exception as exc:
@@ -94,14 +100,27 @@ def _shown(exc: Exception, as_json: bool) -> int:
     elif hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
         message, hint = usage.explained(exc)
         code, fields = 2, {"code": "usage", "message": message, "hint": hint}
+    elif isinstance(exc, BrokenPipeError):  # as of `ltxq list | head -1`
+        streams.flush_output()
+        return streams.READ_BY_NOBODY
     elif isinstance(exc, OSError):
-        code, fields = 1, {"message": f"{exc}."}
+        code, fields = 1, {"message": _about_system(exc)}
     else:
         hint = "Run the command with LTXQ_DEBUG=1 for a traceback, and please report it."
         message = f"ltxq has a bug: {type(exc).__name__}: {exc}."
         code, fields = _BUG, {"message": message, "hint": hint}
     screen.error(fields, as_json=as_json)
     return code
+
+
+def _about_system(exc: OSError) -> str:
+    try:
+        Path.cwd()
+    except OSError:
+        return "The working directory no longer exists."
+    if exc.filename is None and exc.errno == errno.ENOSPC:
+        return "Standard output cannot be written: no space is left on its device."
+    return f"{exc}."
 
 
 def _app() -> typer.Typer:

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,9 +49,10 @@ def table(rows: Iterable[Sequence[object]]) -> None:
 
 
 def note(*lines: str) -> None:
-    """Something for the person watching, on standard error, line by line."""
-    for line in lines:
-        print(one_line(line), file=sys.stderr)  # noqa: T201
+    """Something for the person watching, on standard error, line by line. Nobody may be there."""
+    with suppress(OSError):
+        for line in lines:
+            print(one_line(line), file=sys.stderr)  # noqa: T201
 
 
 def emit(value: BaseModel | Mapping[str, Any]) -> None:

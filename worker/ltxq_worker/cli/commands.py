@@ -24,7 +24,7 @@ from ltxq.job import Job, VideoRequest
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker.embedded.stack import Stack, held_signals
-from ltxq_worker.pipeline.registry import family_of, suits_a_cpu
+from ltxq_worker.pipeline.registry import family_of, model_folder, suits_a_cpu
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
@@ -102,7 +102,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
     settings = Settings.read()
     if model == TINY:
         ensure_tiny(settings)
-    files = family_of(model).open(settings.model_dir.expanduser() / model)
+    files = family_of(model).open(model_folder(settings, model))
     chosen = {name: port for name, port in ports.items() if port is not None}
     with Stack(data, model=model, ports=chosen) as stack:
         stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
@@ -170,7 +170,7 @@ def ensure_tiny(settings: Settings) -> None:
     """
     from ltxq_worker.models.files.folder import ModelFolder
 
-    folder = settings.model_dir.expanduser() / TINY
+    folder = model_folder(settings, TINY)
     try:
         ModelFolder.open(folder)
     except ModelUnusable:

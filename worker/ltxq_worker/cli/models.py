@@ -18,7 +18,7 @@ from ltxq.cli import screen
 from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.pipeline.registry import family_of, limits_of, suits_a_cpu
+from ltxq_worker.pipeline.registry import family_of, limits_of, model_folder, suits_a_cpu
 
 
 def generate(
@@ -85,7 +85,7 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
     """The pipeline of a model, given by its folder or by its name in LTXQ_MODEL_DIR."""
     settings = Settings.read()
     bar.at("loading the model", 0)
-    folder = Path(model) if Path(model).is_dir() else settings.model_dir.expanduser() / model
+    folder = Path(model) if Path(model).is_dir() else model_folder(settings, model)
     return family_of(model).load(
         folder,
         settings,
@@ -125,7 +125,7 @@ def model_download(name: str, *, verify: bool, update: bool, as_json: bool) -> N
     from ltxq_worker.models.files.download import download
 
     size = sum(repo.size for repo in parts_of(name).values())
-    model_dir = Settings.read().model_dir.expanduser()
+    model_dir = Settings.read().models_folder
     screen.note(f"{name}: about {size / 1e9:.0f} GB, into {model_dir}")
     with screen.Bar() as bar:
 
@@ -171,7 +171,7 @@ def model_list(*, as_json: bool) -> None:
     """List the models in LTXQ_MODEL_DIR and the models that ltxq can download."""
     from ltxq_worker.models.catalog import CATALOG, SHARED_TEXT_ENCODER
 
-    model_dir = Settings.read().model_dir.expanduser()
+    model_dir = Settings.read().models_folder
     _require_readable(model_dir)
     here = {
         path.name: path

@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -294,19 +293,19 @@ def spawn(
     if sys.platform == "linux":
         launcher = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
         command = [*launcher, *command]
-    with ExitStack() as files:
-        output = files.enter_context(log.open("wb")) if log else None
-        stdin = files.enter_context(tempfile.TemporaryFile())
-        stdin.write(config.encode())
-        stdin.seek(0)
-        return subprocess.Popen(
+    with log.open("wb") if log else nullcontext() as output:
+        process = subprocess.Popen(
             command,
-            stdin=stdin,
+            stdin=subprocess.PIPE,
             stdout=output or subprocess.DEVNULL,
             stderr=subprocess.STDOUT if log else None,
             env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops them in order
         )
+    if process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin:  # it has ended, and its log says why
+            process.stdin.write(config.encode())
+    return process
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from ltxq.limits import ModelLimits
 from ltxq.settings import WorkerSettings
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT, Pipeline, schedule
-from ltxq_worker.pipeline.fast.options import parse_shapes
+from ltxq_worker.pipeline.fast.options import keep_compiled_code, parse_shapes
 
 log = logging.getLogger("ltxq.worker")
 
@@ -71,6 +71,7 @@ class DistilledLtx:
             ConfigurationError: LTXQ_OPTIMIZE or LTXQ_SHAPES cannot be read.
         """
         shapes = parse_shapes(settings.shapes or WARM_UP[device or "cpu"]) if warm_up else []
+        keep_compiled_code()  # torch reads the folder when it is imported
         from ltxq_worker.pipeline.ltx import LtxPipeline  # imports torch, once settings are valid
 
         pipeline = LtxPipeline.load(
@@ -101,6 +102,15 @@ def limits_of(files: ModelFolder | None) -> ModelLimits:
 def suits_a_cpu(files: ModelFolder | None) -> bool:
     """Whether a CPU is fast enough for a model: a tiny model, or one that needs no files."""
     return files is None or files.tiny
+
+
+def model_folder(settings: WorkerSettings, model: str) -> Path:
+    """The folder of a model in LTXQ_MODEL_DIR, which the instant pipeline does not need.
+
+    Raises:
+        ConfigurationError: LTXQ_MODEL_DIR is in the home folder of a user who has none.
+    """
+    return Path(model) if model == INSTANT else settings.models_folder / model
 
 
 def family_of(model: str) -> Family:

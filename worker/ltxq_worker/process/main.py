@@ -28,7 +28,7 @@ from ltxq_worker.consumer.message_guard import Pool, bound_decompression, messag
 from ltxq_worker.consumer.reconnect import reconnect_step
 from ltxq_worker.consumer.remote_control import control_step
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
-from ltxq_worker.pipeline.registry import family_of
+from ltxq_worker.pipeline.registry import family_of, model_folder
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.ending import Ending
 from ltxq_worker.process.job_events import CeleryJobEvents
@@ -41,7 +41,7 @@ def load_pipeline(
 ) -> Pipeline:
     """The pipeline of `model`, loaded and warm. Raises what `Family.load` raises."""
     return family_of(model).load(
-        settings.model_dir.expanduser() / model,
+        model_folder(settings, model),
         settings,
         device,
         lambda what, fraction: supervisor.send(loading=what, fraction=fraction),

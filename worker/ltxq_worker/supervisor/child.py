@@ -29,6 +29,7 @@ from typing import IO, Any, Literal
 from ltxq.errors import ConfigurationError
 from ltxq.settings import Settings
 from ltxq_worker.gpus import read_gpus
+from ltxq_worker.pipeline.fast.options import compiled_code_folder
 
 log = logging.getLogger("ltxq.supervisor")
 
@@ -78,8 +79,20 @@ def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
 
 
 def spool_root(settings: Settings) -> Path:
-    """The folder in which clips are written before they are uploaded."""
-    return settings.spool_dir or Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
+    """The folder in which clips are written before they are uploaded.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if (chosen := settings.spool_folder) is not None:
+        return chosen
+    try:
+        return Path(tempfile.gettempdir()) / f"ltxq-{os.getuid()}"
+    except OSError:
+        raise ConfigurationError(
+            "There is no temporary folder that this user may write to.",
+            hint="Set LTXQ_SPOOL_DIR to a folder for clips that wait for uploading.",
+        ) from None
 
 
 def lock_slot(slot: WorkerSlot, folder: Path) -> IO[str]:
@@ -157,7 +170,7 @@ def _refuse_strangers_links(folder: Path, hint: str) -> None:
 
 
 def _refuse_strangers_folder(folder: Path, about: os.stat_result, hint: str) -> None:
-    if about.st_uid != os.getuid():
+    if about.st_uid not in (0, os.getuid()):  # Kubernetes gives a pod's group root's folder
         raise ConfigurationError(f"{folder} belongs to another user.", hint=hint)
     if about.st_mode & stat.S_IWOTH:
         raise ConfigurationError(
@@ -205,6 +218,8 @@ class WorkerProcess:
         ]
         environment = dict(os.environ)
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu or ""
+        if compiled_code_folder() is None:
+            environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(spool.parent / "compiled"))
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which --gpus means
         process = subprocess.Popen(
             command,

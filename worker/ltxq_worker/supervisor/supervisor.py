@@ -30,7 +30,7 @@ from ltxq.ops.metrics import MetricsServer
 from ltxq.settings import Settings
 from ltxq.stopping import StopRequests, stop_signals
 from ltxq.storage import Storage
-from ltxq_worker.pipeline.registry import family_of, limits_of
+from ltxq_worker.pipeline.registry import family_of, limits_of, model_folder
 from ltxq_worker.supervisor.child import (
     WorkerProcess,
     WorkerSlot,
@@ -366,7 +366,7 @@ def main(
         ModelUnusable: the model's folder is missing or broken.
     """
     # The files are checked before any GPU is set up.
-    limits = limits_of(family_of(model).open(settings.model_dir.expanduser() / model))
+    limits = limits_of(family_of(model).open(model_folder(settings, model)))
     host = name or socket.gethostname()
     identities = find_slots(gpus, host)
     root = spool_root(settings)

@@ -23,7 +23,7 @@ from ltxq_worker.pipeline.device import (
     is_refused_by_cudnn,
 )
 from ltxq_worker.pipeline.fast.attention import AttentionKernels
-from ltxq_worker.pipeline.fast.options import describe_error, keep_compiled_code, step_down
+from ltxq_worker.pipeline.fast.options import describe_error, step_down
 from ltxq_worker.pipeline.fast.transformer import RunBlock, Streams, run_one_block
 
 SHAPES_KEPT = 8  # sizes whose code is kept; a clip in two stages has two sizes
@@ -48,7 +48,6 @@ class CompiledBlocks:
         self._attention = attention or AttentionKernels()
         self._function = functools.lru_cache(SHAPES_KEPT)(lambda *_size: _compiled(backend))
         self.on = True  # until `_step_down`
-        keep_compiled_code()
         if backend == "inductor" and (missing := missing_compiler(device.type)):
             self._step_down(missing)
 

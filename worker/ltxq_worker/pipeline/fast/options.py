@@ -7,9 +7,12 @@ the setting is checked before a model is loaded.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -104,13 +107,29 @@ def _request(entry: str) -> VideoRequest:
         raise ConfigurationError(f"LTXQ_SHAPES: {entry}: {exc}", hint=exc.hint) from exc
 
 
+def compiled_code_folder() -> Path | None:
+    """The folder in this user's home for compiled code; None if there is no home, or the user may
+    not write there.
+    """
+    try:
+        folder = Path("~/.cache/ltxq/compiled").expanduser()
+        there = next(part for part in (folder, *folder.parents) if part.exists())
+    except (RuntimeError, OSError):
+        return None
+    return folder if os.access(there, os.W_OK | os.X_OK) else None
+
+
 def keep_compiled_code() -> None:
     """Set the folder where torch caches compiled code between processes, unless
-    TORCHINDUCTOR_CACHE_DIR names one. To be called before torch compiles anything.
+    TORCHINDUCTOR_CACHE_DIR names one. To be called before torch is imported, which sets its own.
     """
-    os.environ.setdefault(
-        "TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/ltxq/compiled").expanduser())
-    )
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    folder = compiled_code_folder()
+    if folder is None:  # torch's own choice needs the user's name
+        folder = Path(tempfile.mkdtemp(prefix="ltxq-compiled-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def step_down(name: str, why: str, hint: str) -> None:
