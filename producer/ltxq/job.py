@@ -382,6 +382,10 @@ class Job(BaseModel):
         description="Estimated seconds to the result, from recent jobs; None without recent jobs "
         "or without a worker.",
     )
+    ready_workers: int | None = Field(
+        default=None,
+        description="While queued: workers that are ready for its model. 0: it waits for one.",
+    )
     cancel_requested: bool = Field(
         default=False, description="The job is running and was asked to stop."
     )

@@ -14,6 +14,9 @@ from typing import Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
+from ltxq.printable import one_line
+
+NAMED_MOST = 20  # models in a message
 _A_TIME = "must be a time with its zone, as 2026-12-24T18:00:00Z"
 _WORDS = {
     "missing": "is required",
@@ -88,6 +91,17 @@ def nearest_name(name: str, names: Collection[str]) -> str:
     """'; nearest: num_frames', or nothing where no name is near."""
     near = get_close_matches(name[:100], names, n=1)
     return f"; nearest: {near[0]}" if near else ""
+
+
+def which_are_served(model: str, names: Collection[str]) -> str:
+    """The models there are instead of an unknown one, the nearest name first of all."""
+    if not names:
+        return "No model is served."
+    first, *more = sorted(names)
+    shown = ", ".join([first, *more[: NAMED_MOST - 1]])
+    rest = f" and {len(names) - NAMED_MOST} more" if len(names) > NAMED_MOST else ""
+    near = nearest_name(model, names).removeprefix("; nearest: ")
+    return one_line(f"{f'Did you mean {near}? ' if near else ''}Served are: {shown}{rest}.")
 
 
 def matching(pattern: str, reason: str) -> tuple[AfterValidator, WithJsonSchema]:

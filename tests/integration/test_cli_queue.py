@@ -46,6 +46,20 @@ def test_a_job_is_submitted_listed_and_cancelled(at_redis: str) -> None:
     assert "cancelled" in watched.stderr
 
 
+def test_a_model_without_a_worker_is_told_or_refused(at_redis: str, tmp_path: Path) -> None:
+    done = ltxq("submit", "a fox", "--model", "ltx-2-19b-destilled")
+    assert done.returncode == 0
+    assert "No worker has served the model ltx-2-19b-destilled" in done.stderr
+    assert "Did you mean ltx-2-19b-distilled?" in done.stderr
+    assert "waits      no worker is ready" in ltxq("status", done.stdout.strip()).stdout
+    for words in (["submit", "a fox"], ["batch", str(tmp_path / "lines.jsonl")]):
+        (tmp_path / "lines.jsonl").write_text('{"prompt": "a fox"}\n')
+        refused = ltxq(*words, "--require-worker", "--json")
+        assert refused.returncode == 2
+        assert "No worker is ready" in refused.stdout
+    assert len(json.loads(ltxq("list", "--json").stdout)["jobs"]) == 1
+
+
 def test_redis_away_is_told_in_time_and_without_its_password() -> None:
     url = f"redis://:secret-word@127.0.0.1:{free_port()}/0"
     done = ltxq("submit", "a fox", "--json", LTXQ_URL=url)

@@ -13,10 +13,11 @@ from test_gateway import ALICE, error
 from gateways import Answer, Gateway
 from ltxq import Client
 from ltxq.errors import InvalidRequest, UnknownModel
-from ltxq.gateway.models import AGAIN_SECONDS, FRESH_SECONDS, NAMED_MOST, ServedModels
+from ltxq.gateway.models import AGAIN_SECONDS, FRESH_SECONDS, ServedModels
 from ltxq.job import VideoRequest, new_job_id
 from ltxq.ledger import PREFIX, Ledger
 from ltxq.limits import ModelLimits, ServedModel
+from ltxq.reasons import NAMED_MOST
 from ltxq.settings import Settings
 
 ROUTES = ("/v1/jobs", "/v1/videos")
@@ -93,6 +94,41 @@ def test_openais_routes_name_the_models_there_are(
     listed = gateway.ask("GET", "/v1/models", key=ALICE.key).json()
     assert listed["object"] == "list"
     assert {m["id"]: m["ready_workers"] for m in listed["data"]} == {"instant": 0, "other": 1}
+
+
+def test_a_typing_error_in_a_models_name_is_told_with_the_right_name(
+    gateway: Gateway, ledger: Ledger
+) -> None:
+    ledger.fleet.heartbeat("ltx-2-19b", "host", {"gpu0@host": "ready"})
+    told = error(ask(gateway, "/v1/jobs", model="ltx2-19b"), 404, "unknown_model")
+    assert told["hint"] == "Did you mean ltx-2-19b? Served are: instant, ltx-2-19b."
+
+
+@pytest.mark.parametrize("door", ["redis", "http"])
+def test_a_job_that_no_worker_takes_is_told_at_once(
+    gateway: Gateway, redis_url: str, ledger: Ledger, door: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.fleet.heartbeat("ltx-2-19b", "host", {"gpu0@host": "ready"})
+    ledger.fleet.heartbeat("loading", "host", {"gpu1@host": "loading"})
+    settings = Settings(url=redis_url, default_model="instant")
+    there = Client(gateway.url, api_key=ALICE.key) if door == "http" else Client(settings=settings)
+    with there as client:
+        known = client.submit("a fox", model="ltx-2-19b")
+        assert (known.ready_workers, client.get(known.id).ready_workers) == (1, 1)
+        assert client.submit("a fox").ready_workers == 0  # the default: its worker may come
+        assert not caplog.messages
+        if door == "redis":
+            waits = client.submit("a fox", model="ltx2-19b")
+            assert waits.ready_workers == 0
+            (told,) = caplog.messages
+            assert told.startswith("No worker has served the model ltx2-19b within a week:")
+            assert waits.id in told
+            assert "Did you mean ltx-2-19b?" in told
+        for model in ("ltx2-19b", "loading", "instant"):
+            with pytest.raises(UnknownModel, match=f"No worker is ready for the model {model}"):
+                client.submit("a fox", model=model, require_worker=True)
+        assert len(client.list(state="queued").jobs) == (3 if door == "redis" else 2)
+        assert client.submit("a fox", model="ltx-2-19b", require_worker=True).state == "queued"
 
 
 def test_a_clip_its_model_cannot_make_is_refused(gateway: Gateway, ledger: Ledger) -> None:

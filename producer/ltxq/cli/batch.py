@@ -15,7 +15,7 @@ import typer
 
 import ltxq
 from ltxq.cli import screen
-from ltxq.cli.options import AsJson
+from ltxq.cli.options import AsJson, RequireWorker
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableError
 from ltxq.job import Job, VideoRequest
 
@@ -35,6 +35,7 @@ def batch(
             "[default: random]"
         ),
     ] = None,
+    require_worker: RequireWorker = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit every line of a JSONL file.
@@ -55,7 +56,7 @@ def batch(
             if number < from_line:
                 continue
             try:
-                job = _submit(client, line, f"{file_key}-{number}")
+                job = _submit(client, line, f"{file_key}-{number}", require_worker)
             except RetryableError as exc:
                 _stopped(exc, number, file, file_key, submitted, refused, as_json)
                 raise typer.Exit(4) from None
@@ -75,10 +76,14 @@ def batch(
         raise typer.Exit(2)
 
 
-def _submit(client: ltxq.Client, line: bytes, key: str) -> Job:
+def _submit(client: ltxq.Client, line: bytes, key: str, require_worker: bool) -> Job:
     fields = _fields(line)
     own = fields.pop("idempotency_key", None)
-    return client.submit(VideoRequest.parse(fields), idempotency_key=key if own is None else own)
+    return client.submit(
+        VideoRequest.parse(fields),
+        idempotency_key=key if own is None else own,
+        require_worker=require_worker,
+    )
 
 
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:

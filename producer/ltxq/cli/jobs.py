@@ -8,7 +8,13 @@ import typer
 
 import ltxq
 from ltxq.cli import screen
-from ltxq.cli.options import AsJson, IdempotencyKey, WaitTimeoutSeconds, request_options
+from ltxq.cli.options import (
+    AsJson,
+    IdempotencyKey,
+    RequireWorker,
+    WaitTimeoutSeconds,
+    request_options,
+)
 from ltxq.job import Job, JobState
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` printed it.")]
@@ -20,20 +26,24 @@ def submit(
     *,
     fields: dict[str, Any],
     idempotency_key: IdempotencyKey = None,
+    require_worker: RequireWorker = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the clip.")] = False,
     wait_timeout: WaitTimeoutSeconds = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a prompt. Prints the job's id or, with --wait, the clip's URL."""
     with ltxq.Client() as client:
-        job = client.submit(prompt, idempotency_key=idempotency_key, **fields)
+        job = client.submit(
+            prompt, idempotency_key=idempotency_key, require_worker=require_worker, **fields
+        )
         if wait:
             _show_outcome(screen.follow(client, job.id, wait_timeout), as_json)
             return
     screen.result(job, job.id, as_json=as_json)
     if not as_json:
         seed = f"{job.state.capitalize()} with seed {job.request.seed}."
-        screen.note(f"{seed} Follow it with: ltxq watch {job.id}")
+        none = f" No worker is ready for {job.request.model}." if job.ready_workers == 0 else ""
+        screen.note(f"{seed}{none} Follow it with: ltxq watch {job.id}")
 
 
 def status(job_id: JobId, as_json: AsJson = False) -> None:

@@ -25,6 +25,12 @@ IdempotencyKey = Annotated[
     str | None,
     typer.Option(help="Submitting the same request again with this key makes no second job."),
 ]
+RequireWorker = Annotated[
+    bool,
+    typer.Option(
+        "--require-worker", help="Refuse a model for which no worker is ready, instead of waiting."
+    ),
+]
 WaitTimeoutSeconds = Annotated[
     float | None,
     typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the job goes on."),

@@ -212,6 +212,8 @@ def job_lines(job: Job) -> Iterable[str]:
     )
     yield f"  model      {request.model}, seed {request.seed}, priority {request.priority}"
     yield f"  submitted  {ago(job.submitted_at)}"
+    if job.ready_workers == 0:
+        yield f"  waits      no worker is ready for {request.model}"
     if job.started_at:
         again = f", attempt {job.attempts}" if job.attempts > 1 else ""
         yield f"  started    {ago(job.started_at)} on {job.worker}{again}"

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 from ltxq.client.job_watch import JobWatch
 from ltxq.client.transport import Changes, RedisTransport, Transport
-from ltxq.errors import ConfigurationError, InvalidRequest, QueueUnavailable
+from ltxq.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    LtxqError,
+    QueueUnavailable,
+    UnknownModel,
+)
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
 from ltxq.ledger import not_found
 from ltxq.limits import ServedModel
+from ltxq.reasons import which_are_served
 from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq")
 
 STOP_CHECK_SECONDS = 0.25  # how soon a cancelled `AsyncClient.watch` frees its thread
 
@@ -60,6 +71,7 @@ class Client:
         *,
         idempotency_key: str | None = None,
         resent: bool | None = None,
+        require_worker: bool = False,
         **fields: Any,
     ) -> Job:
         """Queue a clip: `submit("a prompt", num_frames=121)` or `submit(VideoRequest(…))`.
@@ -70,8 +82,11 @@ class Client:
             resent: for callers without idempotency keys. True: this repeats a submission whose
                 answer was lost. If that one arrived within the last ten minutes (with `resent`
                 False or True), its job is returned.
+            require_worker: refuse a model for which no worker is ready. Otherwise the job waits for
+                one; a model that no worker has served within a week is logged as a warning.
 
         Raises:
+            UnknownModel: `require_worker`, and no worker is ready; names the models served.
             InvalidRequest: lists each wrong field, the reason and the nearest valid values.
             IdempotencyConflict: the key was used for another request.
             QueueFull: the queue has `LTXQ_MAX_QUEUED` jobs, or `LTXQ_MAX_QUEUED_PER_KEY` jobs of
@@ -83,6 +98,8 @@ class Client:
             request = VideoRequest.parse({"prompt": request, **fields})
         elif fields:
             raise TypeError("give a VideoRequest or a prompt with fields, not both")
+        if require_worker:
+            self._require_worker(request.model)
         return self._submit(request, idempotency_key=idempotency_key, resent=resent)
 
     def get(self, job_id: str) -> Job:
@@ -227,7 +244,7 @@ class Client:
         job_id = new_job_id()
         key = idempotency_key or job_id  # always a key: the caller may have to submit again
         try:
-            return self._transport.submit(
+            job = self._transport.submit(
                 job_id,
                 request,
                 digest=digest,
@@ -242,6 +259,32 @@ class Client:
             raise QueueUnavailable.of_submission(
                 exc.message, hint=exc.hint, idempotency_key=key
             ) from exc
+        if job.ready_workers == 0:
+            self._warn_of_unknown_model(job)
+        return job
+
+    def _require_worker(self, model: str | None) -> None:
+        served = self._transport.models()
+        if model is None:  # then it is the queue's default, which this client may not know
+            ready = any(about.ready_workers for about in served.values())
+        else:
+            ready = model in served and served[model].ready_workers > 0
+        if not ready:
+            names = [name for name, about in served.items() if about.ready_workers]
+            raise UnknownModel(
+                f"No worker is ready for the model {model}." if model else "No worker is ready.",
+                hint=which_are_served(model or "", names),
+            )
+
+    def _warn_of_unknown_model(self, job: Job) -> None:
+        model = job.request.model or ""
+        with suppress(LtxqError):  # the job is queued: nothing may make that look otherwise
+            served = self._transport.models()
+            if model not in served:
+                log.warning(
+                    "No worker has served the model %s within a week: %s waits until one does. %s",
+                    *(model, job.id, which_are_served(model, served)),
+                )
 
     def _check_own(self, job_id: str) -> None:
         if self._owner is not None:

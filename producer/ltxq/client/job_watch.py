@@ -27,8 +27,9 @@ class JobWatch:
         """Whether the job just read differs from the one read before it: then it is yielded."""
         self._outage_since = None
         last, self._last = self._last, job
-        # The estimate moves with the clock: that alone is no change of the job.
-        return last is None or job != last.model_copy(update={"eta_seconds": job.eta_seconds})
+        # The estimate moves with the clock, and workers come and go: that is no change of the job.
+        aside = {"eta_seconds": job.eta_seconds, "ready_workers": job.ready_workers}
+        return last is None or job != last.model_copy(update=aside)
 
     def survives_outage(self, now: float) -> bool:
         """Whether to read again although the queue could not be reached. False: raise the error.

@@ -16,11 +16,11 @@ from ltxq.errors import InvalidRequest, UnknownModel
 from ltxq.job import Job, VideoRequest
 from ltxq.limits import ServedModel
 from ltxq.printable import one_line
+from ltxq.reasons import which_are_served
 from ltxq.settings import Settings
 
 FRESH_SECONDS = 5.0  # for which an answer of Redis is used
 AGAIN_SECONDS = 1.0  # between two questions for names that the answer lacks: workers may have come
-NAMED_MOST = 20  # models in a refusal
 
 
 class GatewayTransport(RedisTransport):
@@ -74,12 +74,10 @@ class ServedModels:
             return
         served = self._served_for(model)
         if model not in served:
-            names = sorted({self._default, *served})
-            more = f" and {len(names) - NAMED_MOST} more" if len(names) > NAMED_MOST else ""
             raise UnknownModel(
                 f"There is no model '{one_line(model[:80])}' here: no worker has served it within "
                 "a week.",
-                hint=f"Served are: {', '.join(names[:NAMED_MOST])}{more}.",
+                hint=which_are_served(model, {self._default, *served}),
             )
 
     def check_limits(self, request: VideoRequest) -> None:

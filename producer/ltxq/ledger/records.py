@@ -177,6 +177,7 @@ def read_queue_position(job: Job, place: Sequence[Any], now: int) -> Job:
     return job.model_copy(
         update={
             "queue_position": ahead if job.state == "queued" and ahead != "" else None,
+            "ready_workers": workers if job.state == "queued" and ahead != "" else None,
             "eta_seconds": None if eta is None or not math.isfinite(eta) else round(eta, 1),
         }
     )

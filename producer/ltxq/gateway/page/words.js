@@ -73,7 +73,8 @@ function about(seconds) {
 }
 
 export function where(job) {
-  const left = job.eta_seconds == null ? "" : ` · about ${about(job.eta_seconds)} left`;
+  const none = job.ready_workers === 0 ? " · no worker is ready for it" : "";
+  const left = job.eta_seconds == null ? none : ` · about ${about(job.eta_seconds)} left`;
   if (job.cancel_requested) return "Stopping";
   if (job.state === "queued") {
     if (job.queue_position == null) return "Waiting";
