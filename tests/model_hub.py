@@ -56,6 +56,11 @@ class Hub:
     tokens_on_cdn: list[str] = field(default_factory=list)
     newest: str = SHA
     older: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)  # by commit
+    stall_after: int | None = None  # bytes of the checkpoint, then nothing more comes
+    stalled: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    lists_hashes: bool = True  # and sizes, as the hub does where it is asked to
+    etags: str = "hub"  # "sha1", "md5" or "none", as mirrors have them
     oddity: str = ""  # how the files' bodies are sent: see `send_oddly`
 
     @property
@@ -91,7 +96,10 @@ class Answers(BaseHTTPRequestHandler):
                 return self.reply(404, {"X-Error-Code": "RevisionNotFound"})
             if self.hub.access[repo] == "hidden":
                 return self.reply(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
-            siblings = [{"rfilename": name} for name in self.files(repo, revision)]
+            siblings = [
+                {"rfilename": name, **(self.listed(name, content) if self.hub.lists_hashes else {})}
+                for name, content in self.files(repo, revision).items()
+            ]
             about = {"id": repo, "sha": revision, "siblings": siblings}
             return self.reply(200, body=json.dumps(about))
         repo, _, name = path[1:].partition("/resolve/")
@@ -115,12 +123,24 @@ class Answers(BaseHTTPRequestHandler):
     def files(self, repo: str, revision: str) -> dict[str, bytes]:
         return self.hub.older[revision][repo] if revision in self.hub.older else FILES[repo]
 
+    def listed(self, name: str, content: bytes) -> dict[str, Any]:
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        about: dict[str, Any] = {"size": len(content), "blobId": blob.hexdigest()}
+        if not name.endswith(".json"):
+            sha256 = hashlib.sha256(content).hexdigest()
+            about["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+        return about
+
     def about(self, repo: str, name: str, linked: str = "") -> dict[str, str]:
         content = self.files(repo, self.revision)[name]
         etag = hashlib.sha256(content).hexdigest()
         if name.endswith(".json"):  # small: git's own hash
             blob = b"blob %d\0" % len(content) + content
             etag = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+        if self.hub.etags == "none":
+            return {"X-Repo-Commit": self.revision}
+        if self.hub.etags != "hub":
+            etag = hashlib.new(self.hub.etags, content, usedforsecurity=False).hexdigest()
         size = {"X-Linked-Size": str(len(content))} if linked else {}
         return {"X-Repo-Commit": self.revision, f"{linked}ETag": f'"{etag}"', **size}
 
@@ -138,6 +158,12 @@ class Answers(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if name == CHECKPOINT and self.hub.stall_after:
+            self.wfile.write(content[start : start + self.hub.stall_after])
+            self.hub.stalled.set()
+            self.hub.over.wait(60)
+            self.close_connection = True
             return
         if name == CHECKPOINT and self.hub.cut_after and self.hub.cuts:
             self.hub.cuts -= 1
@@ -197,6 +223,7 @@ def serve() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         thread.join()
         server.server_close()

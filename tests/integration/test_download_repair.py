@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ltxq_worker import doctor
 from ltxq_worker.models.files.folder import ModelFolder
 from model_hub import (
     CHECKPOINT,
+    DOWNLOAD,
     FILES,
     GEMMA,
     LTX,
@@ -31,6 +34,7 @@ from model_hub import (
     UPSCALER,
     Hub,
     download,
+    environment,
     held,
     published,
     run,
@@ -504,6 +508,49 @@ def test_what_another_server_sends_is_not_kept(
     assert whole(tmp_path / "models")
 
 
+@pytest.mark.parametrize(
+    ("etags", "lists_hashes"),
+    variants(("md5", True), ("sha1", False), extended=(("none", True), ("hub", False))),
+)
+def test_a_mirror_with_etags_of_its_own(
+    hub: Hub, tmp_path: Path, etags: str, lists_hashes: bool
+) -> None:
+    hub.etags, hub.lists_hashes = etags, lists_hashes
+    hub.damaged = True
+    assert "arrived damaged" in download(hub, tmp_path)["message"]
+    hub.damaged = False
+    assert "folder" in download(hub, tmp_path)
+    assert whole(tmp_path / "models")
+
+
+def test_a_mirror_that_tells_neither_hash_nor_etag_is_no_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.etags, hub.lists_hashes = "none", False
+    outcome = download(hub, tmp_path)
+    assert outcome["error"] == "HubUnavailable"
+    assert "lacks a size or an ETag" in outcome["message"]
+
+
+def test_a_download_that_was_killed_goes_on(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = CONTENT + bytes(5 << 20)
+    monkeypatch.setitem(FILES, LTX, {**REAL[LTX], CHECKPOINT: content})
+    hub.stall_after = 3 << 20
+    program = [sys.executable, "-c", DOWNLOAD, MODEL, str(tmp_path / "models")]
+    with subprocess.Popen(program, env=environment(hub, tmp_path, TOKEN)) as process:
+        assert hub.stalled.wait(60)
+        (part,) = hidden(tmp_path).glob(f".{CHECKPOINT}.*")
+        while part.stat().st_size < 2 << 20:
+            time.sleep(0.01)
+        process.kill()
+    hub.stall_after = None
+    begun = part.stat().st_size
+    assert "folder" in download(hub, tmp_path)
+    assert hub.ranges == [f"bytes={begun}-"]
+    assert fetched(hub).count(CHECKPOINT) == 2
+    assert (tmp_path / "models" / MODEL / CHECKPOINT).read_bytes() == content
+
+
 # What is in the way
 
 
@@ -628,6 +675,7 @@ def test_a_folder_that_this_user_may_not_read_does_not_look_empty(
         listed = run(hub, tmp_path, "ltxq model list", before=inside)
         assert "ermission denied" in listed.stdout + listed.stderr
         assert str(folder) in listed.stdout + listed.stderr
+        assert "Errno" not in listed.stderr
         folder.chmod(0o755)
     assert "here" in run(hub, tmp_path, "ltxq model list", before=inside).stdout
 

@@ -173,8 +173,8 @@ def _is_right(
     if (size := size_of(file.path)) != file.size:
         note(f"{file.path} has {size:,} bytes, the hub's {file.size:,}: it is replaced.")
         return False
-    digest = Digest.of(file.path, file.size, progress.of(file))
-    if digest.agrees(file.etag):
+    digest = Digest.of(file.path, file.size, file.etag, progress.of(file))
+    if digest.agrees:
         record.add(file.name, file.etag, digest.sha256)
         return True
     note(f"{file.path} has the hub's size and another content: it is replaced.")
@@ -195,7 +195,7 @@ def _as_noted(model_dir: Path, repos: dict[str, Repo], note: Note) -> bool:
         note(f"Comparing the files in {place} with {HASHES}.")
         try:
             for name, sha256 in sums.items():
-                if Digest.of(place / name, 0).sha256 != sha256:
+                if Digest.of(place / name, 0, "").sha256 != sha256:
                     return False
         except OSError:
             return False

@@ -177,12 +177,15 @@ def _check_size(folder: Path, tensors: Tensors, checkpoint: SafetensorsHeader) -
         if wanted == width * (layers + 1):
             continue
         fits = [name for (w, n), name in GEMMAS.items() if w * (n + 1) == wanted]
-        wants = f"{fits[0]} ({GEMMA.id})" if fits else f"a Gemma with {wanted:,} values per token"
+        wants = f"a Gemma with {wanted:,} values per token"
+        wants = f"{fits[0]} ({GEMMA.id})" if fits else wants
+        again = f"Replace the text encoder. {_how_to_repair_weights(folder)}"
+        if not fits and folder.name == OWN_TEXT_ENCODER:
+            again = "Use the text encoder that the checkpoint was made with."
         raise ModelUnusable(
             f"The text encoder {folder} is {language_model(tensors)}; {checkpoint.path.name} "
             f"wants {wants}.",
-            hint=f"Replace the text encoder; the checkpoint is not at fault. "
-            f"{_how_to_repair_weights(folder)}",
+            hint=f"The checkpoint is not at fault. {again}",
         )
 
 

@@ -64,7 +64,7 @@ def _from_cache(file: HubFile, at: At) -> str | None:
     """
     if file.cached is None:
         return None
-    digest, size = Digest(file.size), 0
+    digest, size = Digest(file.size, file.etag), 0
     with (Path(os.devnull) if file.linkable else file.part).open("wb") as target:
         try:
             for piece in pieces_of(file.cached):
@@ -73,7 +73,7 @@ def _from_cache(file: HubFile, at: At) -> str | None:
                 at(size := size + len(piece))
         except PermissionError:
             return None
-    if not digest.agrees(file.etag):
+    if not digest.agrees:
         if not file.linkable:
             file.part.unlink()
         return None
@@ -93,16 +93,16 @@ def _from_hub(file: HubFile, at: At) -> str:
     """
     continued = file.begun > 0
     _transfer(file, at)
-    digest = Digest.of(file.part, file.size)
-    if not digest.agrees(file.etag) and continued:
+    digest = Digest.of(file.part, file.size, file.etag)
+    if not digest.agrees and continued:
         log.warning("%s was continued and came out wrong: it is fetched anew", file.path)
         file.part.unlink()
         _transfer(file, at)
-        digest = Digest.of(file.part, file.size)
-    if not digest.agrees(file.etag):
+        digest = Digest.of(file.part, file.size, file.etag)
+    if not digest.agrees:
         file.part.unlink()
         raise ModelUnusable(
-            f"{file.name} arrived damaged: its SHA-256 is {digest.sha256}, not {file.etag}.",
+            f"{file.name} arrived damaged: its hash is not {file.etag}.",
             hint="It was deleted. Run the same command again; if this happens again, look at "
             "the disk and at proxies on the way.",
         )

@@ -140,6 +140,11 @@ def _only_checkpoint(path: Path, configs: dict[Path, dict[str, Any]]) -> Path:
         key=lambda file: (file.suffix.lower() not in WEIGHTS, file.name),
     )
     seen = [f"{file.name} is {describe(file)}" for file in others[:_NAMED]]
+    if (path / "model_index.json").is_file():
+        raise ModelUnusable(
+            f"{path} is a model in parts, as diffusers stores it; {_WANTED}, in one file.",
+            hint=how_to_repair(path / "*.safetensors"),
+        )
     for file in others:
         if file.suffix != _SUFFIX and file.suffix.lower() == _SUFFIX:
             right = file.with_suffix(_SUFFIX).name

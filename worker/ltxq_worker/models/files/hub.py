@@ -18,6 +18,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.catalog import Repo
@@ -34,7 +35,7 @@ class HubFile:
 
     repo: Repo
     url: str  # of one revision: its content never changes
-    etag: str  # SHA-256 in hex for the large ones, git's hash for the others
+    etag: str  # by the hub's list: SHA-256 in hex for large files, git's hash for others
     size: int  # bytes
     path: Path
     cached: Path | None  # in the hub's local cache, of the right size; its content is not checked
@@ -72,8 +73,10 @@ def files_of(repo: Repo, folder: Path, revision: str | None) -> tuple[str, list[
         ModelUnusable: a file is gone.
         Errors of huggingface_hub, for `advice`.
     """
-    info = HfApi().model_info(repo.id, revision=_usable(repo, revision), timeout=TIMEOUT)
-    names = _names(info)
+    info = HfApi().model_info(
+        repo.id, revision=_usable(repo, revision), timeout=TIMEOUT, files_metadata=True
+    )
+    names = {file.rfilename: file for file in _files(info)}
     files = []
     for pattern in repo.files:
         found = [name for name in names if fnmatchcase(name, pattern)]
@@ -82,7 +85,7 @@ def files_of(repo: Repo, folder: Path, revision: str | None) -> tuple[str, list[
                 f"{repo.id} has no file {pattern}: it was renamed or removed.",
                 hint=f"See {repo.page}/tree/main, and upgrade ltxq.",
             )
-        files += [_file(repo, name, info.sha, folder) for name in found]
+        files += [_file(repo, names[name], info.sha, folder) for name in found]
     return info.sha or "", files
 
 
@@ -91,32 +94,40 @@ def _usable(repo: Repo, revision: str | None) -> str | None:
     if revision is None:
         return None
     with suppress(RevisionNotFoundError):
-        names = _names(HfApi().model_info(repo.id, revision=revision, timeout=TIMEOUT))
+        info = HfApi().model_info(repo.id, revision=revision, timeout=TIMEOUT)
+        names = [file.rfilename for file in _files(info)]
         if all(any(fnmatchcase(name, pattern) for name in names) for pattern in repo.files):
             return revision
     return None
 
 
-def _names(info: ModelInfo) -> list[str]:
+def _files(info: ModelInfo) -> list[RepoSibling]:
     """The files at the top of a repository; hidden ones are ltxq's own here."""
-    names = [file.rfilename for file in info.siblings or []]
-    return [name for name in names if "/" not in name and not name.startswith(".")]
+    names = ((file.rfilename, file) for file in info.siblings or [])
+    return [file for name, file in names if "/" not in name and not name.startswith(".")]
 
 
-def _file(repo: Repo, name: str, revision: str | None, folder: Path) -> HubFile:
+def _file(repo: Repo, listed: RepoSibling, revision: str | None, folder: Path) -> HubFile:
+    """A file as the list has it. A mirror's list may lack hash and size: the answer for the file
+    itself has them too, in ETags of the mirror's own.
+    """
+    name = listed.rfilename
     url = hf_hub_url(repo.id, name, revision=revision)
     known = get_hf_file_metadata(url, timeout=TIMEOUT)
-    if known.etag is None or known.size is None:
+    etag = (listed.lfs.sha256 if listed.lfs else listed.blob_id) or known.etag
+    size = listed.lfs.size if listed.lfs else listed.size
+    size = known.size if size is None else size
+    if etag is None or size is None:
         raise HubUnavailable(
             f"The answer for {url} lacks a size or an ETag: it is not the hub's.",
             hint="Check HF_ENDPOINT, and proxies on the way.",
         )
-    cached = _cached(repo, name, revision, known.size)
+    cached = _cached(repo, name, revision, size)
     return HubFile(
         repo=repo,
         url=url,
-        etag=known.etag,
-        size=known.size,
+        etag=etag,
+        size=size,
         path=folder / name,
         cached=cached,
         linkable=cached is not None and _linkable(cached, folder),

@@ -72,7 +72,7 @@ def format_of(path: Path) -> str:
     if text.startswith(b"<?xml"):
         return "an XML text, such as a storage server's error"
     if text.startswith((b"{", b"[")):
-        return "a JSON text, such as a server's error"
+        return "a JSON text" + ("" if path.suffix == ".json" else ", such as a server's error")
     if first.isascii() and first.decode().isprintable():
         return "a text"
     return "a file of an unknown format"

@@ -21,7 +21,7 @@ from ltxq_worker.models.catalog import Repo
 HASHES = "SHA256SUMS"  # in a model's folder: its files' hashes, in sha256sum's form
 VERIFIED = ".verified.json"
 
-_SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\0]+)")
 _PIECE = 8 << 20  # bytes read at once
 _LARGEST = 1 << 20  # bytes of either file; they have some kilobytes
@@ -129,20 +129,23 @@ def pieces_of(path: Path) -> Iterator[bytes]:
 
 
 class Digest:
-    """The hashes by which the hub identifies content: SHA-256 for large files, git's for others."""
+    """Compares content with the hash by which the hub identifies it: SHA-256 for large files, git's
+    for others. Caches of companies and mirrors have SHA-1 without git's prefix.
+    """
 
-    def __init__(self, size: int) -> None:
-        """For a content of `size` bytes."""
+    def __init__(self, size: int, etag: str) -> None:
+        """For a content of `size` bytes and this hash."""
+        self._etag, self._size, self.read = etag, size, 0
         self._sha256 = hashlib.sha256()
-        # Not for security: it is what git names a file by.
-        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        self._size, self.read = size, 0
+        starts = (b"blob %d\0" % size, b"") if _SHA1.fullmatch(etag) else ()
+        # Not for security: an ETag is what another program made.
+        self._sha1 = [hashlib.sha1(start, usedforsecurity=False) for start in starts]
 
     def update(self, piece: bytes) -> None:
         """Add a piece."""
         self._sha256.update(piece)
-        if self._size < _LARGEST << 6:  # the hub's large files have no git hash
-            self._git.update(piece)
+        for sha1 in self._sha1:
+            sha1.update(piece)
         self.read += len(piece)
 
     @property
@@ -150,18 +153,19 @@ class Digest:
         """In hex."""
         return self._sha256.hexdigest()
 
-    def agrees(self, etag: str) -> bool:
-        """Whether the content has its size and this ETag. An ETag of another form tells nothing."""
-        if _SHA256.fullmatch(etag):
-            return self.read == self._size and etag == self.sha256
-        if _GIT.fullmatch(etag):
-            return self.read == self._size and etag == self._git.hexdigest()
-        return self.read == self._size
+    @property
+    def agrees(self) -> bool:
+        """Whether the content has its size and hash. A hash of another form tells nothing."""
+        if self.read != self._size:
+            return False
+        if _SHA256.fullmatch(self._etag):
+            return self._etag == self.sha256
+        return not self._sha1 or self._etag in {sha1.hexdigest() for sha1 in self._sha1}
 
     @classmethod
-    def of(cls, path: Path, size: int, count: Count = lambda _: None) -> Self:
-        """The hashes of a file."""
-        digest = cls(size)
+    def of(cls, path: Path, size: int, etag: str, count: Count = lambda _: None) -> Self:
+        """The digest of a file."""
+        digest = cls(size, etag)
         for piece in pieces_of(path):
             digest.update(piece)
             count(digest.read)
