@@ -11,6 +11,7 @@ from ltxq.cli import screen
 from ltxq.cli.options import (
     AsJson,
     IdempotencyKey,
+    Prompt,
     RequireWorker,
     WaitTimeoutSeconds,
     request_options,
@@ -22,7 +23,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` p
 
 @request_options()
 def submit(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    prompt: Prompt,
     *,
     fields: dict[str, Any],
     idempotency_key: IdempotencyKey = None,

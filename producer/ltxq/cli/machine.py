@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from ltxq.cli import screen
-from ltxq.cli.options import AsJson, request_options
+from ltxq.cli.options import AsJson, Prompt, request_options
 from ltxq.errors import MissingExtra
 from ltxq.settings import Settings
 
@@ -74,7 +74,7 @@ def _runs(module: str, extra: str = "worker") -> Callable[[Callable[..., Any]], 
 
 @_runs("cli.commands", extra="all")
 def demo(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.")] = _PROMPT,
+    prompt: Prompt = _PROMPT,
     as_json: AsJson = False,
 ) -> None:
     """Make one clip on this machine: start Redis, an S3 server and a worker, and stop them.
@@ -126,7 +126,7 @@ def worker(
 @request_options(without=_ON_THE_QUEUE)
 @_runs("cli.models")
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    prompt: Prompt,
     *,
     fields: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="The MP4 to write.")],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Collection
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from pydantic.fields import FieldInfo
 
+from ltxq.cli import screen
 from ltxq.errors import InvalidRequest
 from ltxq.job import VideoRequest
 
@@ -34,6 +36,46 @@ RequireWorker = Annotated[
 WaitTimeoutSeconds = Annotated[
     float | None,
     typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the job goes on."),
+]
+
+
+MOST_INPUT = 64 * 1024  # bytes of a prompt on standard input; the longest valid one takes 20,000
+
+
+def _from_input(prompt: str) -> str:
+    """The prompt, read from standard input if it is '-'.
+
+    Raises:
+        InvalidRequest: standard input is empty, too long or not UTF-8.
+    """
+    if prompt != "-":
+        return prompt
+    if sys.stdin.isatty():
+        screen.note("Type the prompt, then Ctrl-D on a line of its own.")
+    read = sys.stdin.buffer.read(MOST_INPUT + 1)
+    if len(read) > MOST_INPUT:
+        raise InvalidRequest.of(
+            ("prompt", f"standard input holds more than {MOST_INPUT} bytes"),
+            hint="For many prompts there is `ltxq batch`.",
+        )
+    try:
+        text = read.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest.of(
+            ("prompt", f"standard input is not UTF-8, from byte {exc.start + 1} on")
+        ) from None
+    if not text:
+        raise InvalidRequest.of(
+            ("prompt", "standard input is empty"), hint='As in: echo "a red fox" | ltxq submit -'
+        )
+    return text
+
+
+Prompt = Annotated[
+    str,
+    typer.Argument(
+        help="What the clip shows; - reads it from standard input.", callback=_from_input
+    ),
 ]
 
 

@@ -19,11 +19,12 @@ import httpx2
 import ltxq
 from ltxq.cli import screen
 from ltxq.cli.machine import TINY
+from ltxq.cli.outputs import unfinished, writable_folder
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
 from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
-from ltxq_worker.embedded.stack import Stack, held_signals
+from ltxq_worker.embedded.stack import USUAL_PORTS, Stack, held_signals
 from ltxq_worker.pipeline.registry import family_of, model_folder, suits_a_cpu
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
@@ -43,11 +44,14 @@ def demo(prompt: str, *, as_json: bool) -> None:
         "whatever the prompt says. All else is as it is with the real models.",
         "",
     )
-    ensure_tiny(Settings.read())
+    clips = Path("clips")
+    writable_folder(clips, "", make=True)
+    free = dict.fromkeys(USUAL_PORTS, 0)
     with (
         tempfile.TemporaryDirectory(prefix="ltxq-demo-") as folder,
-        Stack(Path(folder), model=TINY, ports={"redis_port": 0, "s3_port": 0}) as stack,
+        Stack(Path(folder), model=TINY, ports=free) as stack,
     ):
+        ensure_tiny(Settings.read())
         log = Path(folder) / "worker.log"
         stack.start_worker(model=TINY, gpus="cpu", log=log)
         try:
@@ -58,9 +62,11 @@ def demo(prompt: str, *, as_json: bool) -> None:
             raise
         result = job.result_or_raise()
         answer = httpx2.get(result.url, timeout=FETCH_TIMEOUT).raise_for_status()
-        file = Path("clips", f"{job.id}.mp4").absolute()
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(answer.content)
+        clips.mkdir(exist_ok=True)
+        file = clips.absolute() / f"{job.id}.mp4"
+        with unfinished(clips) as part:
+            (part / file.name).write_bytes(answer.content)
+            (part / file.name).replace(file)
     if as_json:
         screen.emit({"job": job.model_dump(mode="json"), "file": str(file)})
         return
@@ -100,11 +106,13 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
         ports: as `Stack` takes them; None: not given.
     """
     settings = Settings.read()
-    if model == TINY:
-        ensure_tiny(settings)
-    files = family_of(model).open(model_folder(settings, model))
+    if model != TINY:
+        family_of(model).open(model_folder(settings, model))  # before anything is started
     chosen = {name: port for name, port in ports.items() if port is not None}
     with Stack(data, model=model, ports=chosen) as stack:
+        if model == TINY:
+            ensure_tiny(settings)
+        files = family_of(model).open(model_folder(settings, model))
         stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
         url = stack.start_gateway()
         flower = stack.start_flower()

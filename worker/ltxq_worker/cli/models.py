@@ -6,16 +6,19 @@ a model import torch.
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ltxq.cli import screen
-from ltxq.errors import ConfigurationError, ModelUnusable, UnknownModel
+from ltxq.cli.outputs import ROOM, unfinished, writable_file, writable_folder
+from ltxq.errors import ConfigurationError, ModelUnusable, StorageUnavailable, UnknownModel
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.pipeline.registry import family_of, limits_of, model_folder, suits_a_cpu
@@ -32,53 +35,85 @@ def generate(
     as_json: bool,
 ) -> None:
     """Make one clip with the pipeline in this process."""
-    from ltxq_worker.encode.clip import encode
+    from ltxq_worker.encode.clip import DiskFull, encode
     from ltxq_worker.process.attempt import progress_at
 
     request = VideoRequest.parse({"prompt": prompt, **fields}).settled(Path(model).name)
-    if not output.absolute().parent.is_dir():
-        raise ConfigurationError(f"There is no folder {output.absolute().parent}.")
+    mp4 = writable_file(output, "-o")
+    recording = frames_out and _Recording.checked(frames_out, request)
+    if recording and recording.path.resolve() == mp4.resolve():
+        raise ConfigurationError(
+            f"{output} is named twice: for the clip and for its frames.",
+            hint="Name another file with --frames-out.",
+        )
     began = time.monotonic()
-    with (
-        screen.Bar() as bar,
-        tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".ltxq-") as folder,
-    ):
+    with screen.Bar() as bar, unfinished(mp4.parent) as folder:
 
         def report(stage: Any, step: int, steps: int) -> None:
             screen.show_progress(bar, progress_at(stage, step, steps))
 
-        pipeline = _loaded(model, device, bar, rgb=frames_out is not None)
+        pipeline = _loaded(model, device, bar, rgb=recording is not None)
         clip = pipeline.generate(request, report)
-        if frames_out is not None:
-            clip = replace(clip, frames=_recorded(clip.frames, request, frames_out))
-        encoded = encode(clip, request, Path(folder), report)
-        encoded.mp4.replace(output)
+        if recording:
+            clip = replace(clip, frames=recording.of(clip.frames))
+        try:
+            encoded = encode(clip, request, folder, report)
+        except DiskFull:
+            raise _no_room(mp4, "-o") from None
+        encoded.mp4.replace(mp4)
     seconds = time.monotonic() - began
     if as_json:
-        about = {"file": str(output.absolute()), "sha256": encoded.sha256, "size": encoded.size}
+        about = {"file": str(mp4), "sha256": encoded.sha256, "size": encoded.size}
         screen.emit(about | {"seed": request.seed, "seconds": round(seconds, 3)})
     else:
         screen.say(str(output))
         screen.note(f"Seed {request.seed}, {seconds:.1f} s, loading included.")
 
 
-def _recorded(frames: Iterator[Any], request: VideoRequest, path: Path) -> Iterator[Any]:
-    """`frames` unchanged; all of them go to a NumPy file too: uint8 [F, H, W, 3], uncropped."""
-    import numpy as np
+@dataclass(frozen=True)
+class _Recording:
+    """A NumPy file of all frames: uint8 [F, H, W, 3], uncropped."""
 
-    shape = (request.num_frames, request.height, request.width, 3)
-    partial = path.with_name(f".{path.name}.part")
+    path: Path
+    shape: tuple[int, int, int, int]
+
+    @classmethod
+    def checked(cls, file: Path, request: VideoRequest) -> _Recording:
+        """Raises ConfigurationError if the file could not be written."""
+        shape = (request.num_frames, request.height, request.width, 3)
+        size = prod(shape) + ROOM
+        return cls(writable_file(file, "--frames-out", size=size), shape)
+
+    def of(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """`frames` unchanged; all of them are in the file at the end."""
+        import numpy as np
+
+        about = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        with unfinished(self.path.parent) as folder:
+            partial = folder / "frames.npy"
+            with _full_disk_named(self.path), partial.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, about)
+                for chunk in frames:
+                    file.write(chunk.tobytes())
+                    yield chunk
+            partial.replace(self.path)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
     try:
-        kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        count = 0
-        for chunk in frames:
-            kept[count : count + len(chunk)] = chunk
-            count += len(chunk)
-            yield chunk
-        kept.flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _no_room(path, "--frames-out") from None
+
+
+def _no_room(path: Path, option: str) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"The disk that holds {path} is full.",
+        hint=f"Free space there, or name a file on another disk with {option}.",
+    )
 
 
 def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
@@ -98,6 +133,7 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
 
 def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
     """Write a tiny model."""
+    writable_folder(folder, "DIR", make=True)
     from ltxq_worker.models.files.identify import describe
     from ltxq_worker.models.tiny.model import Base, make_tiny
 

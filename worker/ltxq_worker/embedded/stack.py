@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Self
 
+from ltxq.cli.outputs import writable_folder
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq.stopping import StopRequests, stop_signals
 from ltxq_worker.embedded.servers import (
@@ -62,6 +63,7 @@ class Stack:
     """
 
     def __init__(self, folder: Path, *, model: str, ports: dict[str, int] | None = None) -> None:
+        writable_folder(folder, "--data", make=True)
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as parts:
@@ -258,10 +260,24 @@ def _kept(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
     for name, usual in USUAL_PORTS.items():
         new = usual if port_is_free(usual) else free_port()
         kept[name] = ports[name] if name in ports else kept.get(name, new)
+        _refuse_taken_port(name, kept)
     sizes = {"redis_password": 20, "access_key": 10, "secret_key": 20, "flower_password": 10}
     for name, size in sizes.items():
         kept.setdefault(name, secrets.token_hex(size))
     return kept
+
+
+def _refuse_taken_port(name: str, kept: dict[str, Any]) -> None:
+    """Before anything is started, and by the option's name."""
+    port, option = kept[name], f"--{name.replace('_', '-')}"
+    double = [other for other in USUAL_PORTS if other != name and kept.get(other) == port]
+    if not port or (port_is_free(port) and not double):
+        return
+    who = f"--{double[0].replace('_', '-')}" if double else "another program on this machine"
+    raise ConfigurationError(
+        f"Port {port}, for {option}, is used by {who}.",
+        hint=f"Choose another with {option}; 0 is any free one.",
+    )
 
 
 def _write_private(path: Path, text: str) -> None:
