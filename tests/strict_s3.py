@@ -104,6 +104,42 @@ def refuses(*operations: str, status: int = 403, code: str = "AccessDenied") -> 
     return lambda asked: (status, code) if asked.operation in operations else None
 
 
+class Hose:
+    """Stands in for every object that is read: many bytes, as fast as they are taken.
+
+    Args:
+        size: bytes, as it says.
+        cut: after so many bytes it closes the connection.
+    """
+
+    def __init__(self, size: int, *, cut: int | None = None) -> None:
+        self.size, self.cut = size, size if cut is None else cut
+        self.sent = 0  # bytes of all answers
+        self.open = 0  # answers that are being sent
+        self.refused = threading.Event()  # a reader has closed its connection
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        """Send the whole object; ranges are ignored, as some servers do."""
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(self.size))
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        self.open += 1
+        try:
+            left, block = self.cut, bytes(65536)
+            while left:
+                handler.wfile.write(block[:left])
+                self.sent += min(left, len(block))
+                left -= min(left, len(block))
+            handler.close_connection = self.cut < self.size
+        except OSError:
+            handler.close_connection = True
+            self.refused.set()
+        finally:
+            self.open -= 1
+
+
 class StrictS3:
     """The front, on a free port of loopback."""
 
@@ -115,6 +151,7 @@ class StrictS3:
         """
         self.rules = list(rules)
         self.asked: list[Request] = []
+        self.hose: Hose | None = None
         front, port = self, urlsplit(target).port
         assert port is not None
 
@@ -134,6 +171,9 @@ class StrictS3:
                 host = parts.netloc or self.headers["Host"]
                 asked = Request(self.command, host, path, dict(self.headers), self.rfile.read(size))
                 front.asked.append(asked)
+                if front.hose and asked.operation in ("GetObject", "HeadObject"):
+                    front.hose.answer(self)
+                    return
                 for rule in front.rules:
                     if (refusal := rule(asked)) is not None:
                         self.refuse(*refusal)

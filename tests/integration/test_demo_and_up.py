@@ -105,6 +105,11 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         assert (folder / "s3" / "clips" / job["result"]["key"]).read_bytes() == clip
         assert json.loads(fetched(f"{up['api']}/jobs/{job['id']}"))["state"] == "succeeded"
         url = up["url"]
+        link = json.loads(fetched(f"{up['api']}/jobs/{job['id']}"))["result"]["url"]
+        assert link.startswith(f"{url.rstrip('/')}/v1/videos/{job['id']}/content?")
+        part = urllib.request.Request(link, headers={"Range": "bytes=4-7"})  # noqa: S310
+        with urllib.request.urlopen(part, timeout=30) as answer:  # noqa: S310
+            assert (answer.status, answer.read()) == (206, b"ftyp")
     with running_up(folder, environment) as up:
         again = ltxq("status", job["id"], environment=up["client"])
         assert again["state"] == "succeeded"

@@ -48,7 +48,7 @@ def cancelled(gateway: Gateway) -> str:
 def test_every_answer_matches_the_description(gateway: Gateway) -> None:
     spec = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
     operations = [found.ok() for found in spec.get_all_operations()]
-    assert len(operations) == 18
+    assert len(operations) == 19
     for operation in operations:
         if operation.path in EXPECTED_503:
             continue
@@ -96,8 +96,17 @@ def test_every_route_is_described_with_its_errors(gateway: Gateway) -> None:
     assert sorted(operation["operationId"] for operation in operations.values()) == sorted(
         (
             *("createVideo", "listVideos", "getVideo", "deleteVideo", "cancelVideo", "remixVideo"),
-            *("getVideoContent", "followVideo", "createJob", "listJobs", "getJob", "cancelJob"),
+            *(
+                "getVideoContent",
+                "headVideoContent",
+                "followVideo",
+                "createJob",
+                "listJobs",
+                "getJob",
+                "cancelJob",
+            ),
             *("retryJob", "deleteJob", "followJob", "listModels", "getHealth", "getReadiness"),
+            "headVideoContent",
         )
     )
     body = operations["POST /v1/videos"]["requestBody"]["content"]

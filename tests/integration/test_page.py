@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 from axe_playwright_python.sync_playwright import Axe
@@ -21,6 +23,7 @@ from ltxq.gateway.access.keys import new_key
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import RedisServer, S3Server
+from ltxq_worker.pipeline.instant import read_mark
 from servers import start_or_skip
 from variants import variants
 
@@ -154,6 +157,75 @@ def test_a_prompt_becomes_a_clip_that_plays_with_sound(
         expect(page.get_by_role("button", name=f"Play: {PROMPT}")).to_be_focused()
         page.reload()
         expect(clips(page)).to_contain_text(PROMPT)
+
+
+SHOWN = """video => {
+    const canvas = document.createElement("canvas");
+    canvas.width = video.videoWidth;
+    canvas.height = video.videoHeight;
+    const context = canvas.getContext("2d");
+    context.drawImage(video, 0, 0);
+    const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+    return [canvas.width, canvas.height, btoa(String.fromCharCode.apply(null,
+        Array.from({ length: data.length / 4 }, (_, i) => data[4 * i])))];
+}"""
+SOUGHT = """(video, seconds) => new Promise((done, failed) => {
+    video.addEventListener("seeked", () => done(video.currentTime), { once: true });
+    video.addEventListener("error", () => failed(video.error.message), { once: true });
+    video.currentTime = seconds;
+})"""
+
+
+def frame_shown(video: Locator) -> int:
+    """The number of the frame that a <video> shows, read from its mark."""
+    width, height, red = video.evaluate(SHOWN)
+    grey = np.frombuffer(base64.b64decode(red), np.uint8).reshape(height, width)
+    return read_mark(np.repeat(grey[..., None], 3, axis=2)).index
+
+
+def test_a_viewer_seeks_before_playing_where_the_gateway_sends_the_clip(
+    environment: dict[str, str], gateway: Gateway, open_page: Callable[..., Page]
+) -> None:
+    """With an API key, which a <video> does not send."""
+    key = new_key("viewer")
+    settings = {**environment, "LTXQ_CONTENT": "proxy", "LTXQ_API_KEYS": key.entry}
+    with Fleet(environment) as fleet, Gateway(settings) as proxying:
+        fleet.wait_until_ready()
+        with Client(proxying.url, api_key=key.key) as client:
+            fields = {"width": 256, "height": 192, "num_frames": 121, "frame_rate": 24}
+            job = client.wait(client.submit(PROMPT, **fields).id, 120)
+        page = open_page(proxying.url)
+        page.get_by_label("Key", exact=True).fill(key.key)
+        page.get_by_role("button", name="Continue").click()
+        expect(clips(page)).to_contain_text(PROMPT)
+        assert page.locator(".poster img").evaluate(
+            "img => img.decode().then(() => img.naturalWidth)"
+        ) == 256  # fmt: skip
+        page.evaluate("HTMLMediaElement.prototype.play = () => Promise.resolve()")
+        asked = []
+        page.on("response", lambda answer: asked.append((answer.status, answer.url)))
+        page.get_by_role("button", name=f"Play: {PROMPT}").click()
+        video = page.locator("video")
+        for second, index in ((4.02, 96), (1.02, 24), (5.0, 120)):
+            assert abs(video.evaluate(SOUGHT, second) - second) < 0.001
+            assert frame_shown(video) == index
+        assert video.evaluate("video => video.paused && video.played.length === 0")
+        seekable = video.evaluate("video => [video.seekable.length, video.seekable.end(0)]")
+        assert seekable == [1, pytest.approx(121 / 24, abs=0.05)]
+        sent = [status for status, url in asked if "/content?" in url]
+        assert sent
+        assert set(sent) == {206}
+        link = video.evaluate("video => video.currentSrc")
+        assert link == job.result_or_raise().url or link.startswith(
+            f"{proxying.url}/v1/videos/{job.id}/content?"
+        )
+        # The link by itself, in a tab of its own, and the name of the file.
+        alone = page.context.new_page()
+        alone.goto(link)
+        assert abs(alone.locator("video").evaluate(SOUGHT, 3) - 3) < 0.001
+        expect(page.get_by_role("link", name="Open the MP4")).to_have_attribute(
+            "href", re.compile(r"^v1/videos/.*signature=")
+        )
 
 
 @pytest.mark.parametrize("way", variants("events", extended=("polling",)))

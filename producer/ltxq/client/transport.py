@@ -107,7 +107,7 @@ class RedisTransport:
         self._ledger = Ledger(settings, role)
         self._app = make_app(settings)
         # Without a bucket the URLs stay as the worker signed them.
-        self._storage = Storage.from_settings(settings) if settings.s3_bucket else None
+        self.storage = Storage.from_settings(settings) if settings.s3_bucket else None
         self._unsigned = False  # whether the log says that URLs cannot be signed
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
@@ -137,10 +137,10 @@ class RedisTransport:
             report_refusal(self._app, job_id, CANCELLED)
         else:
             forget_outcome(self._app, job_id)
-        if self._storage is None:  # a supervisor deletes the clip
+        if self.storage is None:  # a supervisor deletes the clip
             return
         try:
-            refused = self._storage.delete_clips(deleted.claims)
+            refused = self.storage.delete_clips(deleted.claims)
             gone = [claim for claim in deleted.claims if claim not in refused]
             self._ledger.sweeper.garbage_refused(list(refused))
             self._ledger.sweeper.garbage_deleted(gone)
@@ -173,8 +173,8 @@ class RedisTransport:
         self._ledger.check()
 
     def check_storage(self) -> None:
-        if self._storage:
-            self._storage.check("gateway")
+        if self.storage:
+            self.storage.check("gateway")
 
     @contextmanager
     def changes(self, job_id: str) -> Iterator[Changes]:
@@ -190,11 +190,11 @@ class RedisTransport:
         self._app.close()
 
     def _signed(self, job: Job) -> Job:
-        if job.result is None or self._storage is None:
+        if job.result is None or self.storage is None:
             return job
         name = download_name(job.request.prompt, job.result.seed)
         try:
-            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name)
+            urls = self.storage.clip_urls(job.result.key, job.request.expires_in, name)
         except (StorageRefused, StorageUnavailable) as exc:
             # What the worker signed stays true, and its state can be read all the same.
             if not self._unsigned:

@@ -18,9 +18,10 @@ from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai import openapi
 from ltxq.gateway.openai.errors import answer, routing_error
+from ltxq.gateway.reads.clip_files import ClipFiles
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
-from ltxq.gateway.routes import fast_get, jobs, page, probes, videos
+from ltxq.gateway.routes import content, fast_get, jobs, page, probes, videos
 from ltxq.gateway.state import State
 from ltxq.reasons import reason_of
 from ltxq.settings import Settings
@@ -39,8 +40,10 @@ def make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = QueueReader(transport)
-        app.state.gateway = State(keys, queue, rates, Prober(queue))
+        clips = ClipFiles(transport, queue)
+        app.state.gateway = State(keys, queue, rates, Prober(queue), clips)
         yield
+        await clips.close()
         await queue.close()
 
     app = FastAPI(
@@ -55,6 +58,7 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.state.transport = transport
     app.include_router(videos.router, prefix="/v1")
+    app.include_router(content.router, prefix="/v1")
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(probes.router)
     openapi.mount(app)

@@ -16,6 +16,7 @@ import uvicorn
 
 from ltxq.client import Client
 from ltxq.errors import ConfigurationError, QueueUnavailable, StorageUnavailable
+from ltxq.gateway.access.browser_guard import is_loopback
 from ltxq.gateway.access.cross_origin import open_to_pages
 from ltxq.gateway.access.http_limits import BoundedHttp, closing_after_early_answers
 from ltxq.gateway.access.keys import ApiKeys
@@ -59,8 +60,10 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         listening(host, port, only_here=only_here) as sockets,
         served_metrics(settings, registry),
     ):
+        url = f"http://{shown(host)}:{sockets[0].getsockname()[1]}"
+        _check_content(settings, host)
         _check_storage(settings)
-        app = make_app(settings)
+        app = make_app(settings.model_copy(update={"public_url": settings.public_url or url}))
         _check_redis(app.state.transport)
         config = uvicorn.Config(
             closing_after_early_answers(
@@ -76,7 +79,6 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        url = f"http://{shown(host)}:{sockets[0].getsockname()[1]}"
         server = _Server(
             config,
             started=lambda: ready(url),
@@ -86,6 +88,22 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
         _tune_garbage_collection()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=sockets))
+
+
+def _check_content(settings: Settings, host: str) -> None:
+    if settings.content != "proxy":
+        return
+    if not settings.s3_bucket:
+        raise ConfigurationError(
+            "With LTXQ_CONTENT=proxy the gateway reads the clips, and knows no bucket.",
+            hint="Set LTXQ_S3_BUCKET, LTXQ_S3_ENDPOINT and the storage's keys, as for workers.",
+        )
+    if settings.public_url is None and not is_loopback(host):
+        raise ConfigurationError(
+            "With LTXQ_CONTENT=proxy the gateway's answers have links to it, and it does not know "
+            "its address for viewers.",
+            hint="Set LTXQ_PUBLIC_URL, as https://clips.example.com.",
+        )
 
 
 def _check_storage(settings: Settings) -> None:

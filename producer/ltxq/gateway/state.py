@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ltxq.client import Client
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
+from ltxq.gateway.links import Variant
 from ltxq.gateway.openai.errors import Refused
+from ltxq.gateway.reads.clip_files import ClipFiles
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
+from ltxq.job import Job
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class State:
     queue: QueueReader
     rates: Rates
     prober: Prober
+    clips: ClipFiles
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ async def caller(
             hint="Send a valid key as: Authorization: Bearer ltxq_…",
             headers={"www-authenticate": "Bearer"},
         )
-    if request.method == "GET":
+    if request.method in ("GET", "HEAD"):
         gateway.rates.count_read(owner)
     else:
         await gateway.queue.call(gateway.rates.count_change, owner)
@@ -78,6 +82,51 @@ async def caller(
 
 
 AsCaller = Annotated[Caller, Depends(caller)]
+
+
+@dataclass(frozen=True)
+class Viewer(Caller):
+    """The sender of a request for a file: a caller, or anyone with a link."""
+
+    link: tuple[int, str] | None = None  # its end and its signature; None: a caller
+
+    async def read(self, video_id: str, variant: Variant) -> Job:
+        """The job, if the viewer may see this file of it.
+
+        Raises:
+            Refused: 403 the link has ended or was changed; 429 rate limit.
+        """
+        if self.link is None:
+            return await self.queue.get(self.owner, video_id)
+        links = self.gateway.clips.links
+        if links is None or not await self.queue.call(links.valid, video_id, variant, *self.link):
+            raise Refused(
+                403,
+                "link_ended",
+                "This link has ended, or is not whole.",
+                hint="Read the video again: it has new links.",
+            )
+        job = await self.queue.get(None, video_id)
+        if job.owner is not None:
+            self.gateway.rates.count_read(job.owner)
+        return job
+
+
+async def viewer(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    expires: Annotated[int | None, Query(ge=0, lt=2**53, description="Of a link.")] = None,
+    signature: Annotated[str | None, Query(max_length=100, description="Of a link.")] = None,
+) -> Viewer:
+    """The viewer of a file: by an API key, or by a link."""
+    gateway: State = request.app.state.gateway
+    if gateway.keys and not credentials and expires is not None and signature is not None:
+        return Viewer(None, gateway, (expires, signature))
+    known = await caller(request, credentials)
+    return Viewer(known.owner, gateway)
+
+
+AsViewer = Annotated[Viewer, Depends(viewer)]
 
 
 async def caller_of(request: Request) -> Caller:

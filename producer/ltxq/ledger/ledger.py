@@ -63,6 +63,15 @@ class Ledger:
 
         return self._script.ask(ask)
 
+    def link_secret(self) -> str:
+        """The secret by which gateways sign their links, drawn once."""
+
+        def ask() -> str:
+            self._script.redis.set("ltxq:links", secrets.token_urlsafe(32), nx=True)
+            return str(self._script.redis.get("ltxq:links"))
+
+        return self._script.ask(ask)
+
     def check(self) -> None:
         """Before the work: does Redis permit all that the role does, take writes, and keep them?
 

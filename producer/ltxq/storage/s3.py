@@ -14,6 +14,7 @@ from ltxq.storage.client import Calls
 from ltxq.storage.deletion import PAGE, Deleter, Refusal
 from ltxq.storage.operations import Role
 from ltxq.storage.probe import Probe
+from ltxq.storage.reading import Reader
 from ltxq.storage.signing import ClipKeys, Signer, keys_in
 
 PART = 16 * 2**20  # bytes; a larger file is uploaded in parts, each with its own retries
@@ -104,7 +105,7 @@ class Storage:
             self._calls.client.put_object(Bucket=self.bucket, Key=key, Body=b"", **self._encrypted)
 
     def url(
-        self, key: str, expires_in: int, *, name: str | None = None
+        self, key: str, expires_in: int, *, name: str | None = None, head: bool = False
     ) -> tuple[str, datetime | None]:
         """A URL from which anyone can fetch the object, and when it expires (None: never).
 
@@ -113,8 +114,10 @@ class Storage:
             expires_in: seconds, 1 to 7 days. Credentials that end earlier end the URL with them,
                 and the time returned says so.
             name: under which a browser saves the file.
+            head: for a HEAD request, whose signature differs.
         """
-        return self.signer.url(key, expires_in, name=name)
+        method = "head_object" if head else "get_object"
+        return self.signer.url(key, expires_in, name=name, method=method)
 
     def clip_urls(self, clip_key: str, expires_in: int, name: str | None = None) -> dict[str, Any]:
         """`VideoResult`'s URLs and `expires_at` of the clip with this key.
@@ -123,6 +126,10 @@ class Storage:
         less. Signing costs more than reading the job, and clients that wait ask often.
         """
         return self.signer.clip_urls(clip_key, expires_in, name)
+
+    def reader(self) -> Reader:
+        """Reads objects without a thread for each; create and use it on one event loop."""
+        return Reader(self._calls, self.signer)
 
     def delete_clips(self, claims: Iterable[str]) -> dict[str, StorageRefused]:
         """Delete the files that were made under claims; a text that is no claim is skipped.

@@ -45,7 +45,8 @@ FLOWER_COLUMNS = "uuid,args,state,result,received,runtime,worker"
 _OURS = (
     *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
     *("LTXQ_API_KEY", "LTXQ_API_KEYS", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
-    *("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+    *("LTXQ_S3_ADDRESSING", "LTXQ_S3_SSE", "LTXQ_S3_SSE_KEY_ID", "LTXQ_CONTENT", "LTXQ_PUBLIC_URL"),
+    *("AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
 )
 
 
@@ -136,7 +137,9 @@ class Stack:
         """
         port = self._kept["http_port"]
         command = ["ltxq", "gateway", "--port", str(port)]
-        self._parts.callback(stop, self._start("The gateway", command, log))
+        # Browsers seek by ranges, and rclone's S3 server answers those with a wrong status.
+        proxy = {"LTXQ_CONTENT": "proxy", "LTXQ_PUBLIC_URL": f"http://{LOOPBACK}:{port}"}
+        self._parts.callback(stop, self._start("The gateway", command, log, proxy))
         while port_is_free(port):
             self.check()
             time.sleep(LOOK_SECONDS)

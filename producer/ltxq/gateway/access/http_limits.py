@@ -16,6 +16,8 @@ REST_SECONDS = 10.0  # for these bytes
 FRAMING_MOST = 2 * 1024 * 1024  # bytes of chunk sizes and trailers; 256 KiB in 1-byte chunks: 1.5 M
 HEAD_SECONDS = 20.0  # from the connection, or a later request's first byte, to the head's end
 STEP = 4 * 1024  # bytes for the parser at once: it does not report positions within them
+ABORT = "ltxq.abort"  # in the scope: ends the connection at once, so that no client takes a cut
+# answer for a whole one
 BODY_ARRIVES = "ltxq.body_arrives"  # in the scope: tells whether more of the body is to come
 
 
@@ -73,6 +75,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         cycle = self.cycle
         self.scope[BODY_ARRIVES] = lambda: cycle.more_body  # type: ignore[literal-required]
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

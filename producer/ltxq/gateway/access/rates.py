@@ -40,7 +40,7 @@ class Rates:
         self._changes = _limits(settings.rate_limit, "LTXQ_RATE_LIMIT")
         self._reads = _limits(settings.read_limit, "LTXQ_READ_LIMIT")
         self._streams_most = settings.max_streams_per_key
-        self._streams: Counter[str | None] = Counter()
+        self._streams: Counter[tuple[str | None, str]] = Counter()
         self._shared = SlidingWindowCounterRateLimiter(
             RedisStorage("redis://", connection_pool=pool, key_prefix="ltxq:rates")
         )
@@ -66,25 +66,29 @@ class Rates:
             log.debug("Redis did not count a change: %s", type(exc).__name__)
 
     @contextmanager
-    def stream(self, owner: str | None) -> Iterator[None]:
-        """Count an open event stream of the owner.
+    def stream(self, owner: str | None, kind: str = "event streams") -> Iterator[None]:
+        """Count an open event stream, or download, of the owner.
 
         Raises:
             Refused: 429.
         """
-        if self._streams[owner] >= self._streams_most:
+        of = owner, kind
+        if self._streams[of] >= self._streams_most:
+            hint = "poll instead" if kind == "event streams" else "wait until one ends"
             raise Refused(
                 429,
                 "too_many_streams",
-                f"All {self._streams_most} event streams of this caller are open already.",
-                hint="Close a stream, or poll instead.",
+                f"All {self._streams_most} {kind} of this caller are open already.",
+                hint=f"Close one, or {hint}.",
                 retry_after=STREAMS_AGAIN,
             )
-        self._streams[owner] += 1
+        self._streams[of] += 1
         try:
             yield
         finally:
-            self._streams[owner] -= 1
+            self._streams[of] -= 1
+            if not self._streams[of]:
+                del self._streams[of]
 
 
 def _limits(text: str, name: str) -> list[RateLimitItem]:

@@ -91,8 +91,10 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "The body arrived too slowly.",
         409: "Not possible in the current state, or the idempotency key was used for another "
         "request.",
+        412: "The file is not the one that `if-match` names.",
         413: "The body is too large.",
         415: "The body is neither JSON nor a form.",
+        416: "The range begins beyond the file's end; `content-range` has its size.",
         429: "Too many requests, or the queue is full. Wait for `retry-after` seconds.",
         500: "Internal error; the gateway's log has the reason.",
         503: "The gateway is overloaded, or cannot reach the queue or the storage. Wait for "

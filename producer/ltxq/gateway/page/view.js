@@ -11,8 +11,12 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// A URL of the storage. Other schemes than http(s) could run scripts.
-export const safe = (url) => (/^https?:/.test(url ?? "") ? url : "");
+// The URL of a clip's file. Other schemes than http(s) could run scripts. A gateway that sends the
+// files itself is asked by the path beside this page: it may be behind a prefix or another name.
+export function safe(url) {
+  if (!/^https?:/.test(url ?? "")) return "";
+  return /\/(v1\/videos\/[\w-]+\/content\?.*)$/.exec(url)?.[1] ?? url;
+}
 
 export const active = (job) => job.state === "queued" || job.state === "running";
 

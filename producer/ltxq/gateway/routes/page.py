@@ -43,13 +43,17 @@ def mount(app: FastAPI, settings: Settings) -> None:
 
 def storage_origin(settings: Settings) -> str:
     """The origin of clips' URLs, as a source of a Content-Security-Policy."""
+    if settings.content == "proxy":
+        return ""
     if not settings.s3_bucket:  # only the workers know the origin
         return "http: https:"
     base = settings.s3_public_base_url or settings.s3_public_endpoint or settings.s3_endpoint
     if base is None:
-        return "https://*.amazonaws.com"
+        return "https://*.amazonaws.com https://*.amazonaws.com.cn"
     parts = urlsplit(base)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    virtual = settings.s3_addressing == "virtual" and not settings.s3_public_base_url
+    host = f"{settings.s3_bucket}.{parts.netloc}" if virtual else parts.netloc
+    return f"{parts.scheme}://{host}"
 
 
 class PageFiles(StaticFiles):
@@ -67,6 +71,6 @@ class PageFiles(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """The file, or 304 if the browser has it."""
         response = super().file_response(*args, **kwargs)
-        policy = _POLICY.format(clips=f"'self' {self._clips}")
+        policy = _POLICY.format(clips=f"'self' {self._clips}".strip())
         response.headers.update({**_HEADERS, "content-security-policy": policy})
         return response

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from ltxq.errors import InvalidRequest, JobNotFinished
-from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
+from ltxq.errors import InvalidRequest
+from ltxq.gateway.openai.errors import UnsupportedParameter
 from ltxq.gateway.openai.forms import body_of, fields_of, json_object
-from ltxq.gateway.openai.openapi import CHANGED, READ, error_responses, request_body
+from ltxq.gateway.openai.openapi import CHANGED, READ, request_body
 from ltxq.gateway.openai.request import CreateVideo, request_of
 from ltxq.gateway.openai.response import (
     REMIXED_FROM,
@@ -39,7 +39,6 @@ RetryCount = Annotated[
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=100)]
-Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
 def as_json(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -140,43 +139,6 @@ async def remix_video(
     changed = {"prompt": fields["prompt"], "metadata": metadata}
     remixed = VideoRequest.parse({**source.model_dump(), **changed})
     return await _submit(caller, remixed, idempotency_key, retry_count)
-
-
-@router.get(
-    "/videos/{video_id}/content",
-    status_code=302,
-    response_class=RedirectResponse,
-    responses={
-        **READ,
-        **error_responses(409),
-        302: {
-            "description": "`location` is the file's URL.",
-            "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
-        },
-    },
-)
-async def get_video_content(
-    video_id: str, caller: AsCaller, variant: Variant = "video"
-) -> Response:
-    """Redirect to the storage's URL of a finished clip, or of a picture of it."""
-    job = await caller.queue.get(caller.owner, video_id)
-    if not job.finished:
-        raise JobNotFinished(
-            f"{video_id} is {job.state}.", hint="Request it again when the status is completed."
-        )
-    if job.result is None:
-        raise Refused(
-            404,
-            "no_content",
-            f"{video_id} is {job.state}: it has no clip.",
-            hint="Its error says why.",
-        )
-    urls = {
-        "video": job.result.url,
-        "thumbnail": job.result.poster_url,
-        "spritesheet": job.result.spritesheet_url,
-    }
-    return RedirectResponse(urls[variant], 302, {"cache-control": "no-store"})
 
 
 @router.get(
