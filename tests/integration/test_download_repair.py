@@ -551,6 +551,35 @@ def test_a_download_that_was_killed_goes_on(
     assert (tmp_path / "models" / MODEL / CHECKPOINT).read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    variants(
+        ("HF_ENDPOINT", "http://[bad"),
+        ("HTTPS_PROXY", "http://user:s3cret/part@127.0.0.1:9"),
+        extended=(
+            ("HF_ENDPOINT", "huggingface.co"),
+            ("HF_ENDPOINT", "http://127.0.0.1:99999"),
+            ("HF_ENDPOINT", "http://exa mple"),
+            ("HF_ENDPOINT", "ftp://x"),
+            ("https_proxy", "foo:bar://s3cret"),
+            ("ALL_PROXY", "socks5://user:s3cret@127.0.0.1:9"),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "abc"),
+            ("HF_HUB_ETAG_TIMEOUT", ""),
+            ("SSL_CERT_FILE", "/nonexistent"),
+        ),
+    ),
+)
+def test_a_setting_of_the_hub_s_client_that_it_cannot_use(
+    hub: Hub, tmp_path: Path, name: str, value: str
+) -> None:
+    """The client's own errors are taken for bugs of ltxq, and show parts of passwords."""
+    done = run(hub, tmp_path, f"ltxq model download {MODEL}", **{name: value})
+    assert done.returncode == 2, done.stderr
+    assert f"Error: {name} " in done.stderr
+    assert "s3cret" not in done.stderr
+    assert hub.asked == []
+
+
 # What is in the way
 
 

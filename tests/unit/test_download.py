@@ -144,6 +144,18 @@ def test_wrong_token_is_named_as_such(hub: Hub, tmp_path: Path) -> None:
     assert TOKENS_PAGE in outcome["hint"]
 
 
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_token_with_a_letter_of_another_alphabet(hub: Hub, tmp_path: Path, in_a_file: bool) -> None:
+    """As a copy from a document brings it."""
+    if in_a_file:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "token").write_text("hf_gооd")
+    outcome = download(hub, tmp_path, token=None if in_a_file else "hf_gооd")
+    assert outcome["error"] == "ConfigurationError"
+    assert "character that no token has" in outcome["message"]
+    assert TOKENS_PAGE in outcome["hint"]
+
+
 @pytest.mark.parametrize(("repo", "extra"), [(LTX, False), (GEMMA, True)])
 @pytest.mark.parametrize("access", ["gated", "hidden"])
 def test_licence_not_accepted_gives_the_page_before_any_download(

@@ -277,6 +277,10 @@ PACKED = {"language_model.model.layers.0.mlp.up_proj.weight.quant_state.bitsandb
         ),
         (described(text_config={"hidden_size": 32}), "they are of two models"),
         (weights(gemma_tensors(generation=2)), "are a text encoder, Gemma 2 of 4 layers"),
+        (
+            weights({n: s for n, s in gemma_tensors().items() if "vision" not in n}),
+            "are Gemma 3 of 4 layers and width 64, the text-only form",
+        ),
         (weights({"q.lora_A.weight": (4, 4)}), "are an adapter"),
         (weights({"encoder.block.0.layer.0.q": (4,)}), "are a T5 text encoder"),
         (weights(TRANSFORMER), "are a part of an LTX-2 checkpoint"),

@@ -212,6 +212,9 @@ def check_compiler(settings: Settings) -> Iterator[Finding]:
 
 def check_access(model: str) -> Iterator[Finding]:
     """Token and licences for a missing model, one at a time, as the download asks for them."""
+    from ltxq_worker.models.files.hub_settings import check_hub_settings
+
+    check_hub_settings()
     from huggingface_hub import HfApi
 
     from ltxq_worker.models.files.hub import TIMEOUT

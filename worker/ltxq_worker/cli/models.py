@@ -158,6 +158,9 @@ def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
 def model_download(name: str, *, verify: bool, update: bool, as_json: bool) -> None:
     """Download or repair a model in LTXQ_MODEL_DIR."""
     from ltxq_worker.models.catalog import SHARED_TEXT_ENCODER, parts_of
+    from ltxq_worker.models.files.hub_settings import check_hub_settings
+
+    check_hub_settings()
     from ltxq_worker.models.files.download import download
 
     size = sum(repo.size for repo in parts_of(name).values())

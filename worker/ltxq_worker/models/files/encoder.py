@@ -31,6 +31,7 @@ from ltxq_worker.models.files.identify import (
     kind_of,
     language_model,
     language_size,
+    sees_pictures,
 )
 from ltxq_worker.models.files.magic import obstacle, other_spelling
 
@@ -134,6 +135,12 @@ def _check_weights(folder: Path, config: dict[str, Any], tensors: Tensors) -> No
     if size is None or is_adapter(tensors) or not is_gemma_3(tensors):
         kind = kind_of(tensors, {})
         raise ModelUnusable(f"The weights in {folder} are {kind}; {_WANTED}.", hint=again)
+    if not sees_pictures(tensors):
+        raise ModelUnusable(
+            f"The weights in {folder} are {language_model(tensors)}, the text-only form; "
+            f"{_WANTED}.",
+            hint=again,
+        )
     strange = {tensor.dtype for tensor in tensors.values()} - _DTYPES
     if strange or is_quantized(tensors):
         raise ModelUnusable(

@@ -65,6 +65,10 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
             hint="Check the network, HTTPS_PROXY if you need a proxy, and HF_ENDPOINT if you set "
             f"it. {AGAIN}",
         ) from exc
+    except UnicodeEncodeError as exc:
+        raise ConfigurationError(
+            "The Hugging Face token has a character that no token has.", hint=SET_TOKEN
+        ) from exc
     except JSONDecodeError as exc:
         raise HubUnavailable(
             "The server that answered is not the hub: a login page of the network, or a wrong "

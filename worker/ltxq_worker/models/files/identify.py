@@ -186,6 +186,11 @@ def _language_family(tensors: Iterable[str]) -> str:
     return "Gemma 3" if any("self_attn.q_norm" in name for name in names) else "Gemma 2"
 
 
+def sees_pictures(tensors: Iterable[str]) -> bool:
+    """Whether the weights have a vision tower, as transformers' Gemma 3 for pictures needs."""
+    return any(_VISION.search(name) for name in tensors)
+
+
 def is_gemma_3(tensors: Iterable[str]) -> bool:
     """Whether a language model has Gemma 3's layers."""
     return _language_family(tensors) == "Gemma 3"

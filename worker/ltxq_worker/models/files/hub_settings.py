@@ -1,0 +1,59 @@
+"""Checks the settings of huggingface_hub and its HTTP client, which fail on a wrong one with errors
+of their own, and show parts of it. Imports neither: some settings are read by their import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ltxq.errors import ConfigurationError
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def check_hub_settings() -> None:
+    """Check what the environment says about the hub. No value is shown: it may have a password.
+
+    Raises:
+        ConfigurationError: one of the variables cannot be used; with its name.
+    """
+    _check_url("HF_ENDPOINT", {"http", "https"}, "https://huggingface.co")
+    for name in _PROXIES:
+        for spelling in (name, name.lower()):
+            _check_url(spelling, {"http", "https"}, "http://user:password@proxy.example:3128")
+    for name in _TIMEOUTS:
+        if not os.environ.get(name, "1").strip().isdecimal():
+            raise ConfigurationError(f"{name} is not a whole number of seconds.")
+    for name in _CERTIFICATES:
+        value = os.environ.get(name)
+        if value and not Path(value).exists():
+            raise ConfigurationError(
+                f"{name} names {value}, which is not there.",
+                hint="Name a CA bundle (PEM), or unset it to use the system's.",
+            )
+
+
+def _check_url(name: str, schemes: set[str], example: str) -> None:
+    value = os.environ.get(name, "")
+    if not value:
+        return
+    try:
+        # A proxy may be given without a scheme.
+        url = urlsplit(value if "://" in value or name == "HF_ENDPOINT" else f"http://{value}")
+        usable = bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        usable, url = False, urlsplit("")
+    if url.scheme.startswith("socks"):
+        raise ConfigurationError(
+            f"{name} names a SOCKS proxy, which downloads cannot use.",
+            hint=f"Name an HTTP proxy: {example}.",
+        )
+    if not usable or url.scheme not in schemes or any(c.isspace() for c in value):
+        raise ConfigurationError(
+            f"{name} is not a URL that can be used.",
+            hint=f"Write it as {example}. Encode special characters of a password, as %2F for /.",
+        )
