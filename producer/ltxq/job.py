@@ -321,7 +321,9 @@ class Progress(BaseModel):
 
 
 class VideoResult(BaseModel):
-    """The finished clip. Its URLs are valid until `expires_at`; `Client.get` signs new ones."""
+    """The finished clip. Its URLs are valid until `expires_at`; reading the job again signs new
+    ones.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -342,7 +344,7 @@ class VideoResult(BaseModel):
     seed: int
     model: str
     timings: dict[str, float] = Field(description="Seconds by stage.")
-    expires_at: datetime | None = Field(description="When the URLs expire; None: never.")
+    expires_at: datetime | None = Field(description="When the URLs expire; absent: never.")
 
 
 class WebhookState(BaseModel):
@@ -379,8 +381,8 @@ class Job(BaseModel):
     )
     eta_seconds: float | None = Field(
         default=None,
-        description="Estimated seconds to the result, from recent jobs; None without recent jobs "
-        "or without a worker.",
+        description="Estimated seconds to the result, from recent jobs; absent without recent "
+        "jobs or without a worker.",
     )
     ready_workers: int | None = Field(
         default=None,
@@ -424,4 +426,4 @@ class JobPage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     jobs: tuple[Job, ...]
-    after: str | None = Field(description="Give this to `list(after=…)` for more; None: no more.")
+    after: str | None = Field(description="`after` of the next page; absent on the last one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,28 @@ def test_every_answer_matches_the_description(gateway: Gateway) -> None:
 
         holds()
         assert gateway.process.poll() is None
+
+
+def test_the_description_is_in_the_words_of_http(gateway: Gateway) -> None:
+    """Its texts are also those of Python's classes and of the command line's options."""
+    elsewhere = re.compile(
+        r"LTXQ_[A-Z]|`ltxq |pip install|(^| )--[a-z]|\bNone\b|`(list|submit)\(|`Client\."
+    )
+
+    def texts(part: Any) -> Iterator[str]:
+        if isinstance(part, dict):
+            for name, value in part.items():
+                if name in ("description", "summary") and isinstance(value, str):
+                    yield value
+                else:
+                    yield from texts(value)
+        elif isinstance(part, list):
+            for value in part:
+                yield from texts(value)
+
+    described = list(texts(gateway.ask("GET", "/openapi.json").json()))
+    assert len(described) > 50
+    assert [text for text in described if elsewhere.search(text)] == []
 
 
 def test_every_route_is_described_with_its_errors(gateway: Gateway) -> None:

@@ -314,7 +314,7 @@ def test_an_error_is_shown_with_what_to_do(
 ) -> None:
     page = open_page(gateway.url)
     submit(page, "   ")
-    expect(page.locator("#form-error")).to_contain_text("prompt: must not be blank")
+    expect(page.locator("#form-error")).to_contain_text("Prompt: must not be blank.")
     prompt = page.get_by_label("Prompt", exact=True)
     expect(prompt).to_be_focused()
     expect(prompt).to_have_attribute("aria-invalid", "true")

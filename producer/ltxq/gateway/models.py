@@ -100,7 +100,7 @@ class ServedModels:
         served = self._served_for(model).get(model)
         problems = served.limits.problems(request) if served and served.limits else ()
         if problems:
-            hint = f"GET /v1/models lists what each model can make; this job is for {model}."
+            hint = f"This job is for the model {model}."
             raise InvalidRequest.of(*problems, hint=hint)
 
     def _served_for(self, model: str) -> Mapping[str, ServedModel]:

@@ -265,12 +265,13 @@ def _refusal(answer: str, details: Sequence[Any]) -> LtxqError:
         case [_, queued, ""]:
             return QueueFull(
                 f"{queued} jobs are queued, and no more are taken.",
-                hint="Try again later, or raise LTXQ_MAX_QUEUED.",
+                hint="Try again later. The operator may raise LTXQ_MAX_QUEUED.",
             )
         case _:
             return QueueFull(
                 f"{details[0]} jobs of this API key are queued, and no more are taken.",
-                hint="Try again when some are done, or raise LTXQ_MAX_QUEUED_PER_KEY.",
+                hint="Try again when some are done. The operator may raise "
+                "LTXQ_MAX_QUEUED_PER_KEY.",
             )
 
 

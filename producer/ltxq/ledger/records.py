@@ -29,12 +29,13 @@ CANCELLED = JobError(code="cancelled", message="The job was cancelled.")
 EXPIRED = JobError(
     code="expired",
     message="No worker was free within `start_within`.",
-    hint="Allow more time, or add workers.",
+    hint="Allow more time with `start_within`, or submit it when more workers are ready.",
 )
 WORKER_LOST = JobError(
     code="worker_lost",
     message="Every worker that ran this job died while it held the GPU.",
-    hint="See the worker's log; `ltxq retry` runs it again.",
+    hint="Ask for a smaller clip. If that fails too, the operator finds the reason in the worker's "
+    "log.",
 )
 TIMED_OUT = JobError(
     code="timed_out",
@@ -197,7 +198,7 @@ def unreadable(job_id: str) -> JobUnreadable:
     """The error for a record that cannot be read."""
     return JobUnreadable(
         f"The record of {job_id} in Redis is damaged.",
-        hint="Submit it again; `ltxq delete` removes this one.",
+        hint="Submit it again, and delete this one.",
     )
 
 

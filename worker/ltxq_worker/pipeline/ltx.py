@@ -318,7 +318,7 @@ class LtxPipeline:
             f"{self._device} has {max(0, budget) / 1e9:.1f} GB for it.",
             hint=f"The largest that fits: {fits}."
             if fits
-            else "No clip fits: set LTXQ_QUANTIZATION=fp8, or stop other programs on the device.",
+            else "No clip fits. Set LTXQ_QUANTIZATION=fp8, or stop other programs on the device.",
         )
 
 

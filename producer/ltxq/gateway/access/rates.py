@@ -104,10 +104,11 @@ def _count(limiter: RateLimiter, limits: list[RateLimitItem], owner: str) -> Non
     for limit in limits:
         if not limiter.hit(limit, owner):
             reset = limiter.get_window_stats(limit, owner).reset_time
+            seconds = max(1, math.ceil(reset - time.time()))
             raise Refused(
                 429,
                 "rate_limited",
                 f"This API key is over its limit of {limit}.",
-                hint="Wait for the seconds in retry-after.",
-                retry_after=max(1, math.ceil(reset - time.time())),
+                hint=f"Try again in {seconds} s.",
+                retry_after=seconds,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import NamedTuple
 
 from pydantic import BaseModel, Field
@@ -10,6 +11,7 @@ from starlette.responses import Response
 
 from ltxq import errors
 from ltxq.errors import InvalidRequest, LtxqError
+from ltxq.job import Job
 
 log = logging.getLogger("ltxq.gateway")
 
@@ -111,8 +113,9 @@ _KINDS: dict[type[LtxqError], _Kind] = {
     ),
 }
 _INTERNAL = _Kind(500, "internal", None, "Internal error of the gateway.")
-_WAIT = "Try again after the seconds in retry-after."
 _ASK_OPERATOR = "The operator finds the reason in the gateway's log."
+# Sentences for those who run gateway and workers: their variables, commands and files.
+_OPERATORS = re.compile(r"LTXQ_[A-Z]|AWS_|`ltxq |pip install|dmesg|~/")
 
 
 def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
@@ -123,8 +126,10 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         kind = next((k for type_, k in _KINDS.items() if isinstance(error, type_)), _INTERNAL)
     message, hint = error.message, error.hint
     if kind.public_message:
-        message = kind.public_message
-        hint = _ASK_OPERATOR if kind.retry_after is None else f"{_WAIT} {_ASK_OPERATOR}"
+        again = f"Try again in {kind.retry_after} s. " if kind.retry_after is not None else ""
+        message, hint = kind.public_message, f"{again}{_ASK_OPERATOR}"
+    elif not isinstance(error, Refused):
+        message, hint = _for_callers(message), _for_callers(hint)
     key = getattr(error, "idempotency_key", None)
     if key is not None:
         lost = errors.QueueUnavailable.of_submission(message, hint=hint, idempotency_key=key)
@@ -142,6 +147,28 @@ def body_of(error: LtxqError) -> tuple[ErrorBody, int, int | None]:
         problems=tuple(Problem(field=field, reason=reason) for field, reason in problems),
     )
     return body, kind.status, kind.retry_after
+
+
+def public_job(job: Job) -> Job:
+    """The job as its owner may read it: its error without what only an operator can use."""
+    error = job.error
+    if error is None:
+        return job
+    message, hint = _for_callers(error.message), _for_callers(error.hint)
+    if error.code == "storage_unavailable":  # it may name the operator's servers
+        message, hint = "The worker could not store the clip.", ""
+    if not message:
+        message = "The worker failed."
+    if not hint and (message, hint) != (error.message, error.hint):
+        hint = "The operator finds the reason in the worker's log."
+    public = error.model_copy(update={"message": message, "hint": hint})
+    return job.model_copy(update={"error": public})
+
+
+def _for_callers(text: str) -> str:
+    """The sentences that a caller can use."""
+    sentences = re.split(r"(?<=[.!?]) +", text)
+    return " ".join(one for one in sentences if not _OPERATORS.search(one))
 
 
 def answer(error: LtxqError) -> Response:

@@ -92,7 +92,6 @@ NAMES = {
     for name in CreateVideo.model_fields
     if name not in ("size", "seconds")
 }
-_API_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 
 # Unsupported fields, and the values that are allowed because they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -119,14 +118,25 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
             chosen["metadata"] = json.loads(metadata)
         except (ValueError, RecursionError):
             raise InvalidRequest.of(("metadata", "must be JSON")) from None
-    sent_as: dict[str, str] = {}  # our field → the caller's field that it comes from
-    _choose_frames(given, chosen, sent_as)
-    _choose_size(given, chosen, sent_as)
+    _choose_frames(given, chosen)
+    _choose_size(given, chosen)
     try:
         return VideoRequest.parse(chosen)
     except InvalidRequest as exc:
-        problems = tuple((sent_as.get(f) or _API_NAMES.get(f, f), why) for f, why in exc.problems)
-        raise InvalidRequest.of(*problems) from None
+        raise in_callers_words(exc, given) from None
+
+
+def in_callers_words(error: InvalidRequest, fields: Mapping[str, Any]) -> InvalidRequest:
+    """The error about the fields that the caller sent, which are not those of `VideoRequest`."""
+    sent_as = {ours: theirs for theirs, ours in NAMES.items()}
+    sides = ("width", "height")
+    sent_as |= {f"crop_{side}": side for side in sides}
+    if fields.get("size") is not None:
+        sent_as |= dict.fromkeys((*sides, *(f"crop_{side}" for side in sides)), "size")
+    if fields.get("seconds") is not None:
+        sent_as["num_frames"] = "seconds"
+    problems = ((sent_as.get(field, field), why) for field, why in error.problems)
+    return InvalidRequest.of(*problems, hint=error.hint)
 
 
 def _refuse_unsupported(given: Mapping[str, Any]) -> None:
@@ -146,9 +156,7 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
         raise UnsupportedParameter(name, reason)
 
 
-def _choose_frames(
-    given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict[str, str]
-) -> None:
+def _choose_frames(given: Mapping[str, Any], chosen: dict[str, Any]) -> None:
     """`seconds` as the nearest 8k+1 frames at the frame rate."""
     if "seconds" not in given:
         return
@@ -163,10 +171,9 @@ def _choose_frames(
     frames = seconds * rate
     near = nearest_frames(round(frames), rate)
     chosen["num_frames"] = min(near, key=lambda count: (abs(count - frames), count))
-    sent_as["num_frames"] = "seconds"
 
 
-def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict[str, str]) -> None:
+def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any]) -> None:
     """Round each side up to a multiple of 32 (64 for two stages), and crop to the given size."""
     if "size" in given:
         if "width" in given or "height" in given:
@@ -175,10 +182,8 @@ def _choose_size(given: Mapping[str, Any], chosen: dict[str, Any], sent_as: dict
         if match is None:
             raise InvalidRequest.of(("size", "must be WIDTHxHEIGHT in pixels, as 1280x720"))
         chosen["width"], chosen["height"] = int(match[1]), int(match[2])
-        sent_as.update(dict.fromkeys(("width", "height", "crop_width", "crop_height"), "size"))
     stages = 2 if _number(given.get("stages")) == 2 else 1
     for side in ("width", "height"):
-        sent_as.setdefault(f"crop_{side}", side)
         pixels = _number(chosen.get(side))
         # An MP4 has no odd sides: VideoRequest.parse reports one.
         if pixels is None or not 0 < pixels < 2**16 or pixels % 2:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from ltxq.gateway.openai.errors import public_job
 from ltxq.job import Job, JobPage, JobState, Priority, Stage
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -87,6 +88,7 @@ class VideoDeleted(BaseModel):
 
 def video_of(job: Job) -> Video:
     """The job as a video object."""
+    job = public_job(job)
     request, result = job.request, job.result
     (width, height), duration = request.output_size, request.duration
     error = None

@@ -128,7 +128,25 @@ export const hint = (error) => HINTS[error.code] ?? error.hint.replaceAll("`", "
 
 export const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
 
-export const explained = (error) => [error.message, error.hint].filter(Boolean).join(" ");
+// Fields of a request as the form names them.
+const LABELS = {
+  prompt: "Prompt",
+  width: "Size",
+  height: "Size",
+  stages: "Size",
+  num_frames: "Length",
+  seed: "Seed",
+  priority: "Priority",
+  model: "Model",
+};
+
+export function explained(error) {
+  const problems = error.problems ?? [];
+  const message = problems.length
+    ? `${problems.map(({ field, reason }) => `${LABELS[field] ?? field}: ${reason}`).join("; ")}.`
+    : error.message;
+  return [message, error.hint].filter(Boolean).join(" ");
+}
 
 export function workers(models) {
   const ready = models.reduce((sum, model) => sum + model.ready_workers, 0);

@@ -23,6 +23,7 @@ from ltxq.gateway.reads.changes import ChangeListener
 from ltxq.job import Job
 
 THREADS = 16
+OVERLOADED_SECONDS = 2  # `retry-after` when more wait than:
 WAITING_MOST = 512  # calls that wait for a thread; more calls get 503
 BATCH_MOST = 100  # jobs in one batch
 BUSY_SECONDS = 0.02  # if the last batch is more recent than this, the gateway is busy:
@@ -57,8 +58,8 @@ class QueueReader:
                 503,
                 "overloaded",
                 "The gateway is overloaded: too many requests wait.",
-                hint="Send the request again after the seconds in retry-after.",
-                retry_after=2,
+                hint=f"Try again in {OVERLOADED_SECONDS} s.",
+                retry_after=OVERLOADED_SECONDS,
             )
         self._calls += 1
         work = functools.partial(function, *args, **kwargs)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from ltxq.client.http import MOST_IDS
 from ltxq.errors import InvalidRequest
+from ltxq.gateway.openai.errors import public_job
 from ltxq.gateway.openai.forms import body_of, json_object
 from ltxq.gateway.openai.openapi import CHANGED, READ, event_responses, request_body
 from ltxq.gateway.routes.events import EventStream, stream
@@ -65,7 +66,7 @@ async def create_job(
         idempotency_key=idempotency_key,
         resent=None if resent is None else resent == "true",
     )
-    return as_json(job, 201)
+    return as_json(public_job(job), 201)
 
 
 @router.get("/jobs", response_model=JobPage, responses=READ)
@@ -85,23 +86,23 @@ async def list_jobs(
         if len(ids) > MOST_IDS:
             raise InvalidRequest.of(("id", f"must be at most {MOST_IDS}, not {len(ids)}"))
         found = await caller.queue.call(caller.client.get_many, ids)
-        return as_json(JobPage(jobs=tuple(found.values()), after=None))
+        return _page(JobPage(jobs=tuple(found.values()), after=None))
     page = await caller.queue.call(
         caller.client.list, state=state, limit=limit, after=after, order=order
     )
-    return as_json(page)
+    return _page(page)
 
 
 @router.get("/jobs/{job_id}", response_model=Job, responses=READ)
 async def get_job(job_id: str, caller: AsCaller) -> Response:
     """Read a job's current state."""
-    return as_json(await caller.queue.get(caller.owner, job_id), headers=POLL_AFTER)
+    return as_json(public_job(await caller.queue.get(caller.owner, job_id)), headers=POLL_AFTER)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=Job, responses=CHANGED)
 async def cancel_job(job_id: str, caller: AsCaller) -> Response:
     """Cancel a queued job at once; ask a running one to stop."""
-    return as_json(await caller.queue.call(caller.client.cancel, job_id))
+    return as_json(public_job(await caller.queue.call(caller.client.cancel, job_id)))
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=Job, responses=CHANGED)
@@ -110,7 +111,7 @@ async def retry_job(
 ) -> Response:
     """Submit the same request again, as a new job."""
     job = await caller.queue.call(caller.client.retry, job_id, idempotency_key=idempotency_key)
-    return as_json(job, 201)
+    return as_json(public_job(job), 201)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=CHANGED)
@@ -128,7 +129,7 @@ async def delete_job(job_id: str, caller: AsCaller) -> Response:
 )
 async def follow_job(job_id: str, caller: AsCaller) -> Response:
     """Server-sent events: the job now and at each change, until it is final."""
-    return await stream(caller, job_id, lambda job: job)
+    return await stream(caller, job_id, public_job)
 
 
 @router.get("/models", response_model=ModelList, responses=READ)
@@ -137,3 +138,7 @@ async def list_models(caller: AsCaller) -> Response:
     served = await caller.queue.call(caller.client.models)
     listed = tuple(Model(id=name, **dict(model)) for name, model in sorted(served.items()))
     return as_json(ModelList(data=listed))
+
+
+def _page(page: JobPage) -> Response:
+    return as_json(page.model_copy(update={"jobs": tuple(map(public_job, page.jobs))}))

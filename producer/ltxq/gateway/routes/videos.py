@@ -12,7 +12,7 @@ from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import UnsupportedParameter
 from ltxq.gateway.openai.forms import body_of, fields_of, json_object
 from ltxq.gateway.openai.openapi import CHANGED, READ, request_body
-from ltxq.gateway.openai.request import CreateVideo, request_of
+from ltxq.gateway.openai.request import CreateVideo, in_callers_words, request_of
 from ltxq.gateway.openai.response import (
     REMIXED_FROM,
     Video,
@@ -78,7 +78,11 @@ async def create_video(
     # Checked first: another service's model name may not even be a valid name for ltxq.
     if isinstance(model := fields.get("model"), str):
         await caller.queue.check_model(model)
-    return await _submit(caller, request_of(fields), idempotency_key, retry_count)
+    wanted = request_of(fields)
+    try:
+        return await _submit(caller, wanted, idempotency_key, retry_count)
+    except InvalidRequest as exc:
+        raise in_callers_words(exc, fields) from None
 
 
 @router.get("/videos", response_model=VideoPage, responses=READ)

@@ -1,7 +1,7 @@
 -- A record or an index that was written over by hand must not stop other jobs.
 
 local DAMAGED = '{"code":"internal","message":"The job\'s record in Redis is damaged.",' ..
-  '"hint":"Submit it again; `ltxq delete` removes this one.","retryable":false}'
+  '"hint":"Submit it again, and delete this one.","retryable":false}'
 
 -- Takes a job out of every index.
 local function forget(id)
