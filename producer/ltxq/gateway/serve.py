@@ -27,6 +27,7 @@ from ltxq.gateway.routes.metrics import Requests
 from ltxq.ops.metrics import new_registry, served_metrics
 from ltxq.settings import Settings
 from ltxq.stopping import StopRequests, stop_signals
+from ltxq.systemd import Service
 
 log = logging.getLogger("ltxq.gateway")
 
@@ -156,6 +157,7 @@ class _Server(uvicorn.Server):
         self._on_started = started
         self._on_ending = ending
         self._requests = StopRequests()
+        self._service = Service()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's, where a second SIGINT does not wait for requests in progress."""
@@ -174,8 +176,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._service.ready()
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stopping()
         self._on_ending()
         await super().shutdown(sockets)

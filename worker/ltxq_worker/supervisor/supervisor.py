@@ -30,6 +30,7 @@ from ltxq.ops.metrics import MetricsServer
 from ltxq.settings import Settings
 from ltxq.stopping import StopRequests, stop_signals
 from ltxq.storage import Storage
+from ltxq.systemd import Service
 from ltxq_worker.pipeline.registry import family_of, limits_of, model_folder
 from ltxq_worker.supervisor.child import (
     WorkerProcess,
@@ -101,6 +102,7 @@ class Supervisor:
         self._metrics = WorkerMetrics(model, [slot.identity for slot in slots], settings.spool_jobs)
         self._looked = time.monotonic()  # the last look at the slots
         self._requests = StopRequests()
+        self._service = Service()
         self._given_up = False  # the parent wants the jobs given back
         self._ended = threading.Event()
 
@@ -135,6 +137,7 @@ class Supervisor:
                     raise self._name_taken
                 for slot in self._slots:
                     self._tend(slot)
+                self._tell_systemd()
                 if all(slot.worker is None for slot in self._slots) and self._stopping:
                     return 0
                 if all(slot.start_at == _NEVER for slot in self._slots):
@@ -164,6 +167,13 @@ class Supervisor:
             self._ledger.check()
         except QueueUnavailable as exc:
             log.warning("Redis takes no jobs now; this worker waits for it: %s", exc)
+
+    def _tell_systemd(self) -> None:
+        self._service.alive()
+        if self._drained or any(slot.worker and slot.worker.ready for slot in self._slots):
+            self._service.ready()
+        if self._stopping:
+            self._service.stopping()
 
     def _serve_metrics(self) -> MetricsServer | None:
         return self._metrics.serve(
