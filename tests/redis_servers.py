@@ -66,7 +66,8 @@ class Sentinels:
 
     Attributes:
         url: for `LTXQ_URL`.
-        primary, replica: the servers as they were at the start.
+        primary, replica: the servers as they were at the start, in `folder`/a and b.
+        login: the settings of a server that joins them.
     """
 
     NAME = "clips"
@@ -76,8 +77,9 @@ class Sentinels:
     ) -> None:
         """`password`: of Redis. `own`: of the Sentinels."""
         self._stack = ExitStack()
-        login = {"requirepass": password, "masterauth": password} if password else {}
-        quick = {"repl_diskless_sync_delay": "0", "repl_ping_replica_period": "1", **login}
+        self.folder = folder
+        self.login = {"requirepass": password, "masterauth": password} if password else {}
+        quick = {"repl_diskless_sync_delay": "0", "repl_ping_replica_period": "1", **self.login}
         start = self._stack.enter_context
         self.primary = start(start_redis(folder / "a", make=make, **quick))
         replicaof = f"{LOOPBACK} {self.primary.port}"

@@ -107,7 +107,9 @@ class QueueSettings(_Role):
                     "LTXQ_API_KEY"
                 )
         else:
-            RedisUrl.parse(url.get_secret_value())
+            certificate = RedisUrl.parse(url.get_secret_value()).certificate
+            if certificate:
+                _check_certificate(**certificate)
         return url
 
     @field_validator("api_key")
@@ -555,6 +557,17 @@ def _without_home(folder: Path, variable: str) -> Path:
         raise ConfigurationError(
             f"{variable} is {folder}, and this user has no home folder.",
             hint=f"Set {variable} to a folder, or HOME.",
+        ) from None
+
+
+def _check_certificate(ssl_certfile: str = "", ssl_keyfile: str | None = None) -> None:
+    """Can the client's certificate be shown to Redis?"""
+    try:
+        ssl.create_default_context().load_cert_chain(ssl_certfile, ssl_keyfile)
+    except (OSError, ssl.SSLError) as exc:
+        raise ValueError(
+            "names a certificate that cannot be read with its key: ssl_certfile and ssl_keyfile "
+            f"must be files in PEM ({exc.strerror or type(exc).__name__})"
         ) from None
 
 

@@ -23,7 +23,7 @@ from ltxq.ledger import Ledger
 from ltxq.ops.redis_checks import check_redis
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import S3Server
-from redis_servers import Sentinels, sentinels
+from redis_servers import Sentinels, sentinels, start_redis
 
 PASSWORD, OWN = "Pl4ntedRedisWord", "Pl4ntedSentinelWord"
 SENDERS = 4
@@ -104,6 +104,15 @@ def test_no_accepted_job_is_lost_with_its_primary(
         # Others were recorded and not confirmed: they may run, and end.
         for state in ("queued", "running"):
             eventually(lambda state=state: not client.list(state=state).jobs)
+        # The old primary comes back, as a replica, and submissions are accepted again.
+        folder = group.folder / "a"
+        with start_redis(folder, port=group.primary.port, **group.login):
+            eventually(lambda: group.connection(group.primary).info()["role"] == "slave")
+            load = Load()
+            eventually(lambda: load.accepted)
+            load.end()
+            for job_id in load.accepted:
+                assert client.wait(job_id, PATIENCE).state == "succeeded"
         assert PASSWORD not in fleet.log
         assert OWN not in fleet.log
 

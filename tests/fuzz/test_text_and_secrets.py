@@ -206,6 +206,8 @@ def test_nothing_shows_a_password_a_key_or_a_token(
         said("list", code=2, LTXQ_URL=url.replace(password, password + "-wrong")),
         said("list", code=2, LTXQ_URL=f"{url}?nobody=knows"),
         said("list", code=2, LTXQ_URL=url.replace("127", "[")),
+        said("list", code=2, LTXQ_URL=f"redis://:ab@{password}/zz@127.0.0.1:6379/0"),
+        said("doctor", code=2, LTXQ_URL=f"sentinel://:{password}#@127.0.0.1:6379/clips"),
         said("generate", "a fox", "--model", "instant", "-o", "/no/such/x.mp4", code=2),
         refused_worker(environment),
     ]

@@ -66,6 +66,12 @@ def test_passwords(server: EmbeddedServer, root: redis.Redis) -> None:
         assert isinstance(error, ConfigurationError)
 
 
+def test_a_host_that_no_name_server_knows() -> None:
+    error = answer_to(f"redis://:{SECRET}@queue.invalid/0")
+    assert "queue.invalid:6379 is not known here" in error.message
+    assert isinstance(error, QueueUnavailable)
+
+
 def test_a_replica_and_one_that_lost_its_primary(server: EmbeddedServer, root: redis.Redis) -> None:
     root.replicaof(LOOPBACK, 1)
     assert "read-only replica" in answer_to(url_of(server)).message

@@ -75,6 +75,7 @@ def test_sentinels() -> None:
         (f"redis+sentinel://:{SECRET}@a/clips", "sentinel://host:port;host:port/master-name"),
         (f"redis+socket://:{SECRET}@/run/redis.sock", "unix:///path"),
         (f"unix://:{SECRET}@host/run/redis.sock", "unix:///path/to/redis.sock"),
+        ("rediss://queue/0?ssl_certfile=/none.pem", "cannot be read with its key: ssl_certfile"),
         (f"amqp://:{SECRET}@queue", "must start with redis://"),
         (SECRET, "must start with redis://"),
     ],

@@ -19,8 +19,7 @@ from ltxq.settings import Settings
 def make_app(settings: Settings) -> Celery:
     """A Celery app for the Redis of `settings`. It connects on first use."""
     url, tls = settings.redis, settings.redis_tls or None
-    # The backend's URL has no password: Celery shows such a URL, and of several hosts it hides the
-    # first one's alone.
+    # The backend's URL has no password, so nothing that shows the URL can show it.
     app = Celery(
         "ltxq",
         broker=url.for_kombu(login=True),

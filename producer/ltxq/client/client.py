@@ -38,7 +38,7 @@ class Client:
     ...     print(client.wait(job.id).result_or_raise().url)
 
     Args:
-        url: Redis (`redis://…`, `rediss://…`) or a gateway (`https://…`); default `LTXQ_URL`.
+        url: Redis (`redis://…`, `sentinel://…`, …) or a gateway (`https://…`); default `LTXQ_URL`.
         api_key: API key of the gateway; default `LTXQ_API_KEY`.
         settings: all other settings; default: the environment.
         transport: another way to the queue, e.g. `ltxq.testing.MemoryTransport()`.

@@ -160,6 +160,16 @@ def translated(url: RedisUrl, exc: redis_errors.RedisError) -> LtxqError:
         return ConfigurationError(f"{redis} {what}", hint=hint)
     if unknown := re.search(r"unknown (?:sub)?command '?`?([\w|-]+)", str(exc)):
         return _of_unknown(url, unknown[1].upper())
+    if re.search(r"Error -\d+ connecting", str(exc)):  # of the resolver
+        return QueueUnavailable(
+            f"The host of {redis} is not known here.",
+            hint="Is its name in LTXQ_URL right, and does this machine's name server know it?",
+        )
+    if passes(exc) and url.path:
+        return QueueUnavailable(
+            f"{redis} does not answer ({type(exc).__name__}).",
+            hint="Is it running, is that its socket, and may this user write to it?",
+        )
     if passes(exc):
         return QueueUnavailable(
             f"{redis} does not answer ({type(exc).__name__}).",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import redis
 import redis.exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from ltxq.ledger.answers import passes, translated
+from ltxq.ledger.answers import code_of, passes, translated
 from ltxq.settings import Settings
 
 ATTEMPT_SECONDS = 1.0  # for one attempt to connect, and for one answer
+SENTINEL_SECONDS = 0.5  # the same for a Sentinel: one after the other is asked
 PATIENCE = 2.8  # seconds for which a call is repeated: with the last attempt under 5 in all
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ class Connection:
         }
         self._sentinels: Sentinel | None = None
         if url.master:
-            login = {**timing, **tls, **url.sentinel_login}
+            quick = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), SENTINEL_SECONDS)
+            login = {**timing, **quick, **tls, **url.sentinel_login}
             self._sentinels = Sentinel(url.hosts, sentinel_kwargs=login)  # type: ignore[no-untyped-call]
             self.redis: redis.Redis = self._sentinels.master_for(url.master, **options)  # type: ignore[no-untyped-call]
         elif url.path:
@@ -74,19 +76,30 @@ class Connection:
         )
         try:
             return attempts(ask)
+        except MasterNotFoundError as exc:
+            raise translated(self.url, self._why_not_trusted() or exc) from exc
         except redis_errors.RedisError as exc:
             raise translated(self.url, exc) from exc
 
     def silent_sentinels(self) -> list[str]:
         """The Sentinels that do not answer, as host:port."""
-        silent = []
+        return [place for place, error in self._ask_sentinels() if error]
+
+    def _ask_sentinels(self) -> Iterator[tuple[str, redis_errors.RedisError | None]]:
+        """Each Sentinel's host:port, and the error with which it answers."""
         for sentinel in self._sentinels.sentinels if self._sentinels else ():
+            where = sentinel.connection_pool.connection_kwargs
+            error = None
             try:
                 sentinel.ping()
-            except redis_errors.RedisError:
-                where = sentinel.connection_pool.connection_kwargs
-                silent.append(f"{where['host']}:{where['port']}")
-        return silent
+            except redis_errors.RedisError as exc:
+                error = exc
+            yield f"{where['host']}:{where['port']}", error
+
+    def _why_not_trusted(self) -> redis_errors.RedisError | None:
+        """A Sentinel's error of TLS or protocol, which redis-py leaves out of its own."""
+        errors = (error for _, error in self._ask_sentinels() if error)
+        return next((e for e in errors if code_of(e) in ("CERTIFICATE", "TLS", "NOREDIS")), None)
 
     def close(self) -> None:
         """Close the connections."""
