@@ -28,12 +28,15 @@ from ltxq_worker.models.files.places import (
     check_place,
     check_places,
     check_space,
+    gb,
     leftovers,
     remove,
     size_of,
     tidy,
 )
 from ltxq_worker.models.files.record import HASHES, Digest, Record, hashes_in
+
+_LONG = 5_000_000_000  # bytes that take some seconds to read
 
 DownloadReport = Callable[[int, int], None]
 """Told (bytes done, bytes in all). May raise, to stop; what has come is kept."""
@@ -173,6 +176,8 @@ def _is_right(
     if (size := size_of(file.path)) != file.size:
         note(f"{file.path} has {size:,} bytes, the hub's {file.size:,}: it is replaced.")
         return False
+    if size > _LONG:
+        note(f"Comparing {file.path} with the hub's, {gb(size)}: once, for a minute or more.")
     digest = Digest.of(file.path, file.size, file.etag, progress.of(file))
     if digest.agrees:
         record.add(file.name, file.etag, digest.sha256)
