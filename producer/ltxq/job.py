@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Collection
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -79,6 +79,18 @@ class VideoRequest(BaseModel):
     """What the user asks for. Immutable; what cannot be made is refused, never adjusted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # a type checker knows the fields from below
+
+        def __init__(self, /, **fields: Any) -> None:
+            """Raises `InvalidRequest`, as `parse`."""
+            try:
+                super().__init__(**fields)
+            except ValidationError as exc:
+                raise _refusal(exc) from None
+
+        # As in BaseModel: reading a request from JSON does not call it, and stays quick.
+        __init__.__pydantic_base_init__ = True
 
     prompt: str = Field(
         min_length=1,
@@ -291,8 +303,11 @@ class VideoRequest(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as exc:
-            problems = (_problem(error, cls.model_fields) for error in exc.errors())
-            raise InvalidRequest.of(*problems) from None
+            raise _refusal(exc) from None
+
+
+def _refusal(exc: ValidationError) -> InvalidRequest:
+    return InvalidRequest.of(*(_problem(e, VideoRequest.model_fields) for e in exc.errors()))
 
 
 def _problem(error: Any, names: Collection[str]) -> tuple[str, str]:

@@ -66,6 +66,16 @@ def test_a_wrong_field_in_python(name: str) -> None:
         assert not foreign(told), (value, told)
 
 
+def test_a_request_that_is_made_in_python_is_refused_as_one_that_is_sent() -> None:
+    for name in FIELDS:
+        for value in WRONG:
+            made = refusal(lambda n=name, v=value: VideoRequest(**{"prompt": "a fox", n: v}))
+            sent = refusal(lambda n=name, v=value: VideoRequest.parse({"prompt": "a fox", n: v}))
+            assert made == sent
+    with pytest.raises(InvalidRequest, match="num_frame: is not a known field; nearest: num_f"):
+        VideoRequest(prompt="a fox", num_frame=9)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("name", [*CreateVideo.model_fields, "num_frame", "guidance_scale"])
 def test_a_wrong_field_over_http(name: str) -> None:
     for value in WRONG:
