@@ -81,7 +81,9 @@ def interrupting() -> Iterator[Interrupts]:
             interrupts.last = signal.Signals(number)
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in stop_signals()}
+    # A shell script starts its background commands so that they ignore SIGINT.
+    heard = [n for n in stop_signals() if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield interrupts
     finally:

@@ -91,6 +91,35 @@ def test_a_command_that_waits_says_how_to_go_on(redis_url: str) -> None:
     assert f"ltxq watch {job.id}" in "".join(said)
 
 
+def test_batch_says_how_to_go_on(redis_url: str) -> None:
+    rows, ours = os.pipe()
+    with (
+        open(rows) as stdin,
+        subprocess.Popen(
+            [*LTXQ, "batch", "-"], env={**os.environ, "LTXQ_URL": redis_url}, stdin=stdin,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
+        os.write(ours, b'{"prompt": "a fox"}\n')
+        with Client(redis_url) as client:
+            eventually(lambda: client.list().jobs)
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE)
+        os.close(ours)
+    assert process.returncode == 143
+    assert out.startswith("video_")
+    assert "--idempotency-key batch-" in err
+
+
+def test_a_background_command_of_a_script_ignores_ctrl_c(tmp_path: Path) -> None:
+    words = ("generate", "a fox", "--model", "instant", "-o", str(tmp_path / "fox.mp4"))
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *LTXQ, *words)
+    with running(*ignoring, LTXQ_INSTANT_SECONDS="1") as (process, said):
+        eventually(lambda: "denoising …\n" in said)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
 def test_nohup_keeps_a_command_running(tmp_path: Path) -> None:
     size = ("--width", "64", "--height", "64", "--num-frames", "9")
     command = (*LTXQ, "generate", "a fox", "--model", "instant", "-o", str(tmp_path / "fox.mp4"))

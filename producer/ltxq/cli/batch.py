@@ -52,23 +52,28 @@ def batch(
         source = _opened(file, stack)
         client = stack.enter_context(ltxq.Client())
         bar = stack.enter_context(screen.Bar()) if sys.stderr.isatty() else None
-        for number, line in _numbered(source):
-            if number < from_line:
-                continue
-            try:
-                job = _submit(client, line, f"{file_key}-{number}", require_worker)
-            except RetryableError as exc:
-                _stopped(exc, number, file, file_key, submitted, refused, as_json)
-                raise typer.Exit(4) from None
-            except LtxqError as exc:
-                refused.append({"line": number, **screen.error_fields(exc)})
-                screen.note(f"line {number}: {exc}")
-            else:
-                submitted.append({"line": number, "id": job.id})
-                if not as_json:
-                    screen.say(job.id)
-            if bar:
-                bar.at("submitting", 0, f"line {number}")
+        number = from_line
+        try:
+            for number, line in _numbered(source):
+                if number < from_line:
+                    continue
+                try:
+                    job = _submit(client, line, f"{file_key}-{number}", require_worker)
+                except RetryableError as exc:
+                    _stopped(exc, number, file, file_key, submitted, refused, as_json)
+                    raise typer.Exit(4) from None
+                except LtxqError as exc:
+                    refused.append({"line": number, **screen.error_fields(exc)})
+                    screen.note(f"line {number}: {exc}")
+                else:
+                    submitted.append({"line": number, "id": job.id})
+                    if not as_json:
+                        screen.say(job.id)
+                if bar:
+                    bar.at("submitting", 0, f"line {number}")
+        except (KeyboardInterrupt, OSError):  # OSError: standard output is gone
+            screen.note(f"Line {number} may be in.", _how_to_go_on(number, file, file_key))
+            raise
     if as_json:
         screen.emit({"submitted": submitted, "refused": refused})
     screen.note(f"{len(submitted)} submitted, {len(refused)} refused.")
@@ -88,6 +93,8 @@ def _submit(client: ltxq.Client, line: bytes, key: str, require_worker: bool) ->
 
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:
     if str(file) == "-":
+        if sys.stdin.isatty():
+            screen.note("Type one JSON object a line; Ctrl-D ends.")
         return sys.stdin.buffer
     try:
         return stack.enter_context(file.open("rb"))
@@ -161,9 +168,13 @@ def _stopped(
         return
     screen.note(f"Error: {exc.message}")
     line = "may be in" if isinstance(exc, QueueUnavailable) else "is not in"
-    command = ["ltxq", "batch", str(file), "--from-line", str(number), "--idempotency-key"]
     screen.note(
         f"{len(submitted)} submitted, {len(refused)} refused; line {number} {line}, those after it "
         "are not in.",
-        f"Go on with: {shlex.join([*command, file_key])}",
+        _how_to_go_on(number, file, file_key),
     )
+
+
+def _how_to_go_on(number: int, file: Path, file_key: str) -> str:
+    command = ["ltxq", "batch", str(file), "--from-line", str(number), "--idempotency-key"]
+    return f"Go on with: {shlex.join([*command, file_key])}"

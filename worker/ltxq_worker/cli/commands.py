@@ -44,14 +44,15 @@ def demo(prompt: str, *, as_json: bool) -> None:
         "whatever the prompt says. All else is as it is with the real models.",
         "",
     )
-    clips = Path("clips")
+    settings, clips = Settings.read(), Path("clips")
+    model_folder(settings, TINY)
     writable_folder(clips, "", make=True)
     free = dict.fromkeys(USUAL_PORTS, 0)
     with (
         tempfile.TemporaryDirectory(prefix="ltxq-demo-") as folder,
         Stack(Path(folder), model=TINY, ports=free) as stack,
     ):
-        ensure_tiny(Settings.read())
+        ensure_tiny(settings)
         log = Path(folder) / "worker.log"
         stack.start_worker(model=TINY, gpus="cpu", log=log)
         try:
@@ -106,13 +107,14 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
         ports: as `Stack` takes them; None: not given.
     """
     settings = Settings.read()
+    folder = model_folder(settings, model)
     if model != TINY:
-        family_of(model).open(model_folder(settings, model))  # before anything is started
+        family_of(model).open(folder)  # before anything is started
     chosen = {name: port for name, port in ports.items() if port is not None}
     with Stack(data, model=model, ports=chosen) as stack:
         if model == TINY:
             ensure_tiny(settings)
-        files = family_of(model).open(model_folder(settings, model))
+        files = family_of(model).open(folder)
         stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
         url = stack.start_gateway()
         flower = stack.start_flower()
@@ -182,6 +184,7 @@ def ensure_tiny(settings: Settings) -> None:
     try:
         ModelFolder.open(folder)
     except ModelUnusable:
+        writable_folder(folder.parent, "LTXQ_MODEL_DIR", make=True)
         if os.path.lexists(folder):
             if not folder.is_dir() or not set(os.listdir(folder)) <= TINY_FILES:
                 raise  # the user's own folder or file of that name

@@ -32,6 +32,8 @@ from ltxq_worker.pipeline.device import is_refused_by_cudnn
 from ltxq_worker.pipeline.fast.options import Optimizations, describe_error, step_down
 from ltxq_worker.pipeline.finite import FiniteCheck
 
+FRAMES_CHECKED = 64  # at once: 0.8 billion numbers of 2048×2048
+
 
 class Decoding:
     """A video decoder and the transfer of its frames to the host, as `LTXQ_OPTIMIZE` sets them."""
@@ -135,7 +137,8 @@ class _Checked:
         return map(self._note, self._decoder.tiled_decode(*args, **options))
 
     def _note(self, frames: torch.Tensor) -> torch.Tensor:
-        self._finite.note("video decoder", frames)
+        # In parts, whose numbers an index of 32 bits can count.
+        self._finite.note("video decoder", *frames.split(FRAMES_CHECKED, dim=2))
         return frames
 
 
