@@ -143,6 +143,17 @@ def test_what_a_user_may_not_read_is_a_note(server: EmbeddedServer, root: redis.
     assert "+info" in note.hint
 
 
+def test_the_right_to_choose_a_database_is_named_too(
+    server: EmbeddedServer, root: redis.Redis
+) -> None:
+    permit(root, acl_line("client", 3) + " -select")
+    url = settings_of(server).url.get_secret_value().replace("/0", "/3")
+    with closing(Ledger(Settings(url=url))) as ledger, pytest.raises(ConfigurationError) as told:
+        ledger.check()
+    assert "run SELECT" in told.value.message
+    assert "ACL SETUSER u +select" in told.value.hint
+
+
 def test_doctor_says_which_role_a_user_can_have(server: EmbeddedServer, root: redis.Redis) -> None:
     permit(root, acl_line("client"))
     assert findings(settings_of(server), "problem") == []
@@ -180,7 +191,9 @@ def test_wait_is_needed_only_where_replicas_must_confirm(lone: EmbeddedServer) -
     assert unkept.value.idempotency_key
 
 
-def test_a_server_that_evicts_jobs_is_refused(lone: EmbeddedServer) -> None:
+def test_a_server_that_evicts_jobs_is_refused(
+    lone: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     with admin(lone) as root, closing(Ledger(Settings(url=url_of(lone)), "worker")) as ledger:
         root.config_set("maxmemory-policy", "allkeys-lru")
         ledger.check()  # there is no maxmemory
@@ -190,8 +203,9 @@ def test_a_server_that_evicts_jobs_is_refused(lone: EmbeddedServer) -> None:
         assert "maxmemory-policy noeviction" in refused.value.hint
         root.config_set("maxmemory-policy", "volatile-lru")
         ledger.check()  # no record of a job has an expiry
-    (worry,) = findings(Settings(url=url_of(lone)), "warning") or [None]
-    assert worry is None or "Celery's results" in worry.message
+        assert "volatile-lru: full, it deletes Celery's results" in caplog.text
+    lines = [each.message for each in findings(Settings(url=url_of(lone)), "warning")]
+    assert any("Celery's results" in line for line in lines)
 
 
 def test_a_replica_is_refused_at_the_start(lone: EmbeddedServer) -> None:
@@ -360,3 +374,25 @@ def ltxq(word: str, environment: dict[str, str]) -> int:
     """The exit code of `ltxq WORD`."""
     with patch.dict(os.environ, environment):
         return main([word])
+
+
+@pytest.mark.extended
+def test_a_worker_that_redis_refuses_later_waits_for_the_grant(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    """Redis was away at its start, and comes back with a user that lacks a right."""
+    port = free_port()
+    url = f"redis://u:{PASSWORD}@{LOOPBACK}:{port}/0"
+    with Fleet(worker_environment(url, s3_server, tmp_path / "spool")) as fleet:
+        fleet.wait_for("this worker waits for it")
+        with start_redis(tmp_path / "redis", port=port) as server, admin(server) as root:
+            permit(root, acl_line("worker", without=["+hset"]))
+            refused = (
+                r"(\d\d):(\d\d),\d+ .*given back yet.*run HSET. Grant it: ACL SETUSER u \+hset"
+            )
+            fleet.wait_for(refused, times=2)
+            permit(root, acl_line("worker"))
+            fleet.wait_until_ready()
+            first, second = list(re.finditer(refused, fleet.log))[:2]
+            seconds = [60 * int(line[1]) + int(line[2]) for line in (first, second)]
+            assert (seconds[1] - seconds[0]) % 3600 > 2  # it does not ask without a pause

@@ -190,6 +190,7 @@ def not_permitted(url: RedisUrl, answer: str, grants: str = "") -> NotPermitted:
     """The error of a NOPERM. `grants`: what an ACL needs, if a probe knows it."""
     if named := re.search(r"run the '([\w|-]+)'", answer):
         what = f"run {named[1].upper()}"
+        grants = grants or f"+{named[1].lower()}"
     elif "channel" in answer:
         what = "use one of ltxq's channels"
     elif "key" in answer:

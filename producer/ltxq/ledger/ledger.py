@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 
 from redis import ConnectionPool
@@ -19,6 +20,8 @@ from ltxq.ledger.probe import check_server
 from ltxq.ledger.script import Script
 from ltxq.ledger.sweeper import Sweeper
 from ltxq.settings import Settings
+
+log = logging.getLogger("ltxq")
 
 
 class Ledger:
@@ -86,7 +89,8 @@ class Ledger:
             if exc.__cause__ and code_of(exc.__cause__) == "READONLY":
                 raise ConfigurationError(exc.message, hint=exc.hint) from exc
             raise
-        check_server(self._connection)
+        if worry := check_server(self._connection):
+            log.warning(worry)
 
     def check_writes(self) -> None:
         """Try once whether Redis takes writes; raises as every method does."""

@@ -48,6 +48,7 @@ from ltxq_worker.webhooks.sender import Webhooks
 log = logging.getLogger("ltxq.supervisor")
 
 LOOK_SECONDS = 0.1  # between two looks at the processes
+REFUSED_SECONDS = 5.0  # between attempts at what Redis refuses, until somebody grants it
 NAME_SECONDS = 0.5  # between attempts to get the workers' names
 STUCK_SECONDS = 60.0  # without a look at the processes, after which the supervisor itself hangs
 HUNG_SECONDS = 30.0  # past its timeout, after which a job that still holds the GPU is hung
@@ -66,6 +67,7 @@ class SupervisedSlot:
     worker: WorkerProcess | None = None
     ends: int = 0  # how many processes in a row have ended
     start_at: float = 0.0  # no process starts before this moment of the monotonic clock
+    give_back_at: float = 0.0  # its jobs are not given back before this moment
     holds_jobs: bool = True  # an ended process, perhaps from before a reboot, may hold jobs
     hung: bool = False  # the last process was killed for a job past its timeout
     leaves: bool = False  # the process was asked to finish and end, because the host is to drain
@@ -218,6 +220,8 @@ class Supervisor:
             elif slot.worker.stops < self._stops:
                 slot.worker.ask_to_stop()
             return
+        if slot.holds_jobs and time.monotonic() < slot.give_back_at:
+            return
         if slot.holds_jobs and not self._give_back(slot):
             return
         if not (self._stopping or self._drained) and time.monotonic() >= slot.start_at:
@@ -249,6 +253,8 @@ class Supervisor:
             )
         except LtxqError as exc:
             log.warning("The jobs of %s are not given back yet: %s", slot.identity.name, exc)
+            if not exc.retryable:  # Redis refused at once
+                slot.give_back_at = time.monotonic() + REFUSED_SECONDS
             return False
         for job in returned:
             with about_job(job.job_id):
