@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -132,6 +133,25 @@ def test_a_change_is_sent_at_once(gateway: Gateway, worker: LedgerWorker) -> Non
             assert next(told)["data"]["status"] == "in_progress"
             took.append(time.monotonic() - began)
     assert sorted(took)[2] < 1  # without news it is looked at every two seconds
+
+
+def test_a_client_of_http_1_0_gets_events_without_chunks(gateway: Gateway) -> None:
+    """As old proxies and load balancers' probes ask."""
+    job_id = gateway.ask("POST", "/v1/jobs", json={"prompt": "a fox"}).json()["id"]
+    port = int(gateway.url.rpartition(":")[2])
+    ask = f"GET /v1/jobs/{job_id}/events HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(ask)
+        gateway.ask("POST", f"/v1/jobs/{job_id}/cancel")  # ends the stream
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert body.startswith(b"retry: 2000\n\ndata: {")
+    assert b'"state":"cancelled"' in body
+    assert body.endswith(b"}\n\n")
 
 
 def test_the_stream_of_a_deleted_job_ends_with_an_error(

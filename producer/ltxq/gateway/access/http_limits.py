@@ -8,7 +8,7 @@ import asyncio
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_MOST = 32 * 1024  # bytes
 REST_MOST = 32 * 1024 * 1024  # bytes of a body read after the answer
@@ -74,6 +74,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
         cycle = self.cycle
+        if self.scope["http_version"] == "1.0":
+            cycle.__class__ = _UnframedAnswer  # uvicorn makes the cycle, and has not run it yet
         self.scope[BODY_ARRIVES] = lambda: cycle.more_body  # type: ignore[literal-required]
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
@@ -96,6 +98,23 @@ class BoundedHttp(HttpToolsProtocol):
     def _head_too_slow(self) -> None:
         self._head_timer = None
         self.transport.close()
+
+
+class _UnframedAnswer(RequestResponseCycle):
+    """An answer in HTTP/1.0, which has no chunks: the connection's end is the end of a body of
+    unknown length. uvicorn would send chunks. Proxies ask in 1.0 too, nginx by default.
+    """
+
+    _until_close = False
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if b"content-length" not in names:
+                self._until_close, self.chunked_encoding = True, False
+        elif self._until_close:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)  # type: ignore[arg-type]
 
 
 def closing_after_early_answers(app: ASGIApp) -> ASGIApp:
