@@ -109,6 +109,10 @@ class StorageRefused(PermanentError):
     code = "storage_unavailable"
 
 
+class ClipKept(StorageRefused):
+    """The job is deleted, and the storage refuses to delete its clip."""
+
+
 class BucketShared(PermanentError):
     """Another queue shares this bucket, so orphaned objects cannot be identified."""
 

@@ -173,6 +173,10 @@ class StorageSettings(_Role):
     s3_endpoint: str | None = Field(
         default=None, description="URL of the S3-compatible server; default: Amazon S3."
     )
+    s3_public_endpoint: str | None = Field(
+        default=None,
+        description="URL of the storage for viewers, if it differs; URLs are signed for it.",
+    )
     s3_bucket: str | None = Field(default=None, description="Bucket that stores the clips.")
     s3_prefix: str = Field(
         default="ltxq/",
@@ -192,10 +196,6 @@ class StorageSettings(_Role):
     s3_sse_key_id: str | None = Field(
         default=None,
         description="Key for aws:kms and aws:kms:dsse; default: the account's key for S3.",
-    )
-    s3_public_endpoint: str | None = Field(
-        default=None,
-        description="URL of the storage for viewers, if it differs; URLs are signed for it.",
     )
     s3_public_base_url: str | None = Field(
         default=None,
@@ -267,12 +267,14 @@ class StorageSettings(_Role):
             return "auto"
         if style not in ("auto", "path", "virtual"):
             raise ValueError("must be auto, path or virtual")
-        endpoint, bucket = found.data.get("s3_endpoint"), found.data.get("s3_bucket")
-        if style == "virtual" and endpoint and _is_ip(urlsplit(endpoint).hostname or ""):
-            raise ValueError(
-                "virtual puts the bucket before the host's name, but the host of LTXQ_S3_ENDPOINT "
-                "is an IP address: set path, or give the endpoint a name"
-            )
+        bucket = found.data.get("s3_bucket")
+        for name in ("s3_endpoint", "s3_public_endpoint"):
+            endpoint = found.data.get(name)
+            if style == "virtual" and endpoint and _is_ip(urlsplit(endpoint).hostname or ""):
+                raise ValueError(
+                    "virtual puts the bucket before the host's name, but the host of "
+                    f"LTXQ_{name.upper()} is an IP address: set path, or give it a name"
+                )
         if style == "virtual" and bucket and not re.fullmatch(r"[a-z0-9.-]{3,63}|arn:.*", bucket):
             raise ValueError(
                 "virtual puts the bucket before the host's name, and LTXQ_S3_BUCKET cannot be a "

@@ -15,7 +15,7 @@ from ltxq import Client
 from ltxq.errors import JobNotFound
 from ltxq.ledger import PREFIX, Ledger
 from ltxq.ops import orphans
-from ltxq.ops.doctor import check_undeleted
+from ltxq.ops.storage_checks import check_undeleted
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from servers import S3
@@ -118,10 +118,12 @@ def test_orphans_that_stay_are_counted_until_they_are_gone(
         def now(cls, tz=None):  # type: ignore[no-untyped-def]
             return super().now(tz) + timedelta(days=30)
 
+    storage.put("ltxq/.check/left-by-a-start", file, "text/plain")
     monkeypatch.setattr(orphans, "datetime", Later)
     front.rules.append(keeps("video_2/"))
     found = orphans.clean(ledger, storage, settings.retention)
-    assert (found.objects, found.refused) == (2, 1)
+    assert (found.objects, found.refused) == (3, 1)
+    assert not list(storage.list(".check/"))
     assert list(storage.list("video_")) == [storage.clip_keys(claims[1]).clip]
     assert ledger.sweeper.undeleted() == (1, (claims[1],))
     front.rules.clear()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import redis
 from ltxq import cli
 from ltxq.ledger import Ledger
 from ltxq.ops import doctor as base
-from ltxq.ops import redis_checks
+from ltxq.ops import redis_checks, storage_checks
 from ltxq.ops.doctor import base_checks, examine
 from ltxq.ops.findings import Finding
 from ltxq.ops.redis_checks import check_redis
@@ -24,6 +25,7 @@ from ltxq_worker import doctor
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from ltxq_worker.models.tiny.model import make_tiny
 from servers import S3, start_or_skip
+from strict_s3 import StrictS3
 
 CARD = "0, NVIDIA H100 80GB HBM3, {driver}, {used}, {total}, 0"
 
@@ -62,7 +64,7 @@ def of_redis(server: RedisServer, status: str) -> list[str]:
 
 
 def of_storage(settings: Settings, status: str) -> list[str]:
-    return said(examine(settings, (("S3 storage", base.check_storage),)), status)
+    return said(examine(settings, (("S3 storage", storage_checks.check_storage),)), status)
 
 
 def test_a_healthy_queue_has_no_problem(own_redis: RedisServer, s3: S3) -> None:
@@ -152,6 +154,43 @@ def test_a_storage_that_refuses(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None
     assert "Set LTXQ_S3_BUCKET" in line
 
 
+def test_what_a_gateway_may_is_enough_where_no_worker_is(
+    moto: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_lists(asked):  # type: ignore[no-untyped-def]
+        return (403, "AccessDenied") if asked.operation == "ListObjectsV2" else None
+
+    with StrictS3(moto.endpoint, no_lists) as front:
+        settings = Settings(s3_endpoint=front.endpoint, s3_bucket="clips")
+        (line,) = of_storage(settings, "problem")
+        assert_matches("refused ListObjectsV2.*Allow s3:ListBucket on arn:aws:s3:::clips", line)
+        monkeypatch.setattr(storage_checks, "find_spec", lambda _: None)
+        assert of_storage(settings, "problem") == []
+        assert_matches("Enough for a gateway.*ListObjectsV2", " ".join(of_storage(settings, "ok")))
+
+
+def test_a_session_that_does_not_say_when_it_ends_is_warned_of(
+    moto: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "opaque")
+    (line,) = of_storage(moto.settings(), "warning")
+    assert_matches("signed for 15 minutes.*AWS_CREDENTIAL_EXPIRATION", line)
+
+
+def test_clips_that_cannot_be_deleted_are_counted(redis_url: str) -> None:
+    settings = Settings(url=redis_url)
+    with closing(Ledger(settings)) as ledger:
+        assert list(storage_checks.check_undeleted(settings)) == []
+        ledger.sweeper.garbage_refused([f"video_1/{1:016x}"])
+        (line,) = said(storage_checks.check_undeleted(settings), "warning")
+        assert_matches("files of 1 clips, as video_1/0000000000000001", line)
+
+
+def test_a_proxying_gateway_needs_no_urls_for_viewers(s3: S3) -> None:
+    settings = s3.settings(s3_public_endpoint="http://127.0.0.1:1", content="proxy")
+    assert of_storage(settings, "warning") == []
+
+
 def test_urls_that_viewers_cannot_use(s3: S3, s3_server: S3Server) -> None:
     (line,) = of_storage(s3.settings(s3_public_endpoint="http://127.0.0.1:1"), "warning")
     assert_matches("127.0.0.1:1 does not answer.*LTXQ_S3_PUBLIC_ENDPOINT", line)
@@ -165,7 +204,7 @@ def test_urls_that_viewers_cannot_use(s3: S3, s3_server: S3Server) -> None:
     ("seconds", "status"), [(3, "ok"), (-300, "warning"), (300, "warning"), (1200, "problem")]
 )
 def test_a_clock_that_is_off(seconds: float, status: str) -> None:
-    found = base._skew(seconds)
+    found = storage_checks._skew(seconds)
     assert found.status == status
     assert ("set-ntp" in found.hint) == (status != "ok")
 

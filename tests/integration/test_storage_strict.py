@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from test_client import LedgerWorker
 from fleet import PATIENCE, Fleet
 from gateways import Gateway
 from ltxq import Client
-from ltxq.errors import ConfigurationError, JobNotFound, StorageRefused, StorageUnavailable
+from ltxq.errors import (
+    ClipKept,
+    ConfigurationError,
+    JobNotFound,
+    StorageRefused,
+    StorageUnavailable,
+)
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq.storage.s3 import PART
@@ -134,7 +141,7 @@ def test_deleted_is_said_only_of_what_is_deleted(front: Front, redis_url: str) -
         job = client.submit("a fox")
         worker.succeed(job.id)
         strict.rules.append(refuses("DeleteObjects", "DeleteObject"))
-        with pytest.raises(StorageRefused, match=f"{job.id} is deleted, but not its clip") as said:
+        with pytest.raises(ClipKept, match=f"{job.id} is deleted, but not its clip") as said:
             client.delete(job.id)
         assert "s3:DeleteObject" in said.value.hint
         with pytest.raises(JobNotFound):
@@ -183,6 +190,22 @@ def test_every_call_that_writes_asks_for_encryption(
     large = tmp_path / "large.mp4"
     large.write_bytes(b"x" * (PART + 1))
     storage.put("ltxq/large", large, "video/mp4")
+
+
+def test_a_file_keeps_its_name_for_urls_that_do_not_have_one(front: Front, clip: Path) -> None:
+    strict = front()
+    storage = storage_at(strict)
+    storage.put("ltxq/a", clip, "video/mp4", name="ein-Fuchs-über-Eis-42.mp4")
+    kept = storage._calls.client.head_object(Bucket="clips", Key="ltxq/a")
+    assert kept["ContentDisposition"].endswith("filename*=UTF-8''ein-Fuchs-%C3%BCber-Eis-42.mp4")
+
+
+def test_another_server_from_amazons_own_variables_is_named(
+    monkeypatch: pytest.MonkeyPatch, moto: S3
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    with pytest.raises(StorageUnavailable, match=r"bucket 'clips' at http://127\.0\.0\.1:1"):
+        Storage.from_settings(Settings(s3_bucket="clips")).mark("ltxq/a")
 
 
 def test_a_store_without_encryption_names_the_setting(front: Front) -> None:
@@ -307,6 +330,45 @@ def test_a_gateway_that_may_not_delete_does_not_start(
         Gateway(environment)
 
 
+def test_a_deletion_over_http_says_what_stays(moto: S3, front: Front, redis_url: str) -> None:
+    strict = front()
+    settings = Settings(
+        url=redis_url, default_model="instant", s3_endpoint=strict.endpoint, s3_bucket="clips"
+    )
+    environment = {
+        **moto.worker_environment,
+        "LTXQ_URL": redis_url,
+        "LTXQ_DEFAULT_MODEL": "instant",
+        "LTXQ_S3_ENDPOINT": strict.endpoint,
+    }
+    worker = LedgerWorker(settings)
+    with Gateway(environment) as gateway, Client(gateway.url) as client:
+        job = client.submit("a fox")
+        worker.succeed(job.id)
+        strict.rules.append(refuses("DeleteObjects", "DeleteObject"))
+        answer = gateway.ask("DELETE", f"/v1/videos/{job.id}")
+        assert answer.status_code == 500
+        assert "refuses to delete its files" in answer.json()["error"]["message"]
+        second = client.submit("a bear")
+        worker.succeed(second.id)
+        with pytest.raises(ClipKept):
+            client.delete(second.id)
+    worker.ledger.close()
+
+
+@pytest.mark.extended
+def test_a_gateway_starts_while_its_storage_hangs(moto: S3, redis_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {
+            **moto.worker_environment,
+            "LTXQ_URL": redis_url,
+            "LTXQ_S3_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        }
+        with Gateway(environment) as gateway:
+            assert gateway.ask("GET", "/healthz").status_code == 200
+            assert "The storage does not answer yet: it was silent" in gateway.log
+
+
 def test_a_gateway_starts_while_its_storage_is_away(moto: S3, redis_url: str) -> None:
     environment = {
         **moto.worker_environment,
@@ -337,6 +399,7 @@ def test_a_gateway_starts_while_its_storage_is_away(moto: S3, redis_url: str) ->
         ({"ADDRESSING": "dns"}, "LTXQ_S3_ADDRESSING: must be auto, path or virtual"),
         ({"ADDRESSING": "virtual", "ENDPOINT": "http://127.0.0.1:9"}, "an IP address"),
         ({"ADDRESSING": "virtual", "ENDPOINT": "http://[::1]:9"}, "an IP address"),
+        ({"ADDRESSING": "virtual", "PUBLIC_ENDPOINT": "http://10.0.0.1"}, "S3_PUBLIC_ENDPOINT is"),
         ({"ADDRESSING": "virtual", "BUCKET": "My_Clips"}, "LTXQ_S3_BUCKET cannot be"),
         ({"SSE": "AES512"}, "LTXQ_S3_SSE: must be AES256"),
         ({"SSE_KEY_ID": "k"}, "LTXQ_S3_SSE_KEY_ID: needs LTXQ_S3_SSE=aws:kms"),

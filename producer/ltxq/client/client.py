@@ -214,7 +214,7 @@ class Client:
 
         Raises:
             JobNotFound
-            StorageRefused: the job is removed, but the storage refuses to delete the clip.
+            ClipKept: the job is removed, but the storage refuses to delete the clip.
         """
         self._check_own(job_id)
         self._transport.delete(job_id)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltxq.errors import (
+    ClipKept,
     ConfigurationError,
     IdempotencyConflict,
     InvalidRequest,
@@ -24,6 +25,7 @@ from ltxq.errors import (
 LONGEST_TEXT = 2000  # characters of a message or a hint; the server may not be a gateway
 
 _KINDS: dict[str, type[LtxqError]] = {
+    "clip_kept": ClipKept,
     "idempotency_conflict": IdempotencyConflict,
     "job_not_finished": JobNotFinished,
     "job_not_found": JobNotFound,

@@ -15,7 +15,7 @@ from redis import ConnectionPool
 from ltxq.celery import forget_outcome, make_app, report_outcome, report_refusal
 from ltxq.celery.flower import queued_event
 from ltxq.download_name import download_name
-from ltxq.errors import QueueUnavailable, StorageRefused, StorageUnavailable
+from ltxq.errors import ClipKept, QueueUnavailable, StorageRefused, StorageUnavailable
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import CANCELLED, Ledger, Role, Subscription
 from ltxq.limits import ServedModel
@@ -83,7 +83,7 @@ class Transport(Protocol):
         """Remove a job: its record and its files. An unfinished one is cancelled by that.
 
         Raises:
-            StorageRefused: the record is gone, and the storage refuses to delete a file.
+            ClipKept: the record is gone, and the storage refuses to delete a file.
         """
 
     def models(self) -> dict[str, ServedModel]:
@@ -153,7 +153,7 @@ class RedisTransport:
 
             return
         for reason in refused.values():
-            raise StorageRefused(
+            raise ClipKept(
                 f"{job_id} is deleted, but not its clip. {reason.message}",
                 hint=f"{reason.hint} Supervisors try again for days; `ltxq doctor` counts such "
                 "clips.".lstrip(),

@@ -8,13 +8,14 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 
-from ltxq.client import Client
 from ltxq.errors import ConfigurationError, QueueUnavailable, StorageUnavailable
 from ltxq.gateway.access.browser_guard import is_loopback
 from ltxq.gateway.access.cross_origin import open_to_pages
@@ -32,6 +33,7 @@ from ltxq.systemd import Service
 log = logging.getLogger("ltxq.gateway")
 
 FILES_MOST = 65_536  # open files, connections included
+CHECK_SECONDS = 10.0  # for the storage at the start: one that hangs must not hold the gateway up
 GRACE_SECONDS = 30  # for requests in progress at shutdown
 # An idle connection is closed by the client or proxy, never by the gateway while a request is on
 # its way. Proxies keep theirs for up to 600 seconds (Google's load balancers; nginx and AWS: 60).
@@ -63,8 +65,8 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
     ):
         url = f"http://{shown(host)}:{sockets[0].getsockname()[1]}"
         _check_content(settings, host)
-        _check_storage(settings)
         app = make_app(settings.model_copy(update={"public_url": settings.public_url or url}))
+        _check_storage(app.state.transport)
         _check_redis(app.state.transport)
         config = uvicorn.Config(
             closing_after_early_answers(
@@ -107,17 +109,28 @@ def _check_content(settings: Settings, host: str) -> None:
         )
 
 
-def _check_storage(settings: Settings) -> None:
+def _check_storage(transport: GatewayTransport) -> None:
     """Try what the gateway does in the bucket; a storage that is away now may come back.
 
     Raises:
         StorageRefused: names the call, and the right to grant.
     """
+    checked: Future[None] = Future()
+
+    def check() -> None:
+        try:
+            transport.check_storage()
+            checked.set_result(None)
+        except BaseException as exc:  # noqa: BLE001  the caller raises it
+            checked.set_exception(exc)
+
+    threading.Thread(target=check, name="storage", daemon=True).start()
     try:
-        with Client(settings=settings) as client:
-            client.check_storage()
+        checked.result(CHECK_SECONDS)
     except StorageUnavailable as exc:
         log.warning("The storage does not answer yet: %s", exc)
+    except TimeoutError:
+        log.warning("The storage does not answer yet: it was silent for %g s.", CHECK_SECONDS)
 
 
 def _check_redis(transport: GatewayTransport) -> None:

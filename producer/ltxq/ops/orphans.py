@@ -18,6 +18,7 @@ from ltxq.errors import BucketShared
 from ltxq.ledger import Ledger
 from ltxq.storage import Storage
 from ltxq.storage.deletion import PAGE
+from ltxq.storage.operations import CHECKS
 
 log = logging.getLogger("ltxq")
 
@@ -69,12 +70,18 @@ def clean(
         claims = {stored.key: storage.claim_of(stored.key) for stored in page}
         jobs = {key: claim.partition("/")[0] for key, claim in claims.items() if claim}
         known = ledger.jobs.existing(set(jobs.values()))
-        orphans = [s for s in page if s.key in jobs and jobs[s.key] not in known]
+        orphans = [
+            stored
+            for stored in page
+            if (stored.key in jobs and jobs[stored.key] not in known)
+            # The probe's own, of a start at which nothing could be deleted.
+            or stored.key.startswith(storage.prefix + CHECKS)
+        ]
         kept = list(storage.try_delete(s.key for s in orphans)) if remove else []
         for key, reason in kept[: REFUSED_LOGGED if not refused else 0]:
             log.warning("%s stays: %s", key, reason)
         stay = {key for key, _ in kept}
-        refused.update(claims[key] or "" for key in stay)
+        refused.update(claim for key in stay if (claim := claims[key]))
         gone = [stored for stored in orphans if stored.key not in stay]
         found = Cleaned(
             found.objects + len(gone),

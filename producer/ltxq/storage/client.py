@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ltxq.errors import LtxqError, MissingExtra, StorageRefused, StorageUnavailable
-from ltxq.settings import Settings
+from ltxq.settings import Settings, without_password
 from ltxq.storage.errors import (
     Place,
     answered,
@@ -115,12 +115,18 @@ class Calls:
             session = Session()
             self.credentials = Credentials(session.get_credentials(), self.place)
             self.client = _client(session, settings.s3_endpoint, settings)
+            self._name_server(str(self.client.meta.endpoint_url))
             self.signer = self.client
             if settings.s3_public_endpoint:
                 self.signer = _client(session, settings.s3_public_endpoint, settings)
             self.ca_bundle = _ca_bundle(session)
         except Exception as exc:  # boto3 reads files and runs programs: anything may fail there
             raise _source_failed(exc, self.place) from exc
+
+    def _name_server(self, url: str) -> None:
+        """AWS_ENDPOINT_URL and ~/.aws/config may name another server than Amazon's."""
+        if self.place.server == "Amazon S3" and ".amazonaws.com" not in url:
+            self.place = self.place._replace(server=without_password(url))
 
     @contextmanager
     def translated(self) -> Iterator[None]:

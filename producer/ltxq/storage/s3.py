@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ltxq.download_name import content_disposition
 from ltxq.errors import ConfigurationError, StorageRefused, StorageUnavailable
 from ltxq.settings import Settings
 from ltxq.storage.client import Calls
@@ -88,14 +89,20 @@ class Storage:
             return claim
         return None
 
-    def put(self, key: str, path: Path, content_type: str) -> None:
-        """Upload the file at `path` without reading it whole into memory."""
+    def put(self, key: str, path: Path, content_type: str, *, name: str | None = None) -> None:
+        """Upload the file at `path` without reading it whole into memory.
+
+        Args:
+            name: under which a browser saves it, where the URL does not say so: that of a CDN.
+        """
         from boto3.s3.transfer import TransferConfig
 
         parts = TransferConfig(
             multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4
         )
         extra = {"ContentType": content_type, **self._encrypted}
+        if name is not None:
+            extra["ContentDisposition"] = content_disposition(name)
         with path.open("rb") as body, self._calls.translated():
             self._calls.client.upload_fileobj(body, self.bucket, key, ExtraArgs=extra, Config=parts)
 

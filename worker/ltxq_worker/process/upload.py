@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
@@ -20,6 +21,8 @@ from ltxq_worker.process.attempt import Attempt
 from ltxq_worker.process.stats import WorkerStats
 
 log = logging.getLogger("ltxq.worker")
+
+T = TypeVar("T")
 
 
 class Uploader:
@@ -70,13 +73,15 @@ class Uploader:
             encoded=encoded,
             job_id=claim.job_id,
         )
+        name = download_name(request.prompt, request.seed)
         for done, (key, path, content_type) in enumerate(files, start=1):
-            self._put(attempt, key, path, content_type)
+            put = partial(self._storage.put, key, path, content_type)
+            self._patiently(attempt, partial(put, name=name) if key == keys.clip else put)
             attempt.report("upload", done, len(files))
+        # Signing may wait too: for the source of the storage's credentials.
+        sign = partial(self._storage.clip_urls, keys.clip, request.expires_in, name)
         return VideoResult(
-            **self._storage.clip_urls(
-                keys.clip, request.expires_in, download_name(request.prompt, request.seed)
-            ),
+            **self._patiently(attempt, sign),
             key=keys.clip,
             sha256=encoded.sha256,
             size=encoded.size,
@@ -90,10 +95,10 @@ class Uploader:
             timings=attempt.end_timings(),
         )
 
-    def _put(self, attempt: Attempt, key: str, path: Path, content_type: str) -> None:
-        def put() -> None:
+    def _patiently(self, attempt: Attempt, call: Callable[[], T]) -> T:
+        def once() -> T:
             attempt.check()
-            self._storage.put(key, path, content_type)
+            return call()
 
         def before_retry(state: Any) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -107,13 +112,14 @@ class Uploader:
                     self._settings.spool_jobs,
                 )
 
-        Retrying(
+        done = Retrying(
             retry=retry_if_exception_type(StorageUnavailable),
             stop=stop_after_delay(self._settings.upload_patience),
             wait=wait_exponential_jitter(multiplier=0.5, max=30),
             before_sleep=before_retry,
             reraise=True,
-        )(put)
+        )(once)
         if self._said_full:
             self._said_full = False
             log.info("Storage answers: jobs are taken again.")
+        return done

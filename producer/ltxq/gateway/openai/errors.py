@@ -108,6 +108,12 @@ _KINDS: dict[type[LtxqError], _Kind] = {
     errors.QueueFull: _Kind(429, "queue_full", FULL_SECONDS),
     errors.QueueUnavailable: _Kind(503, "queue_unavailable", RETRY_SECONDS, _AWAY),
     errors.StorageUnavailable: _Kind(503, "storage_unavailable", RETRY_SECONDS, _STORAGE_AWAY),
+    errors.ClipKept: _Kind(
+        500,
+        "clip_kept",
+        None,
+        "It is deleted here, but the storage refuses to delete its files. ltxq tries again.",
+    ),
     errors.StorageRefused: _Kind(
         500, "storage_unavailable", None, "The storage refused the gateway's request."
     ),
