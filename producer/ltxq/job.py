@@ -165,6 +165,17 @@ class VideoRequest(BaseModel):
         default=None, description="Crop the MP4 to this height, as `crop_width`."
     )
 
+    @field_validator(
+        *("stages", "height", "width", "frame_rate", "num_frames", "seed", "timeout", "expires_in"),
+        *("start_within", "crop_width", "crop_height"),
+        mode="before",
+    )
+    @classmethod
+    def _truth_is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which pydantic takes for 0 or 1
+            raise ValueError("must be a number")
+        return value
+
     @field_validator("prompt")
     @classmethod
     def _prompt_says_something(cls, prompt: str) -> str:

@@ -8,7 +8,7 @@ the field as its own reader writes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -85,6 +85,12 @@ def reason_of(error: Mapping[str, Any], names: Collection[str] = ()) -> str:
     if kind == "extra_forbidden":
         words += nearest_name(str(error["loc"][-1]), names)
     return words.format_map(context)
+
+
+def one_of(choices: Sequence[object]) -> str:
+    """'high, normal or low'"""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def nearest_name(name: str, names: Collection[str]) -> str:

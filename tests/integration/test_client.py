@@ -290,8 +290,10 @@ def test_a_list_is_newest_first_by_state_and_paged(client: Client, worker: Worke
     rest = client.list(limit=2, after=first.after)
     assert [job.id for job in first.jobs + rest.jobs] == newest
     assert rest.after is None
-    with pytest.raises(InvalidRequest):
-        client.list(limit=0)
+    wrong: dict[str, Any]
+    for wrong in ({"limit": 0}, {"limit": "7"}, {"state": "lost"}, {"order": "up"}):
+        with pytest.raises(InvalidRequest, match=f"{next(iter(wrong))}: must be"):
+            client.list(**wrong)
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "succeeded"])

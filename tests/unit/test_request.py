@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -97,6 +97,18 @@ def test_what_cannot_be_made_is_refused_with_the_nearest_that_can(
 )
 def test_wrong_fields_are_refused_by_name(fields: dict[str, Any], field: str) -> None:
     assert refusal(**fields)[0] == field
+
+
+NUMBERS = [
+    name
+    for name, field in VideoRequest.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_true_is_no_number(name: str) -> None:
+    assert refusal(**{name: True}) == (name, "must be a number")
 
 
 @pytest.mark.parametrize("who", ["user:S3cret@", "S3cret@", ":S3cret@", "@"])

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ltxq.printable import one_line
-from ltxq.reasons import nearest_name, reason_of
+from ltxq.reasons import nearest_name, one_of, reason_of
 
 
 def explained(exc: Any) -> tuple[str, str]:
@@ -53,8 +53,7 @@ def _message(exc: Any) -> tuple[str, str]:
 def _reason(exc: Any, param: Any) -> str:
     choices = getattr(getattr(param, "type_descriptor", None), "choices", None)
     if choices:
-        *others, last = map(str, choices)
-        return f"must be {', '.join(others)} or {last}"
+        return f"must be {one_of(choices)}"
     cause = exc.__cause__
     if isinstance(cause, ValidationError):
         error = cause.errors()[0]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterator
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from ltxq.client.job_watch import JobWatch
 from ltxq.client.transport import Changes, RedisTransport, Transport
@@ -22,7 +22,7 @@ from ltxq.errors import (
 from ltxq.job import Job, JobPage, JobState, Order, VideoRequest, new_job_id
 from ltxq.ledger import not_found
 from ltxq.limits import ServedModel
-from ltxq.reasons import which_are_served
+from ltxq.reasons import one_of, which_are_served
 from ltxq.settings import Settings
 
 log = logging.getLogger("ltxq")
@@ -190,8 +190,15 @@ class Client:
             after: `after` of the previous page.
             order: desc: newest first; asc: oldest first.
         """
-        if not 1 <= limit <= 100:
-            raise InvalidRequest.of(("limit", "must be from 1 to 100"))
+        wrong = []
+        if not isinstance(limit, int) or not 1 <= limit <= 100:
+            wrong.append(("limit", "must be a whole number from 1 to 100"))
+        if state is not None and state not in get_args(JobState):
+            wrong.append(("state", f"must be {one_of(get_args(JobState))}"))
+        if order not in get_args(Order):
+            wrong.append(("order", f"must be {one_of(get_args(Order))}"))
+        if wrong:
+            raise InvalidRequest.of(*wrong)
         return self._transport.list(
             state=state, limit=limit, after=after, order=order, owner=self._owner
         )
