@@ -74,6 +74,7 @@ def test_a_second_one_that_reaches_every_process_gives_the_running_job_back(
         assert (again.state, again.attempts) == ("queued", 1)
 
 
+@pytest.mark.extended
 def test_a_closed_terminal_is_one_request_however_often_it_is_told(
     own: dict[str, str], client: Client
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_closed_terminal_is_one_request_however_often_it_is_told(
         assert client.get(job.id).state == "succeeded"
 
 
+@pytest.mark.extended
 def test_nohup_keeps_a_worker_running(own: dict[str, str], client: Client) -> None:
     with Fleet(own, inside=["nohup"]) as fleet:
         fleet.wait_until_ready()

@@ -75,7 +75,7 @@ def test_any_replica_answers_for_any_job(server: RedisServer) -> None:
     worker.ledger.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_ends_it_after_the_requests_in_progress(
     server: RedisServer, number: signal.Signals
 ) -> None:

@@ -144,7 +144,7 @@ def taken() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", ["redis", "s3", "http", "flower"])
+@pytest.mark.parametrize("name", variants("http", extended=("redis", "s3", "flower")))
 def test_up_refuses_a_port_that_is_taken_before_it_starts_anything(
     tmp_path: Path, taken: int, name: str
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_prompt_is_read_from_standard_input(redis_url: str, tmp_path: Path) ->
         (b"a" * 100_000, "more than 65536 bytes"),
     ],
 )
-@pytest.mark.parametrize("command", ["submit", "demo", "generate"])
+@pytest.mark.parametrize("command", variants("submit", extended=("demo", "generate")))
 def test_standard_input_that_holds_no_prompt_is_refused(
     tmp_path: Path, command: str, given: bytes, says: str
 ) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -42,6 +44,10 @@ WaitTimeoutSeconds = Annotated[
 MOST_INPUT = 64 * 1024  # bytes of a prompt on standard input; the longest valid one takes 20,000
 
 
+def _has_escapes(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
 def _from_input(prompt: str) -> str:
     """The prompt, read from standard input if it is '-'.
 
@@ -49,6 +55,8 @@ def _from_input(prompt: str) -> str:
         InvalidRequest: standard input is empty, too long or not UTF-8.
     """
     if prompt != "-":
+        with suppress(UnicodeError):  # a locale of ASCII alone made escapes of other bytes
+            return os.fsencode(prompt).decode("utf-8") if _has_escapes(prompt) else prompt
         return prompt
     if sys.stdin.isatty():
         screen.note("Type the prompt, then Ctrl-D on a line of its own.")
