@@ -19,7 +19,7 @@ import pytest
 from fleet import PATIENCE, worker_environment
 from ltxq import Client
 from ltxq.cli.outputs import unfinished
-from ltxq_worker.embedded.servers import S3Server, rclone_binary, redis_binary
+from ltxq_worker.embedded.servers import S3Server, free_port, rclone_binary, redis_binary
 from servers import start_or_skip
 from variants import variants
 
@@ -160,6 +160,26 @@ def test_up_refuses_one_port_for_two_servers(tmp_path: Path) -> None:
     ports = ("--http-port", "18081", "--flower-port", "18081")
     done = ran("up", "--data", str(tmp_path / "data"), *ports)
     refused(done, "Port 18081, for --flower-port, is used by --http-port")
+
+
+def test_up_serves_metrics_of_its_worker_alone(tmp_path: Path) -> None:
+    """Its gateway would ask for the same port."""
+    start_or_skip(redis_binary)
+    start_or_skip(rclone_binary)
+    ports = [f"--{name}-port=0" for name in ("redis", "s3", "http", "flower")]
+    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--json"]
+    environment = {**os.environ, "LTXQ_METRICS_ADDRESS": f"127.0.0.1:{free_port()}"}
+    with subprocess.Popen(
+        [*command, *ports], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "url" in json.loads(process.stdout.readline())
+        assert any("is ready" in line for line in process.stderr)  # or it ends before
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
 
 
 def test_a_worker_refuses_a_metrics_port_that_is_taken_before_it_loads(

@@ -280,7 +280,7 @@ def spawn(
     log: Path | None,
     *,
     config: str = "",
-    environment: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str | None] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     """Start a process that ends (on Linux: SIGTERM) when the thread that starts it does.
 
@@ -288,7 +288,7 @@ def spawn(
         log: the file for its output. None: its log goes to this process's standard error, and its
             standard output is discarded, since this process writes to its own.
         config: its standard input.
-        environment: added to this process's own.
+        environment: added to this process's own; None: taken out.
     """
     if sys.platform == "linux":
         launcher = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
@@ -299,7 +299,7 @@ def spawn(
             stdin=subprocess.PIPE,
             stdout=output or subprocess.DEVNULL,
             stderr=subprocess.STDOUT if log else None,
-            env={**os.environ, **environment},
+            env={k: v for k, v in {**os.environ, **environment}.items() if v is not None},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops them in order
         )
     if process.stdin is not None:

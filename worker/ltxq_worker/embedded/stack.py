@@ -138,8 +138,12 @@ class Stack:
         port = self._kept["http_port"]
         command = ["ltxq", "gateway", "--port", str(port)]
         # Browsers seek by ranges, and rclone's S3 server answers those with a wrong status.
-        proxy = {"LTXQ_CONTENT": "proxy", "LTXQ_PUBLIC_URL": f"http://{LOOPBACK}:{port}"}
-        self._parts.callback(stop, self._start("The gateway", command, log, proxy))
+        environment = {
+            "LTXQ_CONTENT": "proxy",
+            "LTXQ_PUBLIC_URL": f"http://{LOOPBACK}:{port}",
+            "LTXQ_METRICS_ADDRESS": None,  # the worker listens there, with the fleet's figures too
+        }
+        self._parts.callback(stop, self._start("The gateway", command, log, environment))
         while port_is_free(port):
             self.check()
             time.sleep(LOOK_SECONDS)
@@ -165,7 +169,7 @@ class Stack:
         name: str,
         command: list[str],
         log: Path | None,
-        environment: Mapping[str, str] = MappingProxyType({}),
+        environment: Mapping[str, str | None] = MappingProxyType({}),
     ) -> subprocess.Popen[bytes]:
         self.use_here()
         process = spawn([sys.executable, "-m", *command], log, environment=environment)
