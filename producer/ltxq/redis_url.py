@@ -57,6 +57,8 @@ class RedisUrl:
         Raises:
             ValueError: says what is wrong and shows no part of the URL.
         """
+        if url != url.strip():
+            raise ValueError("begins or ends with a space or a line break; take it away")
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in SCHEMES:
             raise ValueError(_FORMS)
@@ -156,8 +158,9 @@ def _options(query: str) -> dict[str, str]:
     found = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     if not found.keys() <= set(OPTIONS):
         raise ValueError(
-            f"has an option that ltxq does not know; it knows {', '.join(OPTIONS)}. If the ? is "
-            f"the password's: {ENCODE}"
+            f"has an option that ltxq does not know; it knows {', '.join(OPTIONS)}. (Certificates "
+            "are always checked: LTXQ_REDIS_CA names a private authority.) If the ? is the "
+            f"password's: {ENCODE}"
         )
     return found
 

@@ -100,6 +100,26 @@ def test_each_right_that_is_missing_is_named_at_the_start(
     assert root.dbsize() == 0
 
 
+@pytest.mark.parametrize(
+    ("role", "whole", "narrow"),
+    [
+        ("client", "~ltxq:*", "~ltxq:3:*"),
+        ("gateway", "~ltxq:*", "~ltxq:3:* ~ltxq:id"),
+        ("client", "~ltxq.*", "~ltxq.?.probe"),
+        ("worker", "~_kombu.*", "~_kombu.binding.*"),
+        ("worker", "~*.celery.pidbox*", "~*.celery.pidbox"),
+        ("flower", "~celeryev.*", "~celeryev.?????"),
+    ],
+)
+def test_a_pattern_that_fits_some_of_the_keys_is_too_narrow(
+    server: EmbeddedServer, root: redis.Redis, role: Role, whole: str, narrow: str
+) -> None:
+    permit(root, f"{acl_line(role, without=[whole])} {narrow}")
+    error = refusal(server, role)
+    assert error
+    assert whole in error.hint
+
+
 def test_a_user_without_channels_is_refused_before_half_of_a_job_is_written(
     server: EmbeddedServer, root: redis.Redis
 ) -> None:
@@ -188,7 +208,10 @@ def test_wait_is_needed_only_where_replicas_must_confirm(lone: EmbeddedServer) -
             pytest.raises(QueueUnavailable, match="LTXQ_REDIS_REPLICAS") as unkept,
         ):
             client.submit("a fox", **SMALL)
+        permit(root, acl_line("worker"))
     assert unkept.value.idempotency_key
+    (problem,) = findings(settings, "problem")
+    assert "It has 0 replicas; LTXQ_REDIS_REPLICAS asks for 1" in problem.message
 
 
 def test_a_server_that_evicts_jobs_is_refused(
@@ -228,7 +251,7 @@ def test_a_clusters_node_is_refused(tmp_path: Path, slots: tuple[int, int]) -> N
         settings = Settings(url=url_of(node))
         for act in (lambda ledger: ledger.check(), lambda ledger: ledger.queue_id()):
             with (
-                closing(Ledger(settings, "worker")) as ledger,
+                closing(Ledger(settings, "client")) as ledger,
                 pytest.raises(ConfigurationError, match="node of a Redis Cluster") as refused,
             ):
                 act(ledger)

@@ -24,5 +24,5 @@ def test_every_command_of_the_scripts_is_declared(role: Role) -> None:
 
 
 def test_the_probes_keys_are_of_this_contract() -> None:
-    assert LEDGER.sample.startswith(PREFIX)
-    assert QUEUES.sample == queue_name("probe")
+    assert LEDGER.samples[0].startswith(PREFIX)
+    assert QUEUES.samples[0] == queue_name("probe")

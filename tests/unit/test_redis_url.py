@@ -75,6 +75,8 @@ def test_sentinels() -> None:
         (f"redis+sentinel://:{SECRET}@a/clips", "sentinel://host:port;host:port/master-name"),
         (f"redis+socket://:{SECRET}@/run/redis.sock", "unix:///path"),
         (f"unix://:{SECRET}@host/run/redis.sock", "unix:///path/to/redis.sock"),
+        (f"redis://:{SECRET}@queue/0\n", "begins or ends with a space or a line break"),
+        ("rediss://queue?ssl_cert_reqs=none", "LTXQ_REDIS_CA names a private authority"),
         ("rediss://queue/0?ssl_certfile=/none.pem", "cannot be read with its key: ssl_certfile"),
         (f"amqp://:{SECRET}@queue", "must start with redis://"),
         (SECRET, "must start with redis://"),

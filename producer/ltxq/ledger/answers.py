@@ -88,6 +88,8 @@ _WORDS = (
     ("no password is set", "NOPASS"),
     ("max number of clients", "MAXCLIENTS"),
     ("not allowed in cluster mode", "MOVED"),
+    ("in a cluster node", "MOVED"),  # of a script
+    ("do not hash to the same slot", "CROSSSLOT"),
     ("DB index", "NODB"),
     ("Invalid Database", "NODB"),
     ("unsupported protocol version", "NOPROTO"),

@@ -20,10 +20,12 @@ Role = Literal["client", "gateway", "worker", "flower"]
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys as an ACL names them, and one of them."""
+    """Keys as an ACL names them, and one of each form that they have: an ACL may have another
+    pattern, that fits some.
+    """
 
     pattern: str
-    sample: str
+    samples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,23 @@ class Use:
     others: Keys | None = None
 
 
-LEDGER = Keys("ltxq:*", f"ltxq:{CONTRACT}:probe")
-QUEUES = Keys("ltxq.*", f"ltxq.{CONTRACT}.probe")  # Celery's lists of wake-ups
-RATES = Keys("ltxq:*", "ltxq:rates:probe")
-RESULTS = Keys("celery-task-meta-*", "celery-task-meta-probe")
-BINDINGS = Keys("_kombu.*", "_kombu.binding.probe")
-MAILBOXES = Keys("*.celery.pidbox*", "probe.celery.pidbox")  # remote control, and its replies
-EVENTS = Keys("celeryev.*", "celeryev.probe")  # Flower's
+_BY_PRIORITY = "\x06\x163"  # what kombu adds to a list's name for a Celery priority
+LEDGER = Keys("ltxq:*", (f"ltxq:{CONTRACT}:probe",))
+NAME = Keys("ltxq:*", ("ltxq:id",))
+RATES = Keys("ltxq:*", ("ltxq:rates:{probe}", "ltxq:rates:{probe}/-1"))
+# Celery's lists of wake-ups
+QUEUES = Keys("ltxq.*", (f"ltxq.{CONTRACT}.probe", f"ltxq.{CONTRACT}.probe{_BY_PRIORITY}"))
+RESULTS = Keys("celery-task-meta-*", ("celery-task-meta-probe",))
+BINDINGS = Keys(
+    "_kombu.*",
+    ("_kombu.binding.probe", "_kombu.binding_permanent.probe", "_kombu.binding_deadlines"),
+)
+# Remote control, and its replies
+MAILBOXES = Keys(
+    "*.celery.pidbox*",
+    ("probe.celery.pidbox", f"probe.reply.celery.pidbox{_BY_PRIORITY}"),
+)
+EVENTS = Keys("celeryev.*", ("celeryev.probe", f"celeryev.probe{_BY_PRIORITY}"))  # Flower's
 
 CHANGED = Channel(f"ltxq:{CONTRACT}:changed:*")
 CANCEL = Channel(f"ltxq:{CONTRACT}:cancel:*")
@@ -74,10 +86,13 @@ _ON_LEDGER = Use(
     """,
     LEDGER,
 )
+_ON_NAME = Use("GET K; SET K 1", NAME)
+# A node of a cluster refuses keys of two slots. It is never run: a queue is a list.
+_ACROSS = Use("MGET K L", LEDGER, QUEUES)
 _ON_QUEUES = Use("LLEN K; LPUSH K x; TYPE K; DEL K; LMOVE K K RIGHT LEFT", QUEUES)
 _ON_RESULTS = Use("GET K; MGET K; SET K 1; SETEX K 1 1; EXPIRE K 1; DEL K", RESULTS)
 _BIND = Use("SADD K x; SMEMBERS K", BINDINGS)
-_LEDGER = (_SESSION, _SCRIPTS, _ON_LEDGER, _ON_QUEUES, _ON_RESULTS, _BIND)
+_LEDGER = (_SESSION, _SCRIPTS, _ON_LEDGER, _ON_NAME, _ACROSS, _ON_QUEUES, _ON_RESULTS, _BIND)
 _KOMBU = (
     Use("SADD K x; SREM K x; SMEMBERS K; EXISTS K; DEL K; TYPE K", BINDINGS),
     Use("ZADD K 1 x; ZREM K x; ZRANGEBYSCORE K 0 1", BINDINGS),
@@ -152,7 +167,8 @@ def calls(role: Role, db: int) -> Iterator[Call]:
     for use in USES[role]:
         for text in use.calls.replace("\n", ";").split(";"):
             if words := text.split():
-                yield _call(use, words, db)
+                for number in range(len(use.keys.samples) if use.keys else 1):
+                    yield _call(use, words, db, number)
     for command, channels in CHANNELS[role].items():
         for channel in channels:
             name = channel.named(db)
@@ -179,10 +195,13 @@ def acl_line(role: Role, db: int = 0, *, without: Collection[str] = ()) -> str:
     return " ".join(rule for rule in rules if rule not in without)
 
 
-def _call(use: Use, words: list[str], db: int) -> Call:
+def _call(use: Use, words: list[str], db: int, number: int) -> Call:
     named = {"K": use.keys, "L": use.others}
     places = [named[word] for word in words if word in named]
-    filled = tuple(keys.sample if (keys := named.get(word)) else word for word in words)
+    filled = tuple(
+        keys.samples[number % len(keys.samples)] if (keys := named.get(word)) else word
+        for word in words
+    )
     command = "|".join(words[:2]).lower() if words[0] == "SCRIPT" else words[0].lower()
     if words[0] == "SELECT":
         filled = ("SELECT", str(db))

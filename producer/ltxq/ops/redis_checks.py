@@ -51,6 +51,12 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             yield _memory(info)
             if info.get("role") != "master":
                 yield problem("It is a replica.", "Point LTXQ_URL at the primary.")
+            if info.get("connected_slaves", 0) < settings.redis_replicas:
+                yield problem(
+                    f"It has {info.get('connected_slaves', 0)} replicas; LTXQ_REDIS_REPLICAS asks "
+                    f"for {settings.redis_replicas}, so no submission is accepted.",
+                    "Bring the replicas back, or lower LTXQ_REDIS_REPLICAS.",
+                )
         yield from _of_server(connection)
         yield from _permissions(connection, writes=not info)
         yield from _sentinels(connection, info)
