@@ -41,6 +41,7 @@ SETTINGS_TAIL = """
 | variable | meaning |
 |---|---|
 | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION` | Credentials and region of the storage. boto3 also reads profiles and roles. |
+| `AWS_SESSION_TOKEN`, `AWS_CREDENTIAL_EXPIRATION` | Of session credentials, and when they end; URLs end with them. |
 | `AWS_CA_BUNDLE` | CA bundle (PEM) for an https:// storage server. |
 | `HF_TOKEN` | Hugging Face token with the role *read*, for `ltxq model download`. |
 | `HF_ENDPOINT` | A mirror of the Hugging Face hub. |

@@ -69,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
             with self.lock:
                 for key in keys:
                     self.objects.pop(f"{self.key}{key}", None)
-            self.answer(f"<DeleteResult {XMLNS}></DeleteResult>")
+            gone = "".join(f"<Deleted><Key>{escape(key or '')}</Key></Deleted>" for key in keys)
+            self.answer(f"<DeleteResult {XMLNS}>{gone}</DeleteResult>")
         else:
             self.refuse(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
 
@@ -85,7 +86,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         with self.lock:
-            self.objects.pop(self.key, None)
+            if "uploadId" in self.query:
+                self.uploads.pop(self.query["uploadId"], None)
+            else:
+                self.objects.pop(self.key, None)
         self.answer(status=HTTPStatus.NO_CONTENT)
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -426,6 +426,15 @@ class Job(BaseModel):
     webhook: WebhookState | None = Field(
         default=None, description="Set when the job has ended, if the request has a webhook_url."
     )
+
+    def kept_until(self, retention: float) -> datetime | None:
+        """When the record and the clip are removed, `retention` seconds after the end of the job;
+        None: it has not finished.
+        """
+        try:
+            return self.finished_at and self.finished_at + timedelta(seconds=retention)
+        except OverflowError:  # a record that was written over
+            return None
 
     @property
     def finished(self) -> bool:

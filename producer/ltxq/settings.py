@@ -93,6 +93,7 @@ class QueueSettings(_Role):
     retention: int = Field(
         default=MAX_URL_SECONDS,
         ge=60,
+        le=100 * 366 * 86400,
         description="Seconds for which a finished job's record, Celery result and clip are kept.",
     )
 

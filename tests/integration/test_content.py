@@ -26,6 +26,7 @@ from ltxq.ledger import Ledger
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import RedisServer, S3Server
+from proxy import Proxy
 from servers import S3, start_or_skip
 from strict_s3 import Hose, StrictS3, refuses
 
@@ -254,7 +255,7 @@ def test_what_has_no_file_says_why(shop: Shop, proxy: Gateway) -> None:
     assert proxy.ask("HEAD", content(lost)).status_code == 404
     changed = shop.clip(size=len(CLIP) + 1)
     answer = proxy.ask("GET", content(changed))
-    assert (answer.status_code, code(answer)) == (503, "storage_unavailable")
+    assert (answer.status_code, code(answer)) == (500, "content_changed")
     with Client(settings=shop.settings) as client:
         failed = client.submit("a bear")
         claim = shop.ledger.claims.take("instant", "w")
@@ -294,7 +295,7 @@ def test_only_a_whole_link_that_has_not_ended_opens_a_file(
     shop: Shop, locked: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, other = shop.clip(owner="alice"), shop.clip(owner="alice")
-    made = links.Links("https://clips.example", shop.ledger.link_secret)
+    made = links.Links("https://clips.example", shop.ledger.link_secret, 1e9)
     query = urlsplit(made.urls(job)["url"]).query
     right = f"/v1/videos/{job.id}/content?{query}"
     assert locked.ask("GET", right).status_code == 200
@@ -333,7 +334,7 @@ def test_links_hold_when_redis_has_lost_their_secret(shop: Shop) -> None:
     now, secrets = [1000.0], iter(["one", "two", "three"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links.time, "monotonic", lambda: now[0])
-        made = links.Links("http://x", lambda: next(secrets))
+        made = links.Links("http://x", lambda: next(secrets), 1e9)
         job = shop.clip()
         query = parse_qs(urlsplit(made.urls(job)["url"]).query)
         end, signature = int(query["expires"][0]), query["signature"][0]
@@ -486,6 +487,18 @@ def test_a_store_that_knows_no_ranges_is_read_from_the_right_byte(
         answer = gateway.ask("GET", content(job), headers={"range": "bytes=1000-1999"})
     assert (answer.status_code, answer.content) == (206, CLIP[1000:2000])
     assert answer.headers["content-range"] == f"bytes 1000-1999/{len(CLIP)}"
+
+
+def test_a_connection_that_the_storage_has_closed_is_opened_anew(shop: Shop, clip: Job) -> None:
+    port = urlsplit(shop.settings.s3_endpoint or "").port
+    assert port is not None
+    with Proxy(port) as between:
+        endpoint = f"http://127.0.0.1:{between.port}"
+        with shop.start(LTXQ_CONTENT="proxy", LTXQ_S3_ENDPOINT=endpoint) as gateway:
+            between.lose_the_answer_to(f"{clip.id}/".encode())
+            answer = gateway.ask("GET", content(clip))
+            assert (answer.status_code, answer.content) == (200, CLIP)
+            assert between.lost == 1
 
 
 # --- settings ------------------------------------------------------------------------------------

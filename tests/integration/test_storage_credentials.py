@@ -11,8 +11,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from test_client import LedgerWorker
 
+from ltxq import Client
 from ltxq.errors import LtxqError, StorageRefused, StorageUnavailable
+from ltxq.gateway.links import Links
 from ltxq.job import MAX_URL_SECONDS
 from ltxq.storage import Storage
 from servers import S3
@@ -99,6 +102,23 @@ def test_no_url_is_promised_for_longer_than_the_shortest_session_if_the_end_is_u
     _, expires_at = storage.url("ltxq/a", MAX_URL_SECONDS)
     assert expires_at is not None
     assert expires_at <= datetime.now(UTC) + 15 * MINUTE
+
+
+def test_no_url_outlasts_its_clip(moto: S3, redis_url: str) -> None:
+    settings = moto.settings(url=redis_url, default_model="instant", retention=3600)
+    worker = LedgerWorker(settings)
+    with Client(settings=settings) as client:
+        job = client.submit("a fox", expires_in=MAX_URL_SECONDS)
+        worker.succeed(job.id)
+        done = client.get(job.id)
+        result = done.result_or_raise()
+        assert done.finished_at is not None
+        assert result.expires_at is not None
+        assert HOUR - MINUTE < result.expires_at - done.finished_at <= HOUR
+        assert signed_until(result.poster_url) == result.expires_at
+        links = Links("http://x", lambda: "secret", settings.retention)
+        assert HOUR - MINUTE < links.urls(done)["expires_at"] - done.finished_at <= HOUR
+    worker.ledger.close()
 
 
 def test_keys_without_an_end_sign_for_as_long_as_asked(moto: S3) -> None:

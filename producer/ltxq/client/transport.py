@@ -194,7 +194,12 @@ class RedisTransport:
             return job
         name = download_name(job.request.prompt, job.result.seed)
         try:
-            urls = self.storage.clip_urls(job.result.key, job.request.expires_in, name)
+            urls = self.storage.clip_urls(
+                job.result.key,
+                job.request.expires_in,
+                name,
+                job.kept_until(self.settings.retention),
+            )
         except (StorageRefused, StorageUnavailable) as exc:
             # What the worker signed stays true, and its state can be read all the same.
             if not self._unsigned:

@@ -35,9 +35,11 @@ class Links:
     Args:
         base: the gateway's URL for viewers.
         read_secret: the secret, from Redis.
+        retention: seconds after its end for which a job is kept; no link is promised for longer.
     """
 
-    def __init__(self, base: str, read_secret: Callable[[], str]) -> None:
+    def __init__(self, base: str, read_secret: Callable[[], str], retention: float) -> None:
+        self._retention = retention
         self._base = base.rstrip("/")
         self._read_secret = read_secret
         self._lock = threading.Lock()
@@ -49,6 +51,8 @@ class Links:
         end = int(time.time()) + job.request.expires_in
         if job.request.expires_in >= 10 * STEP:
             end -= end % STEP
+        if until := job.kept_until(self._retention):
+            end = min(end, int(until.timestamp()))
         made: dict[str, Any] = {
             field: self._url(job.id, variant, end) for variant, field in FIELDS.items()
         }

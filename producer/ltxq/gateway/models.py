@@ -31,7 +31,9 @@ class GatewayTransport(RedisTransport):
         super().__init__(settings, "gateway")
         self.links: Links | None = None
         if settings.content == "proxy":
-            self.links = Links(settings.public_url or "", self._ledger.link_secret)
+            self.links = Links(
+                settings.public_url or "", self._ledger.link_secret, settings.retention
+            )
         self.served = ServedModels(self.models, default=settings.default_model)
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:

@@ -70,7 +70,11 @@ class Reader:
             headers["range"] = f"bytes={part[0]}-{'' if part[1] is None else part[1]}"
         request = self._http.build_request("HEAD" if head else "GET", url, headers=headers)
         try:
-            answer = await self._http.send(request, stream=True)
+            try:
+                answer = await self._http.send(request, stream=True)
+            except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+                # The server may have closed the connection that was idle here.
+                answer = await self._http.send(request, stream=True)
         except httpx2.HTTPError as exc:
             raise self._away(exc) from exc
         try:

@@ -126,13 +126,22 @@ class Storage:
         method = "head_object" if head else "get_object"
         return self.signer.url(key, expires_in, name=name, method=method)
 
-    def clip_urls(self, clip_key: str, expires_in: int, name: str | None = None) -> dict[str, Any]:
+    def clip_urls(
+        self,
+        clip_key: str,
+        expires_in: int,
+        name: str | None = None,
+        until: datetime | None = None,
+    ) -> dict[str, Any]:
         """`VideoResult`'s URLs and `expires_at` of the clip with this key.
+
+        Args:
+            until: when the clip is deleted: a job's end and its retention.
 
         They were signed within the last minute, or within a tenth of their validity if that is
         less. Signing costs more than reading the job, and clients that wait ask often.
         """
-        return self.signer.clip_urls(clip_key, expires_in, name)
+        return self.signer.clip_urls(clip_key, expires_in, name, until)
 
     def reader(self) -> Reader:
         """Reads objects without a thread for each; create and use it on one event loop."""

@@ -1,6 +1,6 @@
 """Presigned URLs of objects, and the URLs of a clip's files, kept for a while.
 
-A URL ends with the credentials that signed it, so none is promised for longer.
+A URL ends with the credentials that signed it, and with its object, so none is promised for longer.
 """
 
 from __future__ import annotations
@@ -51,24 +51,37 @@ class Signer:
         self._signed: dict[tuple[str, int], tuple[float, float, dict[str, Any]]] = {}
 
     def url(
-        self, key: str, expires_in: int, *, name: str | None = None, method: str = "get_object"
+        self,
+        key: str,
+        expires_in: int,
+        *,
+        name: str | None = None,
+        method: str = "get_object",
+        until: datetime | None = None,
     ) -> tuple[str, datetime | None]:
         """A URL from which anyone can fetch the object, and when it expires (None: never).
 
         Args:
+            until: when the object is deleted; no URL is promised for longer.
             name: under which a browser saves the file.
             method: `head_object` for a HEAD request, whose signature differs.
         """
         if self._public_base_url is not None:
             return f"{self._public_base_url.rstrip('/')}/{quote(key)}", None
-        return self._sign(self._calls.signer, key, expires_in, name, method)
+        return self._sign(self._calls.signer, key, expires_in, name, method, until)
 
     def inner_url(self, key: str, expires_in: int, *, method: str = "get_object") -> str:
         """A URL for this machine, which may reach the storage by another name than viewers."""
         return self._sign(self._calls.client, key, expires_in, None, method)[0]
 
     def _sign(
-        self, signer: Any, key: str, expires_in: int, name: str | None, method: str
+        self,
+        signer: Any,
+        key: str,
+        expires_in: int,
+        name: str | None,
+        method: str,
+        until: datetime | None = None,
     ) -> tuple[str, datetime]:
         if not 1 <= expires_in <= MAX_URL_SECONDS:
             raise InvalidRequest(
@@ -81,8 +94,10 @@ class Signer:
             end = self._calls.credentials.end()
             # Signed to the whole second, so the URL does not expire before the returned time.
             signed_at = datetime.now(UTC).replace(microsecond=0)
+            if until is not None:
+                expires_in = min(expires_in, max(1, _seconds(until, signed_at)))
             if end is not None:
-                expires_in = min(expires_in, math.floor((end - signed_at).total_seconds()))
+                expires_in = min(expires_in, _seconds(end, signed_at))
             if expires_in < 1:
                 raise StorageUnavailable(
                     f"The credentials for the {self._calls.place} end now.",
@@ -91,12 +106,14 @@ class Signer:
             url = signer.generate_presigned_url(method, Params=wanted, ExpiresIn=expires_in)
         return str(url), signed_at + timedelta(seconds=expires_in)
 
-    def clip_urls(self, clip_key: str, expires_in: int, name: str | None) -> dict[str, Any]:
+    def clip_urls(
+        self, clip_key: str, expires_in: int, name: str | None, until: datetime | None
+    ) -> dict[str, Any]:
         """As `Storage.clip_urls`."""
         wanted, now = (clip_key, expires_in), time.monotonic()
         signed_at, reused, urls = self._signed.get(wanted, (-math.inf, 0.0, {}))
         if now - signed_at > reused:
-            urls = self._sign_all(keys_in(clip_key.rpartition("/")[0]), expires_in, name)
+            urls = self._sign_all(keys_in(clip_key.rpartition("/")[0]), expires_in, name, until)
             reused = min(SIGNED_FOR, _seconds_left(urls["expires_at"], expires_in) / 10)
             with self._lock:
                 while len(self._signed) >= SIGNED_MOST:
@@ -104,9 +121,11 @@ class Signer:
                 self._signed[wanted] = now, reused, urls
         return dict(urls)
 
-    def _sign_all(self, keys: ClipKeys, expires_in: int, name: str | None) -> dict[str, Any]:
-        url, expires_at = self.url(keys.clip, expires_in, name=name)
-        others = [self.url(key, expires_in) for key in keys[1:]]
+    def _sign_all(
+        self, keys: ClipKeys, expires_in: int, name: str | None, until: datetime | None
+    ) -> dict[str, Any]:
+        url, expires_at = self.url(keys.clip, expires_in, name=name, until=until)
+        others = [self.url(key, expires_in, until=until) for key in keys[1:]]
         # Credentials may be renewed between two signatures: the first to end counts.
         ends = [end for end in (expires_at, *(end for _, end in others)) if end is not None]
         return {
@@ -116,6 +135,10 @@ class Signer:
             "sidecar_url": others[2][0],
             "expires_at": min(ends, default=None),
         }
+
+
+def _seconds(end: datetime, start: datetime) -> int:
+    return math.floor((end - start).total_seconds())
 
 
 def _seconds_left(end: datetime | None, expires_in: int) -> float:

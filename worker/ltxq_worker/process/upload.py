@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +80,8 @@ class Uploader:
             self._patiently(attempt, partial(put, name=name) if key == keys.clip else put)
             attempt.report("upload", done, len(files))
         # Signing may wait too: for the source of the storage's credentials.
-        sign = partial(self._storage.clip_urls, keys.clip, request.expires_in, name)
+        until = datetime.now(UTC) + timedelta(seconds=self._settings.retention)
+        sign = partial(self._storage.clip_urls, keys.clip, request.expires_in, name, until)
         return VideoResult(
             **self._patiently(attempt, sign),
             key=keys.clip,

@@ -57,6 +57,7 @@ class Webhooks:
         self._storage = storage
         self._secret = settings.webhook_secret
         self._outbound = outbound or Outbound(settings.webhook_allow)
+        self._retention = settings.retention
         self._backoff = backoff
         self._patience = patience
         self._lease = lease
@@ -120,7 +121,8 @@ class Webhooks:
         """{type, timestamp of the job's end, data}. The URLs are signed now."""
         if job.result is not None:
             name = download_name(job.request.prompt, job.result.seed)
-            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name)
+            until = job.kept_until(self._retention)
+            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name, until)
             job = job.model_copy(update={"result": job.result.model_copy(update=urls)})
         fields = job.model_dump(mode="json", include={"id", "state", "result", "error"})
         return {

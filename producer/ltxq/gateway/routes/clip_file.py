@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ltxq.errors import LtxqError, StorageUnavailable
+from ltxq.errors import LtxqError
 from ltxq.gateway.access.http_limits import ABORT
 from ltxq.gateway.access.rates import Rates
 from ltxq.gateway.openai.errors import Refused
@@ -86,9 +86,12 @@ class ClipFile(Response):
                     hint="Create the video again.",
                 )
             if wanted.size is not None and opened.total != wanted.size:
-                raise StorageUnavailable(
-                    f"A file of {wanted.what} has {opened.total} bytes in the storage, and "
-                    f"{wanted.size} were uploaded."
+                raise Refused(
+                    500,
+                    "content_changed",
+                    f"The clip of {wanted.what} has {opened.total} bytes in the storage, and "
+                    f"{wanted.size} were uploaded.",
+                    hint="Create the video again.",
                 )
             await _within(send, self._start(opened))
             if wanted.head:
