@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ from ltxq.ops.doctor import examine
 from ltxq.ops.findings import Finding
 from ltxq.ops.redis_checks import check_redis
 from ltxq.settings import Settings
+from ltxq_worker.consumer.admission import admit
 from ltxq_worker.embedded.servers import EmbeddedServer, S3Server, free_port
 from receiver import Receiver
 from redis_servers import LOOPBACK, MAKES, admin, start_redis
@@ -419,3 +421,51 @@ def test_a_worker_that_redis_refuses_later_waits_for_the_grant(
             first, second = list(re.finditer(refused, fleet.log))[:2]
             seconds = [60 * int(line[1]) + int(line[2]) for line in (first, second)]
             assert (seconds[1] - seconds[0]) % 3600 > 2  # it does not ask without a pause
+
+
+@pytest.mark.extended
+def test_a_right_that_is_withdrawn_for_a_while_costs_no_job(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    with start_redis(tmp_path / "redis") as server, admin(server) as root:
+        permit(root, acl_line("worker"))
+        url = f"redis://u:{PASSWORD}@{LOOPBACK}:{server.port}/0"
+        environment = worker_environment(url, s3_server, tmp_path / "spool")
+        slow = {"LTXQ_INSTANT_SECONDS": "3"}
+        straight = Settings(url=url_of(server), default_model="instant")
+        with (
+            Fleet(environment | slow) as fleet,
+            Client(settings=straight) as client,
+            closing(make_app(straight)) as app,
+        ):
+            fleet.wait_until_ready()
+            (before,) = fleet.workers()
+            job = client.submit("a fox", **SMALL)
+            wait_until_running(client, job)
+            permit(root, acl_line("worker", without=["+set"]))
+            root.execute_command("CLIENT", "KILL", "USER", "u")
+            fleet.wait_for(r"No jobs are taken until .* run SET. Grant it: ACL SETUSER u \+set")
+            plain = app.send_task("ltxq.generate", kwargs={"request": {"prompt": "b", **SMALL}})
+            permit(root, acl_line("worker"))
+            fleet.wait_for("jobs are taken again")
+            assert client.wait(job.id, PATIENCE).attempts == 1
+            assert client.get(job.id).state == "succeeded"
+            eventually(lambda: client.get_many([plain.id]))
+            assert client.wait(plain.id, PATIENCE).state == "succeeded"
+            assert fleet.workers() == [before]
+
+
+def test_a_plain_producers_job_stays_while_redis_refuses_the_worker(lone: EmbeddedServer) -> None:
+    with admin(lone) as root:
+        permit(root, acl_line("worker", without=["+zadd"]))
+    settings = settings_of(lone)
+    message = SimpleNamespace(
+        headers={"id": "a-job", "task": "ltxq.generate"},
+        payload=([], {"request": {"prompt": "a fox", **SMALL}}, {}),
+    )
+    with (
+        closing(make_app(settings)) as app,
+        closing(Ledger(settings, "worker")) as ledger,
+        pytest.raises(ConnectionError, match=r"is not recorded: .* run ZADD"),
+    ):
+        admit(app, ledger, "instant", message)

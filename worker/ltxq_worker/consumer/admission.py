@@ -13,7 +13,7 @@ from celery import Celery
 
 from ltxq.celery import report_refusal
 from ltxq.celery.flower import queued_event
-from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable
+from ltxq.errors import ConfigurationError, InvalidRequest, LtxqError, QueueUnavailable
 from ltxq.job import MAX_WAIT_SECONDS, VideoRequest, is_job_id
 from ltxq.ledger import TASK, Ledger
 from ltxq.logs import about_job
@@ -54,7 +54,7 @@ def admit(app: Celery, ledger: Ledger, model: str, message: Any) -> bool:
                 )
             request = _read_request(args, kwargs, message.headers).settled(model)
             ledger.jobs.submit(task_id, request, event=queued_event(app, task_id, request))
-        except QueueUnavailable as exc:
+        except (QueueUnavailable, ConfigurationError) as exc:  # the message stays
             raise ConnectionError(f"A job sent through Celery is not recorded: {exc}") from exc
         except LtxqError as exc:
             log.warning("A job sent through Celery is refused: %s", exc)

@@ -13,7 +13,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker import state
 
-from ltxq.errors import QueueUnavailable
+from ltxq.errors import LtxqError
 from ltxq.ledger import Ledger
 
 log = logging.getLogger("ltxq.worker")
@@ -43,7 +43,7 @@ def _wait_for_writes(ledger: Ledger) -> None:
     while True:
         try:
             ledger.check_writes()
-        except QueueUnavailable as exc:
+        except LtxqError as exc:  # also where it refuses the user: an operator may grant it again
             if not waited:
                 log.warning("No jobs are taken until Redis takes writes: %s", exc)
             waited = True
