@@ -147,8 +147,10 @@ def test_what_a_lost_claim_uploaded_is_removed(
     job = submit(runner)
     put = Storage.put
 
-    def lose_the_claim_at_the_last(self: Storage, key: str, path: Path, kind: str) -> None:
-        put(self, key, path, kind)
+    def lose_the_claim_at_the_last(
+        self: Storage, key: str, path: Path, kind: str, **more: str
+    ) -> None:
+        put(self, key, path, kind, **more)
         if key.endswith("clip.mp4"):
             runner.ledger.claims.give_back_all("w")
 
@@ -198,9 +200,9 @@ def turns(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     made = Turns(dataclasses.replace(runner, settings=settings))
     put = Storage.put
 
-    def wait_and_put(self: Storage, key: str, path: Path, kind: str) -> None:
+    def wait_and_put(self: Storage, key: str, path: Path, kind: str, **more: str) -> None:
         assert made.upload.wait(60)
-        put(self, key, path, kind)
+        put(self, key, path, kind, **more)
 
     monkeypatch.setattr(Storage, "put", wait_and_put)
     yield made
