@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,28 @@ def test_a_signal_to_every_process_of_up_lets_the_running_job_finish(
         Client(redis.url) as client,
     ):
         assert client.get(job.id).state == "succeeded"
+
+
+@pytest.mark.extended
+def test_a_killed_up_leaves_no_process(tmp_path: Path, environment: dict[str, str]) -> None:
+    environment |= {"LTXQ_INSTANT_SECONDS": "60"}
+    ports = [f"--{name}-port=0" for name in ("redis", "s3", "http", "flower")]
+    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--json"]
+    with subprocess.Popen([*command, *ports], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        json.loads(process.stdout.readline())
+        file = tmp_path / "data" / "env.sh"
+        (url,) = re.findall(r"LTXQ_URL='?([^'\n]*)", file.read_text())
+        with Client(url) as client:
+            job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
+            for now in client.watch(job.id, timeout=60):
+                if now.progress is not None and now.progress.stage == "denoise":
+                    break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 5
+        process.kill()
+    _, alive = psutil.wait_procs(children, 60)
+    assert not alive
 
 
 def password(up: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ the supervisor queues its jobs again and then replaces it under the same name.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 import signal
@@ -106,6 +107,7 @@ class Supervisor:
         self._requests = StopRequests()
         self._service = Service()
         self._given_up = False  # the parent wants the jobs given back
+        self._parent: int | None = None  # the process that manages this one
         self._ended = threading.Event()
 
     def run(self, *, managed: bool = False) -> int:
@@ -114,7 +116,7 @@ class Supervisor:
 
         Args:
             managed: a parent, which may be signalled together with this process, decides how to
-                stop: signals are the first request, and SIGUSR1 is the second.
+                stop: signals are the first request. SIGUSR1, or the parent's death, is the second.
 
         Returns:
             0; 1 if no worker can ever start.
@@ -140,6 +142,7 @@ class Supervisor:
                 for slot in self._slots:
                     self._tend(slot)
                 self._tell_systemd()
+                self._notice_orphaned()
                 if all(slot.worker is None for slot in self._slots) and self._stopping:
                     return 0
                 if all(slot.start_at == _NEVER for slot in self._slots):
@@ -170,6 +173,11 @@ class Supervisor:
         except QueueUnavailable as exc:
             log.warning("Redis takes no jobs now; this worker waits for it: %s", exc)
 
+    def _notice_orphaned(self) -> None:
+        """Without its parent, this one's Redis and storage are gone too."""
+        if self._parent is not None and os.getppid() != self._parent:
+            self._given_up = True
+
     def _tell_systemd(self) -> None:
         self._service.alive()
         if self._drained or any(slot.worker and slot.worker.ready for slot in self._slots):
@@ -199,6 +207,7 @@ class Supervisor:
         for number in stop_signals():
             signal.signal(number, ask)
         if managed:
+            self._parent = os.getppid()
             signal.signal(signal.SIGUSR1, give_up)
 
     @property
