@@ -516,5 +516,6 @@ def test_a_connection_that_the_storage_has_closed_is_opened_anew(shop: Shop, cli
 def test_a_gateway_that_cannot_send_files_does_not_start(
     settings: dict[str, str], options: tuple[str, ...], said: str, shop: Shop
 ) -> None:
-    with pytest.raises(AssertionError, match=said):
-        Gateway({**shop.environment, "LTXQ_CONTENT": "proxy", **settings}, *options)
+    environment = {**shop.environment, "LTXQ_CONTENT": "proxy", **settings}
+    with pytest.raises(AssertionError, match=said), Gateway(environment, *options):
+        pass
