@@ -11,8 +11,8 @@ import pytest
 
 from ltxq import Client
 from ltxq.errors import ConfigurationError
-from ltxq.redis_url import RedisUrl
 from ltxq.settings import Settings
+from ltxq.settings.redis_url import RedisUrl
 
 SECRET = "Tops3cretPart"
 CHARACTERS = string.printable + "äß€🦊\x00\x7f"

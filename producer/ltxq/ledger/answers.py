@@ -13,7 +13,7 @@ import redis.exceptions as redis_errors
 from redis.sentinel import MasterNotFoundError
 
 from ltxq.errors import ConfigurationError, LtxqError, QueueUnavailable
-from ltxq.redis_url import ENCODE, RedisUrl
+from ltxq.settings.redis_url import ENCODE, RedisUrl
 
 # Answers that may pass. MASTERDOWN, NOREPLICAS: its primary or its replicas are away.
 PASSING = {

@@ -86,7 +86,9 @@ class Ledger:
         try:
             self._script.check(writes=True)
         except QueueUnavailable as exc:
-            if exc.__cause__ and code_of(exc.__cause__) == "READONLY":
+            # Sentinels are about to name another primary.
+            lasts = not self._connection.url.master
+            if lasts and exc.__cause__ and code_of(exc.__cause__) == "READONLY":
                 raise ConfigurationError(exc.message, hint=exc.hint) from exc
             raise
         if worry := check_server(self._connection):
