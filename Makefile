@@ -33,7 +33,7 @@ test: $(VENV)/.ready-dev ## Run the tests; ARGS="-k storage" runs some
 	@$(BIN)/pytest -n 3 --dist worksteal -m "not extended" $(ARGS)
 
 test-all: $(VENV)/.ready-dev ## Run all tests: storms, fuzzing, soaks, benches and documents too
-	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Kill, cut and stop things at random and see that no job is lost; SEED=n, PIPELINE=tiny
 	@$(BIN)/python tests/chaos/chaos.py $(if $(SEED),--seed $(SEED)) $(if $(PIPELINE),--pipeline $(PIPELINE)) $(ARGS)

@@ -84,7 +84,19 @@ def _write_gemma(folder: Path, sizes: Sizes) -> None:
     folder.mkdir()
     config.save_pretrained(folder)
     tiny_text.make_tokenizer().save_pretrained(folder)
+    _fill_vocabulary(folder / "tokenizer.json", sizes.gemma["vocab_size"])
     _write(folder / "model.safetensors", weights)
+
+
+def _fill_vocabulary(file: Path, rows: int) -> None:
+    """Give a tokenizer as many tokens as Gemma has embeddings: another model's is refused. No merge
+    makes them.
+    """
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    used = {*vocabulary.values(), *(token["id"] for token in content["added_tokens"])}
+    vocabulary |= {f"<unused{number}>": number for number in range(rows) if number not in used}
+    file.write_text(json.dumps(content))
 
 
 def _write(

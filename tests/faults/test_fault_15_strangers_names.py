@@ -59,12 +59,12 @@ def test_a_lost_hosts_job_still_comes_back(
         assert 200 < len(accepted) < 300
         with pytest.raises(QueueFull, match="256 models"):
             client.submit("a fox", model="one-more", **SMALL)
-        client.submit("its model is known", **SMALL)
+        known = client.submit("its model is known", **SMALL)
         for process in (*red.workers(), red.supervisor):
             process.send_signal(signal.SIGKILL)
         with Fleet({**own, **SLOW}, name="blue") as blue:
             blue.wait_until_ready()
-            waiting = wait_until_running(client, client.list(state="queued", limit=1).jobs[0])
+            waiting = wait_until_running(client, known)
             eventually(lambda: client.get(job.id).state == "queued")
             client.cancel(waiting.id)
             assert wait_until_running(client, job).attempts == 2

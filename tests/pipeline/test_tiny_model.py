@@ -153,21 +153,15 @@ def test_the_upsampler_doubles_a_latents_sides(folder: Path) -> None:
     assert doubled.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("file", "is a text, not a folder. Name a new folder"),
-        ("link", "is a symbolic link to /mnt/gone, which does not exist, not a folder."),
-        ("file/inside", "cannot be made: "),
-    ],
-)
+@pytest.mark.parametrize("name", ["file", "link", "file/inside"])
 def test_a_place_that_cannot_be_a_folder_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("/mnt/gone")
     assert main(["model", "tiny", str(tmp_path / name)]) == 2
     error = " ".join(capsys.readouterr().err.split())
+    says = "cannot be written: it is not a folder. Name another place with DIR."
     assert f"{tmp_path / name} {says}" in error
     assert "Errno" not in error
     assert (tmp_path / "file").read_text() == "mine"

@@ -97,8 +97,10 @@ def _refused(path: Path, option: str, exc: OSError) -> ConfigurationError:
         errno.ENAMETOOLONG: "Choose a shorter name.",
     }
     missing = exc.errno == errno.ENOENT and path.exists()  # /proc, whose files nobody makes
-    hint = hints.get(0 if missing else exc.errno or 0, f"{_choose(option)[3:].capitalize()}.")
-    return ConfigurationError(f"{path} cannot be written: {reason}.", hint=hint)
+    hint = hints.get(0 if missing else exc.errno or 0, f"{_choose(option).removeprefix('or ')}.")
+    return ConfigurationError(
+        f"{path} cannot be written: {reason}.", hint=hint[:1].upper() + hint[1:]
+    )
 
 
 def _choose(option: str) -> str:

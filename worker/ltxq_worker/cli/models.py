@@ -134,23 +134,15 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
 def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
     """Write a tiny model."""
     writable_folder(folder, "DIR", make=True)
-    from ltxq_worker.models.files.identify import describe
     from ltxq_worker.models.tiny.model import Base, make_tiny
 
     kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
     if kind not in kinds:
         raise UnknownModel(f"No checkpoint is called {kind!r}.", hint=f"One of {', '.join(kinds)}.")
-    again = "Name a new folder, or empty that one."
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise ConfigurationError(f"{folder} is {describe(folder)}, not a folder.", hint=again)
     try:
         make_tiny(folder, kind, seed)  # type: ignore[arg-type]
-    except OSError as exc:
-        if exc.errno is None:  # make_tiny's own: the folder is not empty
-            raise ConfigurationError(str(exc), hint=again) from None
-        raise ConfigurationError(
-            f"{folder} cannot be made: {exc.strerror}.", hint="Name a folder that can be written."
-        ) from exc
+    except FileExistsError as exc:
+        raise ConfigurationError(str(exc), hint="Name a new folder, or empty that one.") from None
     made = {"folder": str(folder.absolute()), "kind": kind, "seed": seed}
     screen.result(made, str(folder), as_json=as_json)
 
