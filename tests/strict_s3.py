@@ -129,9 +129,10 @@ class Hose:
         try:
             left, block = self.cut, bytes(65536)
             while left:
-                handler.wfile.write(block[:left])
-                self.sent += min(left, len(block))
-                left -= min(left, len(block))
+                sending = block[:left]
+                handler.wfile.write(sending)
+                left -= len(sending)
+                self.sent += len(sending)
             handler.close_connection = self.cut < self.size
         except OSError:
             handler.close_connection = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ SIGNED_SECONDS = 300  # of a URL that is used at once; clocks may differ a littl
 STREAMS_MOST = 1000  # objects that are read at the same time
 WAIT_SECONDS = 5.0  # for one of those to end
 ERROR_MOST = 8 * 1024  # bytes of an error's answer that are read
+# Bytes that the kernel may have of an object that nobody has asked for yet. uvloop takes all of
+# them before it heeds a pause, and the kernel's own choice is megabytes for each object.
+READ_AHEAD = 128 * 1024
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
@@ -54,20 +58,19 @@ class Reader:
 
     @asynccontextmanager
     async def open(
-        self, url: str, *, head: bool = False, part: tuple[int, int | None] | None = None
+        self, url: str, *, head: bool = False, part: tuple[int, int] | None = None
     ) -> AsyncIterator[Opened | None]:
         """The object behind a URL of `sign`; None: it is not there.
 
         Args:
-            part: its first and its last byte; None: the whole object. A last byte of None: to the
-                end.
+            part: its first and its last byte; None: the whole object.
 
         Raises:
             StorageRefused, StorageUnavailable
         """
         headers = {}
         if part is not None:
-            headers["range"] = f"bytes={part[0]}-{'' if part[1] is None else part[1]}"
+            headers["range"] = f"bytes={part[0]}-{part[1]}"
         request = self._http.build_request("HEAD" if head else "GET", url, headers=headers)
         try:
             try:
@@ -83,6 +86,7 @@ class Reader:
                 return
             if answer.status_code not in (200, 206):
                 raise await self._refusal(answer, head=head)
+            _read_little_ahead(answer)
             yield self._opened(answer, part)
         finally:
             await answer.aclose()
@@ -91,7 +95,7 @@ class Reader:
         """Close the connections."""
         await self._http.aclose()
 
-    def _opened(self, answer: httpx2.Response, part: tuple[int, int | None] | None) -> Opened:
+    def _opened(self, answer: httpx2.Response, part: tuple[int, int] | None) -> Opened:
         length = answer.headers.get("content-length", "")
         if not length.isdecimal():
             raise StorageUnavailable(
@@ -107,8 +111,7 @@ class Reader:
         else:
             first, total = part[0], int(length)
             skip, size = first, total - first
-        if part[1] is not None:
-            size = min(size, part[1] - first + 1)
+        size = min(size, part[1] - first + 1)
         if first != part[0] or size < 1 or (match is None and answer.status_code == 206):
             raise self._away(None)
         return Opened(first, size, total, self._chunks(answer, skip, size))
@@ -158,6 +161,12 @@ class Reader:
             f"An object cannot be read, {self._calls.place}: {why}.",
             hint="Check that the storage runs, and the network between.",
         )
+
+
+def _read_little_ahead(answer: httpx2.Response) -> None:
+    connection = answer.extensions["network_stream"].get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_AHEAD)
 
 
 def _tag(text: str, name: str) -> str:

@@ -44,7 +44,7 @@ class ClipFiles:
 
     @asynccontextmanager
     async def open(
-        self, url: str, *, head: bool = False, part: tuple[int, int | None] | None = None
+        self, url: str, *, head: bool = False, part: tuple[int, int] | None = None
     ) -> AsyncIterator[Opened | None]:
         """As `Reader.open`."""
         assert self._reader is not None  # noqa: S101
