@@ -31,11 +31,10 @@ def _belongs_to_a_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
-def content_disposition(name: str, *, attachment: bool = False) -> str:
+def content_disposition(name: str) -> str:
     """The header's value, by RFC 6266: `filename` in ASCII, and `filename*` where that differs."""
-    kind = "attachment" if attachment else "inline"
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "", plain).lstrip(".-") or "clip"
     if plain == name:
-        return f'{kind}; filename="{name}"'
-    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+        return f'inline; filename="{name}"'
+    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

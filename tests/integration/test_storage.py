@@ -24,7 +24,7 @@ from ltxq.errors import (
     StorageUnavailable,
 )
 from ltxq.settings import Settings
-from ltxq.storage import Storage, signing
+from ltxq.storage import Storage, deletion, signing
 from ltxq.storage import client as boto
 from ltxq.storage import s3 as storage
 from servers import S3, exists
@@ -201,7 +201,8 @@ def test_a_large_file_goes_up_in_parts(bucket: Storage, tmp_path: Path) -> None:
 def test_lists_and_deletes_go_on_past_one_page(
     bucket: Storage, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PAGE", 2)
+    for module in (storage, deletion):
+        monkeypatch.setattr(module, "PAGE", 2)
     keys = [f"ltxq/pages/{job}/{claim}/clip.mp4" for job in "ab" for claim in (1, 2, 3)]
     for key in keys:
         bucket.put(key, clip, "video/mp4")

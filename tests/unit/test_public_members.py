@@ -103,6 +103,7 @@ import ltxq
 from ltxq.settings import Settings
 with ltxq.Client(settings=Settings()):
     pass
+assert "httpx2" not in sys.modules, "only a client over HTTP needs that"
 try:
     ltxq.Client(settings=Settings(s3_bucket="clips"))
 except ltxq.errors.MissingExtra as exc:

@@ -6,7 +6,6 @@ import base64
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,8 +29,6 @@ ATTEMPTS = 3  # of each request, a second or two apart; a server that is away co
 # for longer. It is the shortest session that AWS gives.
 UNKNOWN_END = timedelta(minutes=15)
 
-log = logging.getLogger("ltxq")
-
 
 class Credentials:
     """What signs calls and URLs: keys, perhaps of a session that ends. Thread-safe."""
@@ -39,8 +36,6 @@ class Credentials:
     def __init__(self, found: Any, place: Place) -> None:
         self._found = found  # botocore's; it refreshes what can be refreshed
         self._place = place
-        self._warned = False
-        self._lock = threading.Lock()
 
     def ready(self) -> Any:
         """The keys now, refreshed if they are about to end.

@@ -33,9 +33,9 @@ class Deleter:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._bulk = True  # whether the server is known to refuse deletions of many keys
+        self._bulk = True  # False once the server has refused a deletion of many keys
 
-    def delete(self, keys: Iterable[str], *, page: int = PAGE) -> Iterator[Refusal]:
+    def delete(self, keys: Iterable[str]) -> Iterator[Refusal]:
         """Delete the objects, and yield those that stay; missing ones are no error.
 
         Raises:
@@ -43,7 +43,7 @@ class Deleter:
             StorageUnavailable
         """
         rest = iter(keys)
-        while some := list(islice(rest, page)):
+        while some := list(islice(rest, PAGE)):
             confirmed = self._delete_many(some) if self._bulk else frozenset()
             for key in some:
                 if key not in confirmed and (reason := self._delete_one(key)):

@@ -159,8 +159,6 @@ def without_answer(exc: Exception, place: Place) -> LtxqError:
             f"The storage cannot be reached, {place}: {type(exc).__name__}.",
             hint="Check that it runs, LTXQ_S3_ENDPOINT, and the network between.",
         )
-    if isinstance(exc, boto.PaginationError):
-        return StorageUnavailable(f"The listing does not go on, {place}.", hint=_NO_S3)
     if isinstance(exc, boto.ParamValidationError):
         return StorageRefused(f"boto3 takes no such bucket or key, {place}.", hint=_ENDPOINT)
     return without_credentials(exc, place)

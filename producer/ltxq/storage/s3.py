@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltxq.download_name import content_disposition
 from ltxq.errors import ConfigurationError, StorageRefused, StorageUnavailable
@@ -15,8 +15,10 @@ from ltxq.storage.client import Calls
 from ltxq.storage.deletion import PAGE, Deleter, Refusal
 from ltxq.storage.operations import Role
 from ltxq.storage.probe import Probe
-from ltxq.storage.reading import Reader
 from ltxq.storage.signing import ClipKeys, Signer, keys_in
+
+if TYPE_CHECKING:
+    from ltxq.storage.reading import Reader
 
 PART = 16 * 2**20  # bytes; a larger file is uploaded in parts, each with its own retries
 
@@ -145,6 +147,8 @@ class Storage:
 
     def reader(self) -> Reader:
         """Reads objects without a thread for each; create and use it on one event loop."""
+        from ltxq.storage.reading import Reader  # brings an HTTP client, which only gateways need
+
         return Reader(self._calls, self.signer)
 
     def delete_clips(self, claims: Iterable[str]) -> dict[str, StorageRefused]:
@@ -180,7 +184,7 @@ class Storage:
 
     def try_delete(self, keys: Iterable[str]) -> Iterator[Refusal]:
         """Delete the objects, and yield those that the server refuses to delete."""
-        return self._deleter.delete((self._own(key) for key in keys), page=PAGE)
+        return self._deleter.delete(self._own(key) for key in keys)
 
     def list(self, folder: str = "") -> Iterator[str]:
         """The keys under the prefix and in it under `folder`, as 'video_1/', in order."""
