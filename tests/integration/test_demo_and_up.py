@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fleet import eventually
+from fleet import eventually, wait_until_running
 from ltxq import Client
 from ltxq.errors import ConfigurationError, LtxqError
 from ltxq_worker.embedded.servers import RedisServer, rclone_binary, redis_binary
@@ -130,9 +130,7 @@ def test_a_signal_to_every_process_of_up_lets_the_running_job_finish(
     with running_up(folder, {**environment, "LTXQ_INSTANT_SECONDS": "3"}, log=log) as up:
         with Client(up["client"]["LTXQ_URL"]) as client:
             job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
-            for now in client.watch(job.id, timeout=60):
-                if now.progress is not None and now.progress.stage == "denoise":
-                    break
+            wait_until_running(client, job)
         whole = psutil.Process(up["process"].pid)
         for process in (*whole.children(recursive=True), whole):
             process.send_signal(number)
@@ -157,9 +155,7 @@ def test_a_killed_up_leaves_no_process(tmp_path: Path, environment: dict[str, st
         (url,) = re.findall(r"LTXQ_URL='?([^'\n]*)", file.read_text())
         with Client(url) as client:
             job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
-            for now in client.watch(job.id, timeout=60):
-                if now.progress is not None and now.progress.stage == "denoise":
-                    break
+            wait_until_running(client, job)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 5
         process.kill()
@@ -179,9 +175,7 @@ def test_a_second_signal_gives_the_running_job_back_before_redis_ends(
     with running_up(folder, {**environment, "LTXQ_INSTANT_SECONDS": "60"}, log=log) as up:
         with Client(up["client"]["LTXQ_URL"]) as client:
             job = client.submit("a fox", model="instant", width=64, height=64, num_frames=9)
-            for now in client.watch(job.id, timeout=60):
-                if now.progress is not None and now.progress.stage == "denoise":
-                    break
+            wait_until_running(client, job)
         up["process"].send_signal(signal.SIGINT)
         eventually(lambda: "draining" in log.read_text())  # running_up then sends SIGTERM
     with running_up(folder, environment) as up:
