@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -417,6 +418,12 @@ def test_the_s3_server_as_compose_starts_it_takes_clips(
                 return True
 
             eventually(takes)
+            storage = Storage.from_settings(settings)
+            storage.put("ltxq/a", Path(__file__), "video/mp4")
+            part = httpx2.get(storage.url("ltxq/a", 60)[0], headers={"range": "bytes=0-9"})
+            assert len(part.content) == 10
+            if part.status_code != 206:  # Safari plays nothing from it, so the gateway must
+                assert "\nLTXQ_CONTENT=proxy\n" in (DOCKER / "example.env").read_text()
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
             with pytest.raises(LtxqError):
                 Storage.from_settings(settings).check()
