@@ -64,18 +64,18 @@ class Credentials:
         keys = self.ready()
         if not keys.token:
             return None
-        # botocore shows the end of a session nowhere else.
-        end = getattr(self._found, "_expiry_time", None) or _end_of_token(keys.token)
-        if end is None:
-            return datetime.now(UTC) + UNKNOWN_END
-        return datetime.fromtimestamp(end.timestamp(), UTC)
+        return self._known_end(keys) or datetime.now(UTC) + UNKNOWN_END
 
     @property
     def end_is_unknown(self) -> bool:
         """Whether they are a session's that does not say when it ends."""
         keys = self.ready()
-        known = getattr(self._found, "_expiry_time", None) or _end_of_token(keys.token or "")
-        return bool(keys.token) and known is None
+        return bool(keys.token) and self._known_end(keys) is None
+
+    def _known_end(self, keys: Any) -> datetime | None:
+        # botocore shows the end of a session nowhere else.
+        end: datetime | None = getattr(self._found, "_expiry_time", None)
+        return end.astimezone(UTC) if end else _end_of_token(keys.token)
 
     def _ended(self) -> LtxqError:
         text = f"The session credentials for the {self._place} have ended."
