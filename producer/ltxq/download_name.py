@@ -7,6 +7,7 @@ import unicodedata
 from urllib.parse import quote
 
 STEM_MOST = 60  # characters of the prompt
+READ_MOST = 4 * STEM_MOST  # characters of the prompt that are looked at: each read of a job does it
 STEM_BYTES_MOST = 150  # of the prompt in UTF-8: file systems allow 255 bytes for a whole name
 
 
@@ -14,7 +15,9 @@ def download_name(prompt: str, seed: int | None, suffix: str = ".mp4") -> str:
     """As `a-red-fox-trots-42.mp4`. Letters and digits of every script, with hyphens between, so
     nothing in it is a path, a hidden file or a command.
     """
-    kept = (c if _belongs_to_a_word(c) else " " for c in unicodedata.normalize("NFC", prompt))
+    begin = unicodedata.normalize("NFC", prompt[:READ_MOST])
+    # Marks are the vowels of some scripts.
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in begin)
     stem = ""
     for word in "".join(kept).split():
         longer = f"{stem}-{word}" if stem else word[:STEM_MOST]
@@ -24,11 +27,6 @@ def download_name(prompt: str, seed: int | None, suffix: str = ".mp4") -> str:
     stem = stem.encode("utf-8", "ignore")[:STEM_BYTES_MOST].decode("utf-8", "ignore").strip("-")
     parts = [stem or "clip", *([] if seed is None else [str(seed)])]
     return "-".join(parts) + suffix
-
-
-def _belongs_to_a_word(character: str) -> bool:
-    # Marks are the vowels of some scripts.
-    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def content_disposition(name: str) -> str:

@@ -28,6 +28,7 @@ from ltxq.download_name import content_disposition, download_name
         ("\ud800 🦊 \x00", "clip-42.mp4"),
         ("word " * 100, "-".join(["word"] * 12) + "-42.mp4"),
         ("x" * 500, "x" * 60 + "-42.mp4"),
+        (f"a fox{' ' * 4000}in the snow", "a-fox-42.mp4"),  # reading it costs little
     ],
 )
 def test_a_name_is_the_first_words_and_the_seed(prompt: str, name: str) -> None:

@@ -89,6 +89,11 @@ def test_a_quick_start_loads_nothing_heavy(program: str) -> None:
     assert {name.partition(".")[0] for name in loaded.split()}.isdisjoint(HEAVY)
 
 
+def test_a_client_of_redis_loads_no_http() -> None:
+    loaded = run("import sys, ltxq.client\nprint('loaded:', *sys.modules)").split("loaded:")[1]
+    assert {name.partition(".")[0] for name in loaded.split()}.isdisjoint({"httpx2", "boto3"})
+
+
 def test_a_client_is_made_without_any_extra() -> None:
     program = f"""
 import sys

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator
-from contextlib import suppress
 from typing import Any, Self, get_args
 
 from ltxq.client.job_watch import JobWatch
@@ -15,7 +13,6 @@ from ltxq.client.transport import Changes, RedisTransport, Transport
 from ltxq.errors import (
     ConfigurationError,
     InvalidRequest,
-    LtxqError,
     QueueUnavailable,
     UnknownModel,
 )
@@ -24,8 +21,6 @@ from ltxq.ledger import not_found
 from ltxq.limits import ServedModel
 from ltxq.reasons import one_of, which_are_served
 from ltxq.settings import Settings
-
-log = logging.getLogger("ltxq")
 
 STOP_CHECK_SECONDS = 0.25  # how soon a cancelled `AsyncClient.watch` frees its thread
 
@@ -83,7 +78,7 @@ class Client:
                 answer was lost. If that one arrived within the last ten minutes (with `resent`
                 False or True), its job is returned.
             require_worker: refuse a model for which no worker is ready. Otherwise the job waits for
-                one; a model that no worker has served within a week is logged as a warning.
+                one; a model that no worker has served within a week is logged as a warning, once.
 
         Raises:
             UnknownModel: `require_worker`, and no worker is ready; names the models served.
@@ -251,7 +246,7 @@ class Client:
         job_id = new_job_id()
         key = idempotency_key or job_id  # always a key: the caller may have to submit again
         try:
-            job = self._transport.submit(
+            return self._transport.submit(
                 job_id,
                 request,
                 digest=digest,
@@ -266,9 +261,6 @@ class Client:
             raise QueueUnavailable.of_submission(
                 exc.message, hint=exc.hint, idempotency_key=key
             ) from exc
-        if job.ready_workers == 0:
-            self._warn_of_unknown_model(job)
-        return job
 
     def _require_worker(self, model: str | None) -> None:
         served = self._transport.models()
@@ -282,16 +274,6 @@ class Client:
                 f"No worker is ready for the model {model}." if model else "No worker is ready.",
                 hint=which_are_served(model or "", names),
             )
-
-    def _warn_of_unknown_model(self, job: Job) -> None:
-        model = job.request.model or ""
-        with suppress(LtxqError):  # the job is queued: nothing may make that look otherwise
-            served = self._transport.models()
-            if model not in served:
-                log.warning(
-                    "No worker has served the model %s within a week: %s waits until one does. %s",
-                    *(model, job.id, which_are_served(model, served)),
-                )
 
     def _check_own(self, job_id: str) -> None:
         if self._owner is not None:

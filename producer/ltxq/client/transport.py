@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol, TypedDict, Unpack
 
 from redis import ConnectionPool
@@ -15,10 +15,17 @@ from redis import ConnectionPool
 from ltxq.celery import forget_outcome, make_app, report_outcome, report_refusal
 from ltxq.celery.flower import queued_event
 from ltxq.download_name import download_name
-from ltxq.errors import ClipKept, QueueUnavailable, StorageRefused, StorageUnavailable
+from ltxq.errors import (
+    ClipKept,
+    LtxqError,
+    QueueUnavailable,
+    StorageRefused,
+    StorageUnavailable,
+)
 from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
 from ltxq.ledger import CANCELLED, Ledger, Role, Subscription
 from ltxq.limits import ServedModel
+from ltxq.reasons import which_are_served
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 
@@ -109,11 +116,14 @@ class RedisTransport:
         # Without a bucket the URLs stay as the worker signed them.
         self.storage = Storage.from_settings(settings) if settings.s3_bucket else None
         self._unsigned = False  # whether the log says that URLs cannot be signed
+        self._looked_up: set[str] = set()  # models without a ready worker, which are looked up once
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
         request = request.settled(self.settings.default_model)
         event = queued_event(self._app, job_id, request)
         job = self._ledger.jobs.submit(job_id, request, event=event, **about)
+        if job.ready_workers == 0:
+            self._warn_of_unknown_model(job)
         return job if job.id == job_id else self._signed(job)
 
     def get(self, job_id: str) -> Job:
@@ -188,6 +198,19 @@ class RedisTransport:
     def close(self) -> None:
         self._ledger.close()
         self._app.close()
+
+    def _warn_of_unknown_model(self, job: Job) -> None:
+        model = job.request.model or ""
+        if model in self._looked_up:
+            return
+        with suppress(LtxqError):  # the job is queued: this must not fail it
+            served = self.models()
+            self._looked_up.add(model)
+            if model not in served:
+                log.warning(
+                    "No worker has served the model %s within a week. Job %s waits for one. %s",
+                    *(model, job.id, which_are_served(model, served)),
+                )
 
     def _signed(self, job: Job) -> Job:
         if job.result is None or self.storage is None:
