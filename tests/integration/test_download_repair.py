@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 import model_files
+from fleet import eventually
 from ltxq.errors import ModelUnusable
 from ltxq_worker import doctor
 from ltxq_worker.models.files.folder import ModelFolder
@@ -73,10 +73,16 @@ def models(downloaded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(downloaded, tmp_path / "models"))
 
 
+def kept(models: Path) -> dict[str, bytes]:
+    """Files that may be somebody's and were moved aside, by name."""
+    return {path.name: path.read_bytes() for path in models.glob("*/*.old*")}
+
+
 def whole(models: Path) -> bool:
-    """Whether the model can be opened and every byte is the hub's."""
+    """Whether the model can be opened and every byte is the hub's, beside what is `kept`."""
     ModelFolder.open(models / MODEL)
-    return held(models.parent) == {
+    found = {name: data for name, data in held(models.parent).items() if ".old" not in name}
+    return found == {
         **{f"{MODEL}/{name}": content for name, content in REAL[LTX].items()},
         **{f"{ENCODER}/{name}": content for name, content in REAL[GEMMA].items()},
     }
@@ -140,6 +146,14 @@ DAMAGE: dict[str, Change] = {
     "index damaged": write(f"{ENCODER}/model.safetensors.index.json", b"{}"),
 }
 
+# What somebody has put there on purpose: it is kept.
+PUT: dict[str, set[str]] = {
+    "checkpoint of another model": {CHECKPOINT},
+    "upscaler another": {UPSCALER},
+    "encoder of another size": {"config.json"},
+    "tokenizer of another model": {"tokenizer.json"},
+}
+
 
 USUAL = ("no folder", "config.json alone", "checkpoint cut short", "shard missing")
 USUAL += ("encoder of another size", "shard an empty folder")
@@ -166,6 +180,14 @@ def test_the_command_in_the_hint_repairs_the_model(
         assert run(hub, tmp_path, f"ltxq model download {MODEL}").returncode == 0
     (models / MODEL / "config.json").unlink(missing_ok=True)
     assert whole(models)
+    assert kept(models).keys() == {f"{name}.old" for name in PUT.get(damage, ())}
+
+
+def write_behind_its_time(file: Path, content: bytes) -> None:
+    """As a bad disk changes a file."""
+    before = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def fetched(hub: Hub) -> list[str]:
@@ -199,11 +221,9 @@ def test_other_content_of_the_same_size_is_found_by_its_hash(
 def test_content_that_changed_behind_its_time_is_found_by_verify(
     hub: Hub, models: Path, tmp_path: Path
 ) -> None:
-    """As a bad disk does. The doctor's hint says how."""
+    """The doctor's hint says how."""
     file = models / MODEL / CHECKPOINT
-    before = file.stat()
-    file.write_bytes(same_size(CONTENT))
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    write_behind_its_time(file, same_size(CONTENT))
     assert "folder" in download(hub, tmp_path)
     assert hub.asked == []
     found = [f for f in doctor.check_hashes(ModelFolder.open(models / MODEL)) if f.hint]
@@ -213,15 +233,13 @@ def test_content_that_changed_behind_its_time_is_found_by_verify(
     assert command[1] == f"ltxq model download {MODEL} --verify"
     assert run(hub, tmp_path, command[1]).returncode == 0
     assert whole(models)
+    assert kept(models) == {}
 
 
 def test_damage_behind_a_file_s_time_that_shows_is_repaired_without_verify(
     hub: Hub, models: Path, tmp_path: Path
 ) -> None:
-    file = models / MODEL / CHECKPOINT
-    before = file.stat()
-    file.write_bytes(CONTENT[:20] + b"#" + CONTENT[21:])
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    write_behind_its_time(models / MODEL / CHECKPOINT, CONTENT[:20] + b"#" + CONTENT[21:])
     with pytest.raises(ModelUnusable, match="damaged header") as caught:
         ModelFolder.open(models / MODEL)
     assert f"`ltxq model download {MODEL}`" in caught.value.hint
@@ -305,6 +323,67 @@ def test_a_damaged_record_is_no_record(hub: Hub, models: Path, tmp_path: Path) -
     assert whole(models)
 
 
+# Files that ltxq did not download
+
+MINE: dict[str, tuple[str, bytes]] = {
+    "a fine-tune of the same size": (f"{MODEL}/{CHECKPOINT}", same_size(CONTENT)),
+    "a GGUF": (f"{MODEL}/{CHECKPOINT}", b"GGUF\x03\0\0\0" + bytes(100)),
+    "a configuration": (f"{ENCODER}/config.json", b'{"model_type": "gemma3", "mine": 1}'),
+    "a tokenizer": (f"{ENCODER}/tokenizer.model", b"mine"),
+}
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize(
+    "mine",
+    variants("a fine-tune of the same size", "a configuration", extended=("a GGUF", "a tokenizer")),
+)
+def test_a_file_that_ltxq_did_not_download_is_kept(
+    hub: Hub, models: Path, tmp_path: Path, mine: str, record: bool
+) -> None:
+    """Whether ltxq downloaded another in its place before, or a person made the folder."""
+    name, content = MINE[mine]
+    file = models / name
+    if not record:
+        for path in (*models.glob("*/.verified.json"), *models.glob("*/SHA256SUMS")):
+            path.unlink()
+    file.write_bytes(content)
+    outcome = download(hub, tmp_path)
+    assert f"it is kept as {file.name}.old." in str(outcome["notes"])
+    assert kept(models) == {f"{file.name}.old": content}
+    assert whole(models)
+    file.write_bytes(content)
+    assert "folder" in download(hub, tmp_path)
+    assert kept(models) == {f"{file.name}.old": content, f"{file.name}.old1": content}
+    assert whole(models)
+
+
+def test_update_keeps_what_ltxq_did_not_download(
+    hub: Hub, old_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And replaces what it did."""
+    newer(hub, monkeypatch)
+    mine = model_files.safetensors(old_models / MODEL / UPSCALER, {"mine": (2,)}).read_bytes()
+    os.utime(old_models / MODEL / CHECKPOINT)
+    done = run(hub, tmp_path, f"ltxq model download {MODEL} --update")
+    assert done.returncode == 0, done.stderr
+    assert fetched(hub) == [CHECKPOINT, UPSCALER]
+    assert kept(old_models) == {f"{UPSCALER}.old": mine}
+
+
+@pytest.mark.parametrize("remains", [b"cut", b"", bytes(len(CONTENT)), CONTENT + b"<html>"])
+def test_remains_of_another_program_s_download_are_replaced(
+    hub: Hub, models: Path, tmp_path: Path, remains: bytes
+) -> None:
+    for path in (*models.glob("*/.verified.json"), *models.glob("*/SHA256SUMS")):
+        path.unlink()
+    (models / MODEL / CHECKPOINT).write_bytes(remains)
+    (models / ENCODER / "config.json").write_bytes(b'{"model_')
+    assert "folder" in download(hub, tmp_path)
+    assert kept(models) == {}
+    assert whole(models)
+
+
 # Revisions
 
 
@@ -341,6 +420,7 @@ def test_update_gets_what_changed_on_the_hub(
     assert done.returncode == 0, done.stderr
     assert fetched(hub) == [CHECKPOINT]
     assert (old_models / MODEL / CHECKPOINT).read_bytes() == changed
+    assert kept(old_models) == {}
     assert json.loads((old_models / MODEL / ".verified.json").read_text())["revision"] == SHA
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     checked = subprocess.run(command, cwd=old_models / MODEL, capture_output=True, text=True)
@@ -355,12 +435,15 @@ def test_a_revision_that_is_gone_is_replaced_by_the_newest(
     (old_models / MODEL / UPSCALER).unlink()
     assert "folder" in download(hub, tmp_path)
     assert (old_models / MODEL / CHECKPOINT).read_bytes() == changed
+    assert kept(old_models) == {}
 
 
 def test_a_file_that_was_renamed_is_not_left_beside_the_new_one(
     hub: Hub, models: Path, tmp_path: Path
 ) -> None:
-    """A newer ltxq may want another file; two checkpoints in one folder would not start."""
+    """A newer ltxq may want another file; two checkpoints in one folder would not start. Nor would
+    they after a download that was interrupted.
+    """
     folder = models / MODEL
     (folder / CHECKPOINT).rename(folder / "former.safetensors")
     for name in (".verified.json", "SHA256SUMS"):
@@ -369,6 +452,9 @@ def test_a_file_that_was_renamed_is_not_left_beside_the_new_one(
     hub.older[SHA] = {}
     hub.newest = "c" * 40
     hub.older[SHA] = {**FILES, LTX: {"former.safetensors": CONTENT, UPSCALER: b"u"}}
+    hub.damaged = True
+    assert "arrived damaged" in download(hub, tmp_path)["message"]
+    hub.damaged = False
     assert "folder" in download(hub, tmp_path)
     assert "former.safetensors" not in (folder / "SHA256SUMS").read_text()
     assert whole(models)
@@ -540,8 +626,7 @@ def test_a_download_that_was_killed_goes_on(
     with subprocess.Popen(program, env=environment(hub, tmp_path, TOKEN)) as process:
         assert hub.stalled.wait(60)
         (part,) = hidden(tmp_path).glob(f".{CHECKPOINT}.*")
-        while part.stat().st_size < 2 << 20:
-            time.sleep(0.01)
+        eventually(lambda: part.stat().st_size >= 2 << 20)
         process.kill()
     hub.stall_after = None
     begun = part.stat().st_size

@@ -415,14 +415,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_tiny_model_does_not_replace_a_user_s_file(tmp_path: Path) -> None:
     """Of that name; `ltxq demo` makes one there."""
-    for place in (write(tmp_path / "tiny", b"mine"), tmp_path / "models" / "tiny"):
-        if not place.exists():
-            model_files.model(place)
-            write(place / CHECKPOINT, b"mine")
+    file, foreign, real, encoder = (tmp_path / name / "tiny" for name in "abcd")
+    write(file, b"mine")
+    for folder in (foreign, real, encoder):
+        model_files.model(folder, checkpoint="checkpoint.safetensors")
+    write(foreign / CHECKPOINT, b"mine")
+    (real / "gemma" / "config.json").unlink()
+    (encoder / "checkpoint.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for place in (file, foreign, real, encoder):
         with pytest.raises(ModelUnusable):
             ensure_tiny(Settings(model_dir=place.parent))
-    assert (tmp_path / "tiny").read_bytes() == b"mine"
-    assert (tmp_path / "models" / "tiny" / CHECKPOINT).read_bytes() == b"mine"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_the_list_of_models_names_the_wrong_file(

@@ -186,7 +186,7 @@ def ensure_tiny(settings: Settings) -> None:
     except ModelUnusable:
         writable_folder(folder.parent, "LTXQ_MODEL_DIR", make=True)
         if os.path.lexists(folder):
-            if not folder.is_dir() or not set(os.listdir(folder)) <= TINY_FILES:
+            if not _is_a_tiny_model(folder):
                 raise  # the user's own folder or file of that name
             shutil.rmtree(folder)
         screen.note(f"Making the tiny model in {folder} …")
@@ -195,3 +195,18 @@ def ensure_tiny(settings: Settings) -> None:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode and not folder.exists():  # another process may have made it meanwhile
             raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None
+
+
+def _is_a_tiny_model(folder: Path) -> bool:
+    """Whether nothing is in a folder but what ltxq has made, whole or damaged."""
+    from ltxq_worker.models.files.header import SafetensorsHeader
+    from ltxq_worker.models.files.identify import config_of, is_a_work
+
+    names = set(os.listdir(folder)) if folder.is_dir() else {"a file"}
+    checkpoint = folder / "checkpoint.safetensors"
+    if not names <= TINY_FILES or (names and not checkpoint.is_file()):
+        return False
+    try:
+        return bool(config_of(SafetensorsHeader.read(checkpoint, "")).get("random_weights"))
+    except ModelUnusable:
+        return not is_a_work(checkpoint)

@@ -2,8 +2,8 @@
 
 A new folder grows under a hidden name, and gets the model's name when it is complete. A folder that
 is there is repaired in place: each file that is not the hub's is replaced once the right one has
-arrived. `hub.py` asks the hub, `places.py` looks at the disk, `fetch.py` gets a file, `record.py`
-remembers what was compared.
+arrived; one that may be somebody's own, such as a fine-tune, is kept beside it. `hub.py` asks the
+hub, `places.py` looks at the disk, `fetch.py` gets a file, `record.py` remembers what was compared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ltxq_worker.models.catalog import Repo, parts_of
 from ltxq_worker.models.files.fetch import fetch
 from ltxq_worker.models.files.hub import HubFile, files_of
 from ltxq_worker.models.files.hub_errors import HubUnavailable, advice
+from ltxq_worker.models.files.identify import is_a_work
 from ltxq_worker.models.files.magic import obstacle
 from ltxq_worker.models.files.places import (
     PARTIAL,
@@ -30,6 +31,7 @@ from ltxq_worker.models.files.places import (
     check_space,
     gb,
     leftovers,
+    put,
     remove,
     size_of,
     tidy,
@@ -102,6 +104,16 @@ class _Target:
     final: Path
     files: list[HubFile]
     record: Record
+    hashes: frozenset[str]  # SHA-256 of what earlier downloads brought
+
+    def is_somebodys(self, file: HubFile) -> bool:
+        """Whether the file with the name of the hub's may be one that ltxq did not download."""
+        path = file.path
+        if path.is_symlink() or self.place != self.final:
+            return False  # the link is replaced, its file stays; a hidden folder is ltxq's own
+        if self.record.holds(file.name) or not is_a_work(path):
+            return False
+        return not self.hashes or Digest.of(path, 0, "").sha256 not in self.hashes
 
 
 def _plan(model_dir: Path, wanted: dict[str, Repo], note: Note, *, update: bool) -> list[_Target]:
@@ -125,7 +137,8 @@ def _plan(model_dir: Path, wanted: dict[str, Repo], note: Note, *, update: bool)
 
 def _target(model_dir: Path, folder: str, repo: Repo, update: bool) -> _Target:
     final = model_dir / folder
-    place = final if final.exists() else model_dir / f"{PARTIAL}{folder}"
+    hidden = model_dir / f"{PARTIAL}{folder}"
+    place = final if final.exists() else hidden
     if place.is_file():
         place.unlink()
     place.mkdir(exist_ok=True)
@@ -135,7 +148,8 @@ def _target(model_dir: Path, folder: str, repo: Repo, update: bool) -> _Target:
     for file in files:
         check_place(file)
     record.begin(repo.id, revision, [file.name for file in files])
-    return _Target(place, final, files, record)
+    hashes = hashes_in(final) | hashes_in(hidden)
+    return _Target(place, final, files, record, frozenset(hashes.values()))
 
 
 def _complete(targets: list[_Target], report: DownloadReport, note: Note, *, verify: bool) -> None:
@@ -156,7 +170,9 @@ def _complete(targets: list[_Target], report: DownloadReport, note: Note, *, ver
     check_space([file for _, file in missing])
     for target, file in missing:
         with advice(file.repo, target.place):
-            target.record.add(file.name, file.etag, fetch(file, progress.of(file)))
+            sha256 = fetch(file, progress.of(file))
+            put(file, keep=target.is_somebodys(file), note=note)
+            target.record.add(file.name, file.etag, sha256)
     for target in targets:
         for name in target.record.end():
             remove(target.place / name, note)

@@ -23,6 +23,7 @@ from ltxq_worker.models.catalog import (
 from ltxq_worker.models.files.header import SafetensorsHeader, StoredTensor
 from ltxq_worker.models.files.identify import (
     GEMMAS,
+    MAX_JSON,
     WEIGHTS,
     describe,
     is_adapter,
@@ -38,7 +39,6 @@ from ltxq_worker.models.files.magic import obstacle, other_spelling
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _DTYPES = {"BF16", "F16", "F32"}
-_MAX_JSON = 200_000_000  # bytes; Gemma's tokenizer.json has 33 million
 _PROJECTIONS = ("aggregate_embed", "video_aggregate_embed")  # of LTX-2 and of LTX-2.3
 _LEAST_USED = 0.98  # share of the embeddings' rows that a tokenizer of the same model uses
 _NAMED = 3  # files that a message names
@@ -239,7 +239,7 @@ def _vocabulary(file: Path, size: int, changed: int) -> tuple[int, int]:  # noqa
 def _json(file: Path) -> dict[str, Any]:
     """A JSON file's object."""
     try:
-        if file.stat().st_size > _MAX_JSON:
+        if file.stat().st_size > MAX_JSON:
             raise ValueError("too large")
         content = json.loads(file.read_bytes())
         if not isinstance(content, dict):

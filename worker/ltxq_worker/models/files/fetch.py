@@ -1,4 +1,4 @@
-"""Fetches one file from the hub or its local cache, and checks it before it gets its name.
+"""Fetches one file from the hub or its local cache, and checks it; `places.py` gives it its name.
 
 Why not huggingface_hub's own transfer: `hf_hub_download(local_dir=…)` of 2.4.0 deletes its partial
 file when it stops, so that an interrupted checkpoint of 43 GB would start again from zero; and
@@ -43,19 +43,14 @@ class _CannotResumeError(Exception):
 
 
 def fetch(file: HubFile, at: At) -> str:
-    """Get `file` and give it its name; returns its SHA-256. Goes on with a partial file.
+    """Get `file` whole as its partial file; returns its SHA-256. Goes on with one that is there.
 
     Raises:
         HubUnavailable: the connection broke, or another server answers.
         ModelUnusable: the content is not the hub's.
         Errors of huggingface_hub and of the disk, for `advice`.
     """
-    sha256 = _from_cache(file, at) or _from_hub(file, at)
-    if file.path.is_dir() and not file.path.is_symlink():
-        file.path.rmdir()  # an empty one, as a container's mount of a missing file leaves
-    if file.part.exists():
-        os.replace(file.part, file.path)
-    return sha256
+    return _from_cache(file, at) or _from_hub(file, at)
 
 
 def _from_cache(file: HubFile, at: At) -> str | None:

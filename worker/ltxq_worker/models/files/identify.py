@@ -13,7 +13,7 @@ from typing import Any
 
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.header import SafetensorsHeader, StoredTensor
-from ltxq_worker.models.files.magic import format_of, obstacle
+from ltxq_worker.models.files.magic import format_of, is_another_programs, obstacle
 
 TRANSFORMER = "model.diffusion_model."  # prefix of the transformer's weights in a checkpoint
 UPSAMPLER = "post_upsample_res_blocks.0.conv1.weight"  # a weight of every upscaler
@@ -30,6 +30,8 @@ PARTS = {
     "audio_vae.decoder.": "audio decoder",
     "vocoder.": "vocoder",
 }
+
+MAX_JSON = 200_000_000  # bytes that are read of one; Gemma's tokenizer.json has 33 million
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -71,6 +73,26 @@ def describe(path: Path) -> str:
         problem = exc.message.removeprefix(f"{path} is ").partition(";")[0].removesuffix(".")
         return problem if problem != exc.message.removesuffix(".") else format_of(path)
     return kind_of(header.tensors, config_of(header))
+
+
+def is_a_work(path: Path) -> bool:
+    """Whether a file may be somebody's work: whole by its kind. What a broken download leaves is
+    not, such as a file that is cut short, a server's page, or a pointer.
+    """
+    if obstacle(path) or not (size := path.stat().st_size):
+        return False
+    if path.suffix == ".json" and size <= MAX_JSON:
+        try:
+            return bool(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError):
+            return False
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        SafetensorsHeader.read(path, "")
+    except ModelUnusable:
+        return is_another_programs(path)
+    return True
 
 
 def config_of(header: SafetensorsHeader) -> dict[str, Any]:

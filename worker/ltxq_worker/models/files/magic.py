@@ -11,10 +11,12 @@ from pathlib import Path
 
 _FIRST = 512  # bytes that are enough to recognize every format below
 
-_FORMATS: tuple[tuple[bytes, str], ...] = (
-    (b"GGUF", "a GGUF file, the format of llama.cpp"),
+_POINTERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, a text that stands for a file"),
     (b"# xet version", "a Xet pointer, a text that stands for a file"),
+)
+_FORMATS: tuple[tuple[bytes, str], ...] = (
+    (b"GGUF", "a GGUF file, the format of llama.cpp"),
     (b"\x80\x02", "a Python pickle (.pt, .ckpt), which ltxq never loads"),
     (b"\x80\x03", "a Python pickle (.pt, .ckpt), which ltxq never loads"),
     (b"\x80\x04", "a Python pickle (.pt, .ckpt), which ltxq never loads"),
@@ -55,15 +57,14 @@ def obstacle(path: Path) -> str | None:
 
 def format_of(path: Path) -> str:
     """What a readable file is by its first bytes. Names no safetensors file."""
-    with path.open("rb") as file:
-        first = file.read(_FIRST)
+    first = _first(path)
     if not first:
         return "an empty file"
     if not first.strip(b"\0"):
         return "full of zeros, as a file whose content never arrived"
     if first.startswith(b"PK\x03\x04") and b"data.pkl" in first:
         return "a PyTorch pickle (.pt, .ckpt), which ltxq never loads"
-    for magic, name in _FORMATS:
+    for magic, name in (*_POINTERS, *_FORMATS):
         if first.startswith(magic):
             return name
     text = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -76,6 +77,18 @@ def format_of(path: Path) -> str:
     if first.isascii() and first.decode().isprintable():
         return "a text"
     return "a file of an unknown format"
+
+
+def is_another_programs(path: Path) -> bool:
+    """Whether a readable file is of a format of other programs, and not the remains of a
+    download.
+    """
+    return _first(path).startswith(tuple(magic for magic, _ in _FORMATS))
+
+
+def _first(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_FIRST)
 
 
 def other_spelling(folder: Path, name: str) -> str | None:

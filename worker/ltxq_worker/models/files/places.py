@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import IO
@@ -131,6 +132,23 @@ def check_space(files: list[HubFile]) -> None:
                 f"{gb(needed[disk])} more are needed in {place.parent}, and {gb(free)} are free.",
                 free_up=gb(needed[disk] - free),
             )
+
+
+def put(file: HubFile, *, keep: bool, note: Note) -> None:
+    """Give a whole partial file its name, in place of what has it.
+
+    Args:
+        keep: what has the name stays, under another.
+    """
+    path = file.path
+    if keep:
+        names = (path.with_name(f"{path.name}.old{n or ''}") for n in count())
+        kept = next(name for name in names if not os.path.lexists(name))
+        path.rename(kept)
+        note(f"{path} is not the hub's, and ltxq did not download it: it is kept as {kept.name}.")
+    elif path.is_dir() and not path.is_symlink():
+        path.rmdir()  # an empty one, as a container's mount of a missing file leaves
+    os.replace(file.part, path)
 
 
 def tidy(folder: Path, final: Path, files: list[HubFile], note: Note) -> None:

@@ -38,7 +38,6 @@ class Record:
     revision: str = ""  # the commit that the files are from; '' if they were not compared with it
     names: list[str] = field(default_factory=list)  # of all files that belong there
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # etag, size, mtime_ns by name
-    former: list[str] = field(default_factory=list)  # names that belonged there before `begin`
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -48,8 +47,10 @@ class Record:
             content = json.loads(_small(folder / VERIFIED))
             repo, revision = content["repo"], content["revision"]
             names, files = content["names"], content["files"]
-            if all(isinstance(text, str) for text in (repo, revision, *names)) and all(
-                isinstance(about, dict) for about in files.values()
+            if (
+                all(isinstance(text, str) for text in (repo, revision, *names))
+                and all(isinstance(about, dict) for about in files.values())
+                and not any("/" in name for name in (*names, *files))
             ):
                 record.repo, record.revision = repo, revision
                 record.names, record.files = list(names), dict(files)
@@ -76,18 +77,21 @@ class Record:
 
     def begin(self, repo: str, revision: str, names: list[str]) -> None:
         """Note which files belong there from now on."""
-        self.former = [name for name in self.names if name not in names and self.holds(name)]
         self.repo, self.revision, self.names = repo, revision, names
         self.write()
 
     def end(self) -> list[str]:
-        """Forget the files of an earlier revision, which are all replaced; their names."""
-        for name in self.former:
+        """Forget the files that belong there no more, now that all others are there; the names of
+        those that are as they were downloaded.
+        """
+        former = [name for name in self.files if name not in self.names]
+        unchanged = [name for name in former if self.holds(name)]
+        for name in former:
             del self.files[name]
         self.write()
-        if self.former:
+        if former:
             self._write_hashes({n: s for n, s in hashes_in(self.folder).items() if n in self.names})
-        return self.former
+        return unchanged
 
     def add(self, name: str, etag: str, sha256: str) -> None:
         """Note that a file's content is right, in both files."""
