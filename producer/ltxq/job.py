@@ -117,8 +117,8 @@ class VideoRequest(BaseModel):
     )
     seed: int | None = Field(
         default=None,
-        description="0 to 2^53-1; the same seed makes the same clip. Default: one is drawn at "
-        "submission, and recorded.",
+        description="0 to 2^53-1; the same seed makes the same clip. Default: a random "
+        "seed, chosen and recorded at submission.",
     )
     audio: bool = Field(default=True, description="With sound.")
     model: ModelName | None = Field(default=None, description="Default: the queue's default model.")
@@ -229,7 +229,7 @@ class VideoRequest(BaseModel):
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(
                 f"must be from 0 to 2^53-1; nearest: {0 if seed < 0 else MAX_SEED}, "
-                "or leave it out to have one drawn"
+                "or leave it out for a random seed"
             )
         return seed
 
@@ -412,7 +412,7 @@ class Job(BaseModel):
     )
     ready_workers: int | None = Field(
         default=None,
-        description="While queued: workers that are ready for its model. 0: it waits for one.",
+        description="While queued: number of workers that are ready for the job's model.",
     )
     cancel_requested: bool = Field(
         default=False, description="The job is running and was asked to stop."

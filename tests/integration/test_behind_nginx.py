@@ -137,9 +137,7 @@ def test_a_body_that_the_proxy_refuses_is_told_plainly(
     with nginx(tmp_path, f"client_max_body_size 1k; {passing(gateway)}") as port:
         with (
             Client(f"http://127.0.0.1:{port}") as client,
-            pytest.raises(
-                InvalidRequest, match=r"A proxy in front of the gateway at .* no request"
-            ),
+            pytest.raises(InvalidRequest, match=r"A proxy in front of the gateway at .* refuses"),
         ):
             client.submit("x" * 2000)
         page.goto(f"http://localhost:{port}/")
@@ -155,7 +153,7 @@ def test_a_name_of_another_machine_needs_keys_and_the_page_says_so(
         page.goto(f"http://ltxq.example:{port}/")
         submit(page, "a red fox")
         told = page.locator("#form-error")
-        expect(told).to_contain_text(f"the page's origin is http://ltxq.example:{port}")
+        expect(told).to_contain_text(f"This page's origin is http://ltxq.example:{port}")
         expect(told).to_contain_text("proxy_set_header Host $http_host;")
         expect(told).to_contain_text("ltxq key NAME")
     with nginx(tmp_path, passing(gateway, HOSTS["$http_host"])) as port:

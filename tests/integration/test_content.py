@@ -512,7 +512,7 @@ def test_a_connection_that_the_storage_has_closed_is_opened_anew(shop: Shop, cli
 @pytest.mark.parametrize(
     ("settings", "options", "said"),
     [
-        ({"LTXQ_S3_BUCKET": ""}, (), "knows no bucket"),
+        ({"LTXQ_S3_BUCKET": ""}, (), "LTXQ_S3_BUCKET is not set"),
         ({"LTXQ_API_KEYS": KEYS["bob"].entry}, ("--host", ANY), "Set LTXQ_PUBLIC_URL"),
         ({"LTXQ_PUBLIC_URL": "clips.example"}, (), "LTXQ_PUBLIC_URL: must be https://"),
         ({"LTXQ_CONTENT": "both"}, (), "LTXQ_CONTENT: must be redirect or proxy"),

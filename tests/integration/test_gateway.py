@@ -123,7 +123,7 @@ def test_a_wrong_seed_is_told_in_words_that_are_true(gateway: Gateway) -> None:
         gateway.ask("POST", "/v1/videos", json={**FOX, "seed": -1}), 400, "invalid_request"
     )
     assert said["message"] == (
-        "seed: must be from 0 to 2^53-1; nearest: 0, or leave it out to have one drawn"
+        "seed: must be from 0 to 2^53-1; nearest: 0, or leave it out for a random seed"
     )
 
 

@@ -201,8 +201,8 @@ def test_in_the_midst_of_a_batch(
     proxy.lose_nothing()
     shown = capsys.readouterr()
     assert len(shown.out.split()) == 2
-    assert "line 4 may be in" in shown.err
-    command = shown.err.partition("Go on with: ltxq ")[2].splitlines()[0]
+    assert "Line 4 may have been submitted" in shown.err
+    command = shown.err.partition("Continue with: ltxq ")[2].splitlines()[0]
     assert main(shlex.split(command)) == 0
     ids = shown.out.split() + capsys.readouterr().out.split()
     made = queue.list(order="asc").jobs

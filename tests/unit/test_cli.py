@@ -388,7 +388,7 @@ def test_batch_says_where_to_go_on_when_the_queue_is_full(
     assert main(["batch", str(file)]) == 4
     shown = capsys.readouterr()
     assert len(shown.out.split()) == 3
-    assert "line 4 is not in" in shown.err
+    assert "Line 4 was not submitted" in shown.err
     assert f"ltxq batch {file} --from-line 4 --idempotency-key batch-" in shown.err
     assert main(["batch", str(file), "--json"]) == 4
     outcome = only_json(capsys)

@@ -98,7 +98,7 @@ def test_without_ipv6_localhost_is_ipv4_alone(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "", "a b", "1.2.3.4.5", "x" * 300])
 def test_a_host_that_is_none_is_told(host: str) -> None:
     with (
-        pytest.raises(ConfigurationError, match="There is no address"),
+        pytest.raises(ConfigurationError, match="is unknown"),
         listening(host, 0, only_here=False),
     ):
         pass

@@ -183,11 +183,11 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
 @pytest.mark.parametrize(
     ("reply", "kind", "says"),
     [
-        ((200, {}, b"<html>Welcome to nginx!"), ConfigurationError, "no ltxq gateway"),
-        ((404, {}, b"<html>"), ConfigurationError, "no ltxq gateway"),
-        ((200, {}, b'{"id": 7}'), ConfigurationError, "no ltxq gateway, or a newer version"),
-        ((200, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
-        ((400, {}, b"[" * 100_000), ConfigurationError, "no ltxq gateway"),
+        ((200, {}, b"<html>Welcome to nginx!"), ConfigurationError, "not an ltxq gateway"),
+        ((404, {}, b"<html>"), ConfigurationError, "not an ltxq gateway"),
+        ((200, {}, b'{"id": 7}'), ConfigurationError, "not an ltxq gateway, or is a newer one"),
+        ((200, {}, b"[" * 100_000), ConfigurationError, "not an ltxq gateway"),
+        ((400, {}, b"[" * 100_000), ConfigurationError, "not an ltxq gateway"),
         ((401, {}, b""), ConfigurationError, "LTXQ_API_KEY"),
         ((302, {"Location": "https://else.invalid/"}, b""), ConfigurationError, "else.invalid"),
         (refused(418, code="new", message="x" * 9999), errors.LtxqError, "^x{2000}$"),

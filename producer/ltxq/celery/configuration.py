@@ -67,11 +67,11 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _sentinels(settings: Settings) -> dict[str, Any]:
-    """The options of kombu and Celery for a primary that Sentinels name; else none."""
+    """The options of kombu and Celery for a primary behind Sentinels; empty without Sentinels."""
     url = settings.redis
     if not url.master:
         return {}
     tls = {"ssl": True, **settings.redis_tls} if url.tls else {}
-    # A Sentinel that is away costs each connection a second, until another has answered.
+    # A Sentinel that is down delays each connection by a second.
     timing = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     return {"master_name": url.master, "sentinel_kwargs": {**timing, **tls, **url.sentinel_login}}

@@ -100,7 +100,7 @@ def _shown(exc: Exception, as_json: bool) -> int:
     elif hasattr(exc, "format_message"):  # typer's own, whose class moves between its versions
         message, hint = usage.explained(exc)
         code, fields = 2, {"code": "usage", "message": message, "hint": hint}
-    elif isinstance(exc, BrokenPipeError):  # as of `ltxq list | head -1`
+    elif isinstance(exc, BrokenPipeError):  # for example `ltxq list | head -1`
         streams.flush_output()
         return streams.READ_BY_NOBODY
     elif isinstance(exc, OSError):

@@ -72,7 +72,9 @@ def batch(
                 if bar:
                     bar.at("submitting", 0, f"line {number}")
         except (KeyboardInterrupt, OSError):  # OSError: standard output is gone
-            screen.note(f"Line {number} may be in.", _how_to_go_on(number, file, file_key))
+            screen.note(
+                f"Line {number} may have been submitted.", _how_to_go_on(number, file, file_key)
+            )
             raise
     if as_json:
         screen.emit({"submitted": submitted, "refused": refused})
@@ -94,7 +96,7 @@ def _submit(client: ltxq.Client, line: bytes, key: str, require_worker: bool) ->
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:
     if str(file) == "-":
         if sys.stdin.isatty():
-            screen.note("Type one JSON object a line; Ctrl-D ends.")
+            screen.note("Type one JSON object on each line. Ctrl-D ends the input.")
         return sys.stdin.buffer
     try:
         return stack.enter_context(file.open("rb"))
@@ -167,14 +169,14 @@ def _stopped(
         screen.emit({"submitted": submitted, "refused": refused, **stopped})
         return
     screen.note(f"Error: {exc.message}")
-    line = "may be in" if isinstance(exc, QueueUnavailable) else "is not in"
+    line = "may have been" if isinstance(exc, QueueUnavailable) else "was not"
     screen.note(
-        f"{len(submitted)} submitted, {len(refused)} refused; line {number} {line}, those after it "
-        "are not in.",
+        f"{len(submitted)} submitted, {len(refused)} refused. Line {number} {line} submitted; "
+        "later lines were not.",
         _how_to_go_on(number, file, file_key),
     )
 
 
 def _how_to_go_on(number: int, file: Path, file_key: str) -> str:
     command = ["ltxq", "batch", str(file), "--from-line", str(number), "--idempotency-key"]
-    return f"Go on with: {shlex.join([*command, file_key])}"
+    return f"Continue with: {shlex.join([*command, file_key])}"

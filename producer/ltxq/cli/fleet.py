@@ -110,7 +110,7 @@ def clean(
         as_json=as_json,
     )
     if found.refused:
-        screen.note(f"The storage refuses to delete {found.refused} more: see `ltxq doctor`.")
+        screen.note(f"The storage refuses to delete {found.refused} objects: see `ltxq doctor`.")
         raise typer.Exit(1)
 
 

@@ -15,8 +15,9 @@ def gateway(
     host: Annotated[
         str,
         typer.Option(
-            help="Address or name to listen on: localhost is 127.0.0.1 and ::1, 0.0.0.0 all IPv4 "
-            "addresses, :: those of IPv6 too. Without API keys only this machine's own."
+            help="Address or host name to listen on: localhost is 127.0.0.1 and ::1, 0.0.0.0 is "
+            "all IPv4 addresses, :: is all IPv4 and IPv6 addresses. Without API keys only loopback "
+            "addresses are allowed."
         ),
     ] = "localhost",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,

@@ -80,7 +80,7 @@ def retry(job_id: JobId, idempotency_key: IdempotencyKey = None, as_json: AsJson
 
 
 def delete(job_id: JobId, as_json: AsJson = False) -> None:
-    """Delete a job and its clip. An unfinished job is cancelled by that."""
+    """Delete a job and its clip. An unfinished job is cancelled."""
     with ltxq.Client() as client:
         client.delete(job_id)
     screen.result({"id": job_id, "deleted": True}, f"{job_id} is deleted.", as_json=as_json)

@@ -208,19 +208,19 @@ def model_download(
     name: Annotated[str, typer.Argument(help="As `ltxq model list` shows it.")],
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare the content of every file again, for minutes."),
+        typer.Option("--verify", help="Compare the content of every file again; takes minutes."),
     ] = False,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Get the files that changed on the hub since the download."),
+        typer.Option("--update", help="Download the files that have changed on the hub."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download a model into LTXQ_MODEL_DIR, or repair it. Continues a broken download.
+    """Download or repair a model in LTXQ_MODEL_DIR. Continues an interrupted download.
 
-    Each file is compared with the hub's by size and hash, and replaced if it is another. A file
-    whose size and time stay the same is not compared again. A model keeps the revision that it was
-    downloaded from. gemma-3-12b-it is the text encoder alone.
+    Replaces each file whose size or hash differs from the hub's. A verified file is not compared
+    again while its size and time stay the same. A model keeps the revision that it was downloaded
+    from. gemma-3-12b-it is the text encoder alone.
     """
 
 

@@ -55,7 +55,7 @@ def _from_input(prompt: str) -> str:
         InvalidRequest: standard input is empty, too long or not UTF-8.
     """
     if prompt != "-":
-        with suppress(UnicodeError):  # a locale of ASCII alone made escapes of other bytes
+        with suppress(UnicodeError):  # under an ASCII locale, Python escapes other bytes
             return os.fsencode(prompt).decode("utf-8") if _has_escapes(prompt) else prompt
         return prompt
     if sys.stdin.isatty():
@@ -64,7 +64,7 @@ def _from_input(prompt: str) -> str:
     if len(read) > MOST_INPUT:
         raise InvalidRequest.of(
             ("prompt", f"standard input holds more than {MOST_INPUT} bytes"),
-            hint="For many prompts there is `ltxq batch`.",
+            hint="For many prompts use `ltxq batch`.",
         )
     try:
         text = read.decode("utf-8-sig").strip()
@@ -74,7 +74,7 @@ def _from_input(prompt: str) -> str:
         ) from None
     if not text:
         raise InvalidRequest.of(
-            ("prompt", "standard input is empty"), hint='As in: echo "a red fox" | ltxq submit -'
+            ("prompt", "standard input is empty"), hint='Example: echo "a red fox" | ltxq submit -'
         )
     return text
 

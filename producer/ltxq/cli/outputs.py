@@ -1,4 +1,4 @@
-"""Files that a command is to write: checked before its work begins, whole or absent after it."""
+"""Output files of a command: checked before its work begins; afterwards complete or absent."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pathlib import Path
 
 from ltxq.errors import ConfigurationError
 
-ROOM = 1_000_000  # bytes free for a file whose size is not known before
-UNFINISHED = ".ltxq-"  # how the name of a folder with unfinished files begins
+ROOM = 1_000_000  # free bytes required for a file of unknown size
+UNFINISHED = ".ltxq-"  # prefix of a folder with unfinished files
 
 
 def writable_file(file: Path, option: str, *, size: int = ROOM) -> Path:
-    """The absolute path of a file that a command is to write, or to write anew.
+    """The absolute path of a file that a command will create or overwrite.
 
     Args:
-        option: that names the file, as '-o'; for the error.
-        size: bytes of the file, or fewer.
+        option: the option with this path, such as '-o'; for the error.
+        size: bytes that must be free.
 
     Raises:
-        ConfigurationError: it could not be written: its folder is missing, is full, is read-only,
-            or the name belongs to something else.
+        ConfigurationError: the file cannot be written: its folder is missing, full or read-only, or
+            its name belongs to a folder or a device.
     """
     kind = None
     try:
@@ -52,11 +52,11 @@ def writable_folder(folder: Path, option: str, *, size: int = ROOM, make: bool =
     """Check that a command may write files of `size` bytes to a folder.
 
     Args:
-        option: that names it, for the error; '' if it is the working directory.
-        make: it may be missing: the command makes it, and missing parents, later.
+        option: the option with this path, for the error; '' for the working directory.
+        make: the folder may be missing, because the command creates it and its parents later.
 
     Raises:
-        ConfigurationError: it could not.
+        ConfigurationError: the folder cannot be written.
     """
     try:
         path = there = folder.absolute()
@@ -89,14 +89,14 @@ def _refused(path: Path, option: str, exc: OSError) -> ConfigurationError:
             path = path.absolute()
         if not path.is_absolute():
             return ConfigurationError(
-                "The working directory no longer exists.", hint="Change to one that does."
+                "The working directory no longer exists.", hint="Change to another folder (cd)."
             )
     hints = {
         errno.ENOENT: f"Make the folder, {_choose(option)}.",
         errno.ENOSPC: f"Free space there, {_choose(option)}.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
     }
-    missing = exc.errno == errno.ENOENT and path.exists()  # /proc, whose files nobody makes
+    missing = exc.errno == errno.ENOENT and path.exists()  # /proc, where no file can be created
     hint = hints.get(0 if missing else exc.errno or 0, f"{_choose(option).removeprefix('or ')}.")
     return ConfigurationError(
         f"{path} cannot be written: {reason}.", hint=hint[:1].upper() + hint[1:]
@@ -104,12 +104,12 @@ def _refused(path: Path, option: str, exc: OSError) -> ConfigurationError:
 
 
 def _choose(option: str) -> str:
-    return f"or name another place with {option}" if option else "or change to another folder"
+    return f"or choose another path with {option}" if option else "or change to another folder"
 
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` for files that are not finished yet, removed at the end. Those that a
+    """A temporary folder in `folder` for unfinished files, removed at the end. Folders that a
     killed process left behind are removed too.
     """
     for left in folder.glob(f"{UNFINISHED}*"):
@@ -119,7 +119,7 @@ def unfinished(folder: Path) -> Iterator[Path]:
         tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as made,
         (Path(made) / ".lock").open("w") as lock,
     ):
-        with suppress(OSError):  # a disk without locks: nobody removes it then
+        with suppress(OSError):  # a disk without locks: a later call does not remove it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Path(made)
 

@@ -49,7 +49,7 @@ def table(rows: Iterable[Sequence[object]]) -> None:
 
 
 def note(*lines: str) -> None:
-    """Something for the person watching, on standard error, line by line. Nobody may be there."""
+    """Print lines to standard error, which may be closed."""
     with suppress(OSError):
         for line in lines:
             print(one_line(line), file=sys.stderr)  # noqa: T201

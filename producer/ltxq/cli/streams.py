@@ -1,6 +1,7 @@
-"""What a command gets from whoever starts it, made fit: standard input, output and error, which may
-be closed, a full disk, a pipe that nobody reads, or in an encoding without the characters of a
-prompt; and its user, who may have no name.
+"""Prepares standard input, output and error for a command, and its user's name.
+
+A stream may be closed, on a full disk, a pipe without a reader, or in an encoding that lacks a
+prompt's characters. The user may have no name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 from contextlib import suppress
 
-READ_BY_NOBODY = 128 + getattr(signal, "SIGPIPE", 13)  # the exit code, as of other commands
+READ_BY_NOBODY = 128 + getattr(signal, "SIGPIPE", 13)  # the usual exit code of a command
 
 
 def name_user() -> None:
@@ -26,8 +27,8 @@ def name_user() -> None:
 
 
 def open_missing() -> None:
-    """Open what is closed on the null device, so that no file or connection gets its number, and
-    write what an encoding lacks as escapes.
+    """Connect closed streams to the null device, so that no file or connection gets their numbers.
+    Characters that an encoding lacks are written as escapes.
     """
     for number in (0, 1, 2):
         try:
@@ -43,8 +44,8 @@ def open_missing() -> None:
 
 
 def flush_output() -> OSError | None:
-    """Write out what standard output still holds. Returns the error, after which nothing more is
-    written, not even when Python ends.
+    """Flush standard output. After an error, which is returned, nothing more is written, not even
+    when Python ends.
     """
     try:
         sys.stdout.flush()

@@ -1,5 +1,5 @@
-"""What is wrong with a command line, in ltxq's words. typer's exceptions are recognised by their
-names: the classes move between its versions.
+"""Errors of a command line in ltxq's words. typer's exceptions are recognised by their names,
+because the classes move between its versions.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def _message(exc: Any) -> tuple[str, str]:
     if kind == "MissingParameter" and param is not None:
         return f"{_name(param)} is missing: {_help(param)}", ""
     if kind == "BadParameter":
-        if param is None:  # raised by a command of ltxq, in its words
+        if param is None:  # raised by ltxq, in its own words
             return f"{text[:1].upper()}{text[1:]}.", ""
         return f"{_name(param)} {_reason(exc, param)}.", ""
     if kind == "NoSuchOption":
         option = str(exc.option_name)
         known = [flag for p in context.command.params for flag in (*p.opts, *p.secondary_opts)]
-        return f"There is no option {one_line(option)} here.", _did_you_mean(option, known)
+        return f"This command has no option {one_line(option)}.", _did_you_mean(option, known)
     if kind == "BadOptionUsage":
         needs = "needs a value" if "requires" in text else "takes no value"
         return f"{exc.option_name} {needs}.", ""
@@ -44,7 +44,7 @@ def _message(exc: Any) -> tuple[str, str]:
         return f"There is no command {one_line(match[1])!r}.", _did_you_mean(match[1], known)
     if match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
         quotes = "Put quotes around a prompt of several words. " if _has_prompt(context) else ""
-        return f"{one_line(match[1])!r} is more than this command takes.", quotes
+        return f"This command does not take the argument {one_line(match[1])!r}.", quotes
     if text == "Missing command.":
         return "A command is missing.", ""
     return "This command line is not understood.", ""
@@ -57,7 +57,7 @@ def _reason(exc: Any, param: Any) -> str:
     cause = exc.__cause__
     if isinstance(cause, ValidationError):
         error = cause.errors()[0]
-        if error["type"] != "value_error":  # whose words would be typer's
+        if error["type"] != "value_error":  # its message would be typer's
             return reason_of(error)
     return "has a value that is not allowed"
 

@@ -211,8 +211,8 @@ class Client:
         self._transport.check_storage()
 
     def delete(self, job_id: str) -> None:
-        """Remove a job and its clip. An unfinished job is cancelled by that; either way it is gone
-        at once, and has no webhook any more.
+        """Remove a job and its clip at once. An unfinished job is cancelled. No webhook is sent
+        afterwards.
 
         Raises:
             JobNotFound
@@ -264,7 +264,7 @@ class Client:
 
     def _require_worker(self, model: str | None) -> None:
         served = self._transport.models()
-        if model is None:  # then it is the queue's default, which this client may not know
+        if model is None:  # the queue's default model, which this client may not know
             ready = any(about.ready_workers for about in served.values())
         else:
             ready = model in served and served[model].ready_workers > 0

@@ -101,7 +101,7 @@ class HttpTransport:
             return kind.model_validate_json(body)
         except ValidationError:
             raise ConfigurationError(
-                f"The server at {self._gateway.where} is no ltxq gateway, or a newer version.",
+                f"The server at {self._gateway.where} is not an ltxq gateway, or is a newer one.",
                 hint="Check LTXQ_URL, or update ltxq.",
             ) from None
 

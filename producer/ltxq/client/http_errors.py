@@ -60,7 +60,7 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
         return _ours(code, message, hint, fields)
     if status == 413:
         return InvalidRequest(
-            f"A proxy in front of the gateway at {where} takes no request of this size (HTTP 413).",
+            f"A proxy in front of the gateway at {where} refuses a request this large (HTTP 413).",
             hint="Shorten the prompt or the metadata, or raise the proxy's limit (nginx: "
             "client_max_body_size).",
         )
@@ -69,8 +69,8 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
             f"The gateway at {where} is not available (HTTP {status}).", hint="Try again later."
         )
     return ConfigurationError(
-        f"The server at {where} is no ltxq gateway (HTTP {status}).",
-        hint="Check LTXQ_URL, its path too, and the proxies in between.",
+        f"The server at {where} is not an ltxq gateway (HTTP {status}).",
+        hint="Check LTXQ_URL with its path, and any proxy in front of the gateway.",
     )
 
 

@@ -27,7 +27,7 @@ class JobWatch:
         """Whether the job just read differs from the one read before it: then it is yielded."""
         self._outage_since = None
         last, self._last = self._last, job
-        # The estimate moves with the clock, and workers come and go: that is no change of the job.
+        # eta_seconds changes with time, ready_workers with the fleet: the job itself is unchanged.
         aside = {"eta_seconds": job.eta_seconds, "ready_workers": job.ready_workers}
         return last is None or job != last.model_copy(update=aside)
 

@@ -87,7 +87,7 @@ class Transport(Protocol):
         """Cancel a queued job; ask a running job to stop; leave a final job."""
 
     def delete(self, job_id: str) -> None:
-        """Remove a job: its record and its files. An unfinished one is cancelled by that.
+        """Remove a job: its record and its files. An unfinished job is cancelled.
 
         Raises:
             ClipKept: the record is gone, and the storage refuses to delete a file.
@@ -175,7 +175,7 @@ class RedisTransport:
 
     @property
     def connection_pool(self) -> ConnectionPool:
-        """The connections to Redis, for what is counted beside the queue."""
+        """The pool of connections to Redis, for counters beside the queue."""
         return self._ledger.connection_pool
 
     def check_queue(self) -> None:
@@ -224,10 +224,10 @@ class RedisTransport:
                 job.kept_until(self.settings.retention),
             )
         except (StorageRefused, StorageUnavailable) as exc:
-            # What the worker signed stays true, and its state can be read all the same.
+            # The worker's URLs stay valid, and the job can be read without new ones.
             if not self._unsigned:
                 self._unsigned = True
-                log.warning("Clips have the URLs that their workers signed: %s", exc)
+                log.warning("Clips keep the URLs that their workers signed: %s", exc)
             return job
         self._unsigned = False
         return job.model_copy(update={"result": job.result.model_copy(update=urls)})

@@ -102,7 +102,7 @@ class ServedModels:
         served = self._served_for(model).get(model)
         problems = served.limits.problems(request) if served and served.limits else ()
         if problems:
-            hint = f"This job is for the model {model}."
+            hint = f"These are limits of the model {model}."
             raise InvalidRequest.of(*problems, hint=hint)
 
     def _served_for(self, model: str) -> Mapping[str, ServedModel]:

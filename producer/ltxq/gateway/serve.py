@@ -98,14 +98,14 @@ def _check_content(settings: Settings, host: str) -> None:
         return
     if not settings.s3_bucket:
         raise ConfigurationError(
-            "With LTXQ_CONTENT=proxy the gateway reads the clips, and knows no bucket.",
+            "LTXQ_CONTENT=proxy needs a bucket, and LTXQ_S3_BUCKET is not set.",
             hint="Set LTXQ_S3_BUCKET, LTXQ_S3_ENDPOINT and the storage's keys, as for workers.",
         )
     if settings.public_url is None and not is_loopback(host):
         raise ConfigurationError(
-            "With LTXQ_CONTENT=proxy the gateway's answers have links to it, and it does not know "
-            "its address for viewers.",
-            hint="Set LTXQ_PUBLIC_URL, as https://clips.example.com.",
+            "LTXQ_CONTENT=proxy needs the gateway's address for viewers, and LTXQ_PUBLIC_URL is "
+            "not set.",
+            hint="Set LTXQ_PUBLIC_URL, such as https://clips.example.com.",
         )
 
 
@@ -138,7 +138,7 @@ def _check_redis(transport: GatewayTransport) -> None:
     try:
         transport.check_queue()
     except QueueUnavailable as exc:
-        log.warning("Redis takes no jobs now; the gateway answers 503 until it does: %s", exc)
+        log.warning("Redis accepts no jobs now. Until it does the gateway answers 503: %s", exc)
 
 
 def _allow_connections() -> None:

@@ -103,8 +103,8 @@ class Viewer(Caller):
             raise Refused(
                 403,
                 "link_ended",
-                "This link has ended, or is not whole.",
-                hint="Read the video again: it has new links.",
+                "This link has expired, or a part of it is missing.",
+                hint="Request the video again for new links.",
             )
         job = await self.queue.get(None, video_id)
         if job.owner is not None:

@@ -20,7 +20,7 @@ from ltxq.printable import one_line
 PUBLIC = (
     "/page/",
     "/docs/static/",
-)  # files without secrets: the page must load to say what is wrong
+)  # files without secrets: the page must load to show an error
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -69,7 +69,7 @@ class Guard:
                 "Without API keys the gateway accepts only names of its own machine as Host, not "
                 f"{_shown(host)}.",
                 hint="On that machine use localhost or 127.0.0.1. For other machines the operator "
-                "makes API keys: `ltxq key NAME`.",
+                "creates API keys: `ltxq key NAME`.",
             )
         if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
             return None
@@ -78,17 +78,17 @@ class Guard:
         return Refused(
             403,
             "wrong_origin",
-            f"Without API keys only the gateway's own page may use it: the page's origin is "
-            f"{_shown(origin)}, the gateway's Host {_shown(host or 'missing')}.",
-            hint="Behind a proxy, pass the Host on (nginx: proxy_set_header Host $http_host;). "
-            "For another site the operator adds its origin to LTXQ_CORS_ORIGINS, or makes API "
+            f"Without API keys the gateway accepts only its own page. This page's origin is "
+            f"{_shown(origin)}, and the gateway's Host is {_shown(host or 'missing')}.",
+            hint="A proxy must pass on the Host (nginx: proxy_set_header Host $http_host;). "
+            "For another site the operator adds its origin to LTXQ_CORS_ORIGINS, or creates API "
             "keys: `ltxq key NAME`.",
         )
 
 
 def _is_own_page(origin: str, headers: Headers) -> bool:
-    """Whether a page of this machine calls the origin that it came from. The browser says so, also
-    where a proxy in between has changed the Host or its port.
+    """Whether a page of this machine calls its own origin, according to the browser. A proxy may
+    have changed the Host or its port.
     """
     host = urlsplit(origin).hostname
     return headers.get("sec-fetch-site") == "same-origin" and host is not None and is_loopback(host)

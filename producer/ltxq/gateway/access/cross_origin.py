@@ -16,8 +16,8 @@ PREFLIGHT_SECONDS = 600  # for which a browser may keep an answer to a preflight
 
 
 def open_to_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
-    """`app` for pages of these origins too. It must be outermost, so that refusals and failures
-    have the headers without which a page cannot read them.
+    """`app`, also for pages of these origins. It must be the outermost layer: a page can read an
+    error only with these headers.
     """
     if not origins:
         return app
@@ -40,7 +40,7 @@ class _CrossOrigin(CORSMiddleware):
         refusal = Refused(
             403,
             "wrong_origin",
-            "Pages of this origin may not call this gateway, or not by this method.",
+            "This gateway does not allow calls from this origin, or not with this method.",
             hint="The gateway's operator allows an origin with LTXQ_CORS_ORIGINS.",
         )
         return answer(refusal)

@@ -41,7 +41,7 @@ def listening(host: str, port: int, *, only_here: bool) -> Iterator[list[socket.
 
 
 def shown(host: str) -> str:
-    """The host as a URL has it."""
+    """The host in the form of a URL."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -52,7 +52,7 @@ def _addresses(host: str) -> list[str]:
         found = socket.getaddrinfo(host or "\0", None, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
         raise ConfigurationError(
-            f"There is no address {one_line(host[:100])!r} to listen on.",
+            f"The host {one_line(host[:100])!r} is unknown.",
             hint="Give --host an address of this machine, localhost, 0.0.0.0 or ::.",
         ) from None
     return list(dict.fromkeys(_plain(str(sockaddr[0])) for *_, sockaddr in found))

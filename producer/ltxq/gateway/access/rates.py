@@ -78,7 +78,7 @@ class Rates:
             raise Refused(
                 429,
                 "too_many_streams",
-                f"All {self._streams_most} {kind} of this caller are open already.",
+                f"This caller has {self._streams_most} open {kind}, the most allowed.",
                 hint=f"Close one, or {hint}.",
                 retry_after=STREAMS_AGAIN,
             )

@@ -112,7 +112,7 @@ _KINDS: dict[type[LtxqError], _Kind] = {
         500,
         "clip_kept",
         None,
-        "It is deleted here, but the storage refuses to delete its files. ltxq tries again.",
+        "The video is deleted, but the storage refuses to delete its files. ltxq tries again.",
     ),
     errors.StorageRefused: _Kind(
         500, "storage_unavailable", None, "The storage refused the gateway's request."
@@ -120,7 +120,7 @@ _KINDS: dict[type[LtxqError], _Kind] = {
 }
 _INTERNAL = _Kind(500, "internal", None, "Internal error of the gateway.")
 _ASK_OPERATOR = "The operator finds the reason in the gateway's log."
-# Sentences for those who run gateway and workers: their variables, commands and files.
+# Sentences for operators name their variables, commands and files.
 _OPERATORS = re.compile(r"LTXQ_[A-Z]|AWS_|`ltxq |pip install|dmesg|~/")
 
 

@@ -56,7 +56,7 @@ class CreateVideo(BaseModel):
         default=None, description="8k+1, instead of seconds; without both: 33."
     )
     fps: float | None = Field(default=None, description="Frames per second, 1 to 60; default 24.")
-    seed: int | None = Field(default=None, description="0 to 2^53-1; default: one is drawn.")
+    seed: int | None = Field(default=None, description="0 to 2^53-1; default: random.")
     generate_audio: bool | None = Field(default=None, description="Make sound too; default true.")
     stages: int | None = Field(
         default=None,

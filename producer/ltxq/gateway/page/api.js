@@ -23,15 +23,15 @@ function headers(more = {}) {
   return known ? { Authorization: `Bearer ${known}`, ...more } : more;
 }
 
-// What a status means that a proxy answers instead of the gateway: [message, hint].
+// Errors of a proxy in front of the gateway, by status: [message, hint].
 const BY_A_PROXY = {
   404: ["There is no gateway at this address.", "Does the page's address end with a slash?"],
   413: [
-    "A proxy in front of the gateway takes no request of this size.",
+    "A proxy in front of the gateway refuses a request of this size.",
     "Shorten the prompt, or raise the proxy's limit (nginx: client_max_body_size).",
   ],
-  502: ["A proxy in front of the gateway does not reach it.", "Check that the gateway runs."],
-  503: ["A proxy in front of the gateway does not reach it.", "Check that the gateway runs."],
+  502: ["A proxy cannot reach the gateway.", "Check that the gateway runs."],
+  503: ["A proxy cannot reach the gateway.", "Check that the gateway runs."],
   504: ["The gateway did not answer the proxy in front of it.", "Check that the gateway runs."],
 };
 
@@ -41,7 +41,7 @@ async function failure(answer) {
   } catch {
     const [message, hint] = BY_A_PROXY[answer.status] ?? [
       "A proxy answered instead of the gateway.",
-      "Look into the proxy's settings and log.",
+      "Check the proxy's settings and log.",
     ];
     return new ApiError(answer.status, { message: `${message} (Status ${answer.status}.)`, hint });
   }
@@ -52,8 +52,8 @@ async function read(answer) {
   try {
     return await answer.json();
   } catch {
-    const message = "The answer is not a gateway's.";
-    throw new ApiError(answer.status, { message, hint: "Is there a proxy that wants a login?" });
+    const message = "The answer is not from an ltxq gateway.";
+    throw new ApiError(answer.status, { message, hint: "A proxy may require a login." });
   }
 }
 

@@ -56,9 +56,7 @@ class ClipFiles:
         url = await self.sign(job, variant, head=True)
         async with self.open(url, head=True) as opened:
             if opened is None:
-                raise Refused(
-                    404, "no_content", f"A file of {job.id} is not in the storage any more."
-                )
+                raise Refused(404, "no_content", f"A file of {job.id} is no longer in the storage.")
             return opened.total
 
     def url_for_head(self, job: Job, variant: Variant) -> str | None:

@@ -82,14 +82,14 @@ class ClipFile(Response):
                 raise Refused(
                     404,
                     "no_content",
-                    f"A file of {wanted.what} is not in the storage any more.",
+                    f"A file of {wanted.what} is no longer in the storage.",
                     hint="Create the video again.",
                 )
             if wanted.size is not None and opened.total != wanted.size:
                 raise Refused(
                     500,
                     "content_changed",
-                    f"The clip of {wanted.what} has {opened.total} bytes in the storage, and "
+                    f"The clip of {wanted.what} has {opened.total} bytes in the storage, but "
                     f"{wanted.size} were uploaded.",
                     hint="Create the video again.",
                 )
@@ -102,7 +102,7 @@ class ClipFile(Response):
                     message = {"type": "http.response.body", "body": chunk, "more_body": True}
                     await _within(send, message)
             except (LtxqError, TimeoutError) as exc:
-                why = exc if isinstance(exc, LtxqError) else "the client does not read on"
+                why = exc if isinstance(exc, LtxqError) else "the client stopped reading"
                 log.warning("A file of %s was cut off: %s", wanted.what, why)
                 return False
             await _within(send, {"type": "http.response.body"})

@@ -114,7 +114,7 @@ async def _proxied(job: Job, request: Request, viewer: Viewer, variant: Variant)
         "content-security-policy": _POLICY,
     }
     if is_another(request.headers, etag):
-        raise Refused(412, "precondition_failed", f"This file of {job.id} is another one.")
+        raise Refused(412, "precondition_failed", f"This file of {job.id} does not match if-match.")
     if is_known(request.headers, etag):
         # With all headers: a browser puts them in place of those it kept, the policy too.
         return Response(status_code=304, headers=headers)

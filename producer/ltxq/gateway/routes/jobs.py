@@ -116,7 +116,7 @@ async def retry_job(
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=CHANGED)
 async def delete_job(job_id: str, caller: AsCaller) -> Response:
-    """Delete a job and its clip. An unfinished one is cancelled by that, without a webhook."""
+    """Delete a job and its clip. An unfinished job is cancelled, without a webhook."""
     await caller.queue.call(caller.client.delete, job_id)
     return Response(status_code=204)
 

@@ -103,7 +103,7 @@ async def get_video(video_id: str, caller: AsCaller) -> Response:
 
 @router.delete("/videos/{video_id}", response_model=VideoDeleted, responses=CHANGED)
 async def delete_video(video_id: str, caller: AsCaller) -> Response:
-    """Delete a video. An unfinished one is cancelled by that, without a webhook."""
+    """Delete a video. An unfinished video is cancelled, without a webhook."""
     await caller.queue.call(caller.client.delete, video_id)
     return as_json(VideoDeleted(id=video_id))
 
