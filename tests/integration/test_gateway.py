@@ -15,7 +15,7 @@ import redis
 
 from fleet import PATIENCE
 from foreign_words import WRONG, foreign
-from gateways import Answer, Gateway
+from gateways import Answer, Gateway, has_ipv6
 from ltxq import cli
 from ltxq.client.http_errors import refusal
 from ltxq.gateway.access.http_limits import HEAD_MOST
@@ -65,14 +65,6 @@ def locked(url: str) -> Iterator[Gateway]:
 def _empty(url: str) -> None:
     with redis.Redis.from_url(url, socket_timeout=5) as connection:
         connection.flushdb()
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 def error(answer: Answer, status: int, code: str) -> dict[str, Any]:

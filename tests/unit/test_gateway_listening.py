@@ -6,17 +6,9 @@ import socket
 
 import pytest
 
+from gateways import has_ipv6
 from ltxq.errors import ConfigurationError
 from ltxq.gateway.access.listening import listening, shown
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
