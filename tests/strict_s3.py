@@ -6,14 +6,19 @@ any host name reaches the server, as `clips.s3.test`, the bucket in the host's n
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tls import serving
 
 MOST = 64 * 2**20  # bytes of a body
 SUFFIX = ".s3.test"  # of hosts that begin with a bucket
@@ -65,6 +70,17 @@ def no_new_checksums(asked: Request) -> Answer | None:
     if asked.operation != "DeleteObjects" and any("checksum" in name for name in headers):
         return 400, "InvalidRequest"
     return None
+
+
+def only_with_md5(asked: Request) -> Answer | None:
+    """Refuses a body without its MD5 in the header, as for a bucket with Object Lock."""
+    if not asked.body or asked.operation == "CreateMultipartUpload":
+        return None
+    if asked.method == "POST" and "uploadId" in asked.path:  # the list of parts
+        return None
+    right = base64.b64encode(hashlib.md5(asked.body, usedforsecurity=False).digest()).decode()
+    given = {name.lower(): text for name, text in asked.headers.items()}.get("content-md5")
+    return None if given == right else (400, "InvalidRequest")
 
 
 def only_virtual_hosts(asked: Request) -> Answer | None:
@@ -144,11 +160,12 @@ class Hose:
 class StrictS3:
     """The front, on a free port of loopback."""
 
-    def __init__(self, target: str, *rules: Rule) -> None:
+    def __init__(self, target: str, *rules: Rule, certificate: Path | None = None) -> None:
         """
         Args:
             target: the server's endpoint.
             rules: each may refuse a request; the first refusal is the answer.
+            certificate: with its key; None: without TLS.
         """
         self.rules = list(rules)
         self.asked: list[Request] = []
@@ -228,7 +245,13 @@ class StrictS3:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        scheme = "http"
+        if certificate is not None:
+            scheme, plain = "https", self._server.socket
+            self._server.socket = serving(certificate).wrap_socket(
+                plain, server_side=True, do_handshake_on_connect=False
+            )
+        self.endpoint = f"{scheme}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property

@@ -169,6 +169,16 @@ def test_what_a_gateway_may_is_enough_where_no_worker_is(
         assert_matches("Enough for a gateway.*ListObjectsV2", " ".join(of_storage(settings, "ok")))
 
 
+def test_a_bucket_that_keeps_what_is_deleted_is_told_of(moto: S3) -> None:
+    import boto3
+
+    assert "versions" not in " ".join(of_storage(moto.settings(), "ok"))
+    bucket = boto3.resource("s3", endpoint_url=moto.endpoint).Bucket(moto.bucket)
+    bucket.Versioning().enable()
+    assert "noncurrent versions" in " ".join(of_storage(moto.settings(), "ok"))
+    bucket.object_versions.delete()  # so that the next test can delete the bucket
+
+
 def test_a_session_that_does_not_say_when_it_ends_is_warned_of(
     moto: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -32,8 +33,10 @@ from strict_s3 import (
     no_new_checksums,
     only_encrypted,
     only_virtual_hosts,
+    only_with_md5,
     refuses,
 )
+from tls import certificate_for
 from variants import variants
 
 pytest.importorskip("boto3")
@@ -126,6 +129,7 @@ def test_an_undeletable_object_blocks_no_other(front: Front, clip: Path) -> None
     assert list(refused) == [claims[1]]
     assert "AccessDenied" in str(refused[claims[1]])
     assert "s3:DeleteObject" in refused[claims[1]].hint
+    assert "retention must not cover ltxq/.check/" in refused[claims[1]].hint
     assert list(storage.list("")) == [storage.clip_keys(claims[1]).clip]
     with pytest.raises(StorageRefused, match="1 objects were not deleted, ltxq/video_2"):
         storage.delete([storage.clip_keys(claim).clip for claim in claims])
@@ -162,6 +166,17 @@ def test_a_store_without_the_newer_checksums_and_chunked_signing_is_enough(
     large.write_bytes(b"x" * (PART + 1))
     storage.put("ltxq/large", large, "video/mp4")
     storage.delete(["ltxq/large"])
+
+
+def test_every_body_comes_with_its_md5(front: Front, clip: Path, tmp_path: Path) -> None:
+    strict = front(only_with_md5)
+    storage = storage_at(strict)
+    whole_life(storage, clip)
+    large = tmp_path / "large.mp4"
+    large.write_bytes(b"x" * (PART + 1))
+    storage.put("ltxq/large", large, "video/mp4")
+    storage.delete(["ltxq/large"])
+    assert "DeleteObject" not in strict.operations  # a list of keys is taken
 
 
 def test_the_bucket_may_be_in_the_hosts_name(
@@ -208,10 +223,79 @@ def test_another_server_from_amazons_own_variables_is_named(
         Storage.from_settings(Settings(s3_bucket="clips")).mark("ltxq/a")
 
 
+def test_a_store_without_a_call_is_named(front: Front) -> None:
+    strict = front(refuses("CreateMultipartUpload", status=501, code="NotImplemented"))
+    with pytest.raises(StorageRefused, match="The store must have CreateMultipartUpload"):
+        storage_at(strict).check()
+
+
 def test_a_store_without_encryption_names_the_setting(front: Front) -> None:
     strict = front(refuses("PutObject", status=501, code="NotImplemented"))
     with pytest.raises(StorageRefused, match="may not support LTXQ_S3_SSE=aws:kms"):
         storage_at(strict, s3_sse="aws:kms").check()
+
+
+# --- TLS, and the endpoint ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def private(moto: S3, tmp_path: Path) -> Iterator[StrictS3]:
+    """A server with TLS, whose certificate is its own authority's."""
+    with StrictS3(moto.endpoint, certificate=certificate_for("127.0.0.1", tmp_path)) as front:
+        yield front
+
+
+def test_a_private_authority_is_trusted_where_it_is_named(
+    private: StrictS3, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "server.pem"))
+    storage = storage_at(private)
+    whole_life(storage, clip)
+    storage.put("ltxq/a", clip, "video/mp4")
+
+    async def read() -> bytes:
+        reader = storage.reader()
+        async with reader.open(reader.sign("ltxq/a", head=False)) as opened:
+            assert opened is not None
+            body = b"".join([chunk async for chunk in opened.chunks])
+        await reader.close()
+        return body
+
+    assert asyncio.run(read()) == clip.read_bytes()
+
+
+def test_what_is_wrong_with_tls_is_named(
+    private: StrictS3, moto: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltxq.storage.client.ATTEMPTS", 1)
+    (tmp_path / "notes").write_text("no certificate")
+    bundle = str(tmp_path / "server.pem")
+    https, port = private.endpoint, private.endpoint.rpartition(":")[2]
+    for file, endpoint, words in (
+        ("", https, r"not trusted \(self.signed certificate\).*Set AWS_CA_BUNDLE"),
+        (bundle, f"https://localhost:{port}", "not trusted .*localhost' doesn't match"),
+        (bundle, moto.endpoint.replace("http:", "https:"), "https:// is for a port with TLS"),
+        (str(tmp_path / "none"), https, r"CA bundle .*none cannot be read: No such file.*AWS_CA_"),
+        (str(tmp_path / "notes"), https, "CA bundle .*notes cannot be read: it has no certificate"),
+        (str(tmp_path), https, "CA bundle .* cannot be read: Is a directory"),
+    ):
+        for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+        if file:
+            monkeypatch.setenv("AWS_CA_BUNDLE", file)
+        with pytest.raises((StorageRefused, StorageUnavailable), match=words):
+            Storage.from_settings(Settings(s3_endpoint=endpoint, s3_bucket="clips")).mark("ltxq/a")
+
+
+def test_an_endpoint_with_the_bucket_in_its_host_is_named(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltxq.storage.probe.GONE_SECONDS", 0.2)
+    strict = front()
+    monkeypatch.setenv("HTTP_PROXY", strict.endpoint)
+    settings = Settings(s3_endpoint="http://clips.s3.test:1234", s3_bucket="clips")
+    with pytest.raises(StorageRefused, match=r"name the bucket too: try http://s3\.test:1234\."):
+        Storage.from_settings(settings).check()
 
 
 # --- lists -------------------------------------------------------------------------------------
@@ -395,6 +479,11 @@ def test_a_gateway_starts_while_its_storage_is_away(moto: S3, redis_url: str) ->
         ({"PUBLIC_BASE_URL": "cdn.example"}, "LTXQ_S3_PUBLIC_BASE_URL: must be a URL"),
         ({"BUCKET": "s3://clips"}, "LTXQ_S3_BUCKET: must be a bucket's name"),
         ({"BUCKET": "clips/ltxq"}, "LTXQ_S3_BUCKET: must be a bucket's name"),
+        ({"BUCKET": "clips", "ENDPOINT": "https://host/clips/"}, "LTXQ_S3_ENDPOINT ends with it"),
+        (
+            {"BUCKET": "clips", "PUBLIC_ENDPOINT": "https://host/clips"},
+            "LTXQ_S3_PUBLIC_ENDPOINT ends with it",
+        ),
         ({"PREFIX": "ltxq"}, "LTXQ_S3_PREFIX: must be one folder"),
         ({"PREFIX": "../"}, "LTXQ_S3_PREFIX: must be one folder"),
         ({"ADDRESSING": "dns"}, "LTXQ_S3_ADDRESSING: must be auto, path or virtual"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -30,8 +31,13 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
     from ltxq.storage.operations import CHECKS
 
     storage = Storage.from_settings(settings)
-    storage.check("gateway")
+    probe = storage.check("gateway")
     yield ok(f"Writing, reading and deleting work in {storage.bucket!r}.")
+    if probe.keeps_versions:
+        yield ok(
+            "The bucket has versions: it keeps what ltxq deletes until a lifecycle rule removes "
+            "noncurrent versions."
+        )
     yield from _worker_calls(storage)
     if storage.credentials_end_unknown:
         yield warning(
@@ -45,7 +51,8 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         storage.put(key, file, "text/plain")
     try:
         inner = settings.content == "proxy"  # viewers do not reach the storage themselves
-        yield from _fetched(storage.signer.inner_url(key, 60) if inner else storage.url(key, 60)[0])
+        url = storage.signer.inner_url(key, 60) if inner else storage.url(key, 60)[0]
+        yield from _fetched(url, storage.trust)
     finally:
         storage.delete([key])
 
@@ -80,13 +87,13 @@ def check_undeleted(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _fetched(url: str) -> Iterator[Finding]:
+def _fetched(url: str, trust: ssl.SSLContext | bool) -> Iterator[Finding]:
     """Fetch a URL as a viewer's browser would."""
     import httpx2
 
     host = urlsplit(url).netloc
     try:
-        answer = httpx2.get(url, timeout=FETCH_TIMEOUT)
+        answer = httpx2.get(url, timeout=FETCH_TIMEOUT, verify=trust)
     except httpx2.HTTPError as exc:
         yield warning(
             f"A signed URL cannot be fetched from here: {host} does not answer "

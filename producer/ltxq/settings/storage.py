@@ -84,7 +84,7 @@ class StorageSettings(Role):
 
     @field_validator("s3_bucket")
     @classmethod
-    def _check_s3_bucket(cls, bucket: str | None) -> str | None:
+    def _check_s3_bucket(cls, bucket: str | None, found: ValidationInfo) -> str | None:
         # Amazon's names are stricter than those of other servers; an access point has an ARN.
         name, access_point = r"[A-Za-z0-9][\w.-]{0,254}", r"arn:[a-z-]+:s3[a-z-]*:[\w:/.-]{1,255}"
         if bucket is not None and not re.fullmatch(f"{name}|{access_point}", bucket, re.ASCII):
@@ -92,6 +92,10 @@ class StorageSettings(Role):
                 "must be a bucket's name, as clips: letters, digits, dots, hyphens and "
                 "underscores, no URL and no folder"
             )
+        for name in ("s3_endpoint", "s3_public_endpoint"):
+            last = urlsplit(found.data.get(name) or "").path.rstrip("/").rpartition("/")[2]
+            if bucket is not None and last == bucket:
+                raise ValueError(f"LTXQ_{name.upper()} ends with it too: leave it out there")
         return bucket
 
     @field_validator("s3_prefix")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ltxq.errors import LtxqError, MissingExtra, StorageRefused, StorageUnavailable
+from ltxq.printable import one_line
 from ltxq.settings import Settings, without_password
 from ltxq.storage.errors import (
     Place,
@@ -28,6 +31,7 @@ ATTEMPTS = 3  # of each request, a second or two apart; a server that is away co
 # Session credentials that do not say when they end are taken to end this soon: no URL is promised
 # for longer. It is the shortest session that AWS gives.
 UNKNOWN_END = timedelta(minutes=15)
+_WITH_MD5 = ("PutObject", "UploadPart", "DeleteObjects")
 
 
 class Credentials:
@@ -114,7 +118,7 @@ class Calls:
             self.signer = self.client
             if settings.s3_public_endpoint:
                 self.signer = _client(session, settings.s3_public_endpoint, settings)
-            self.ca_bundle = _ca_bundle(session)
+            self.trust = _trust(session, str(self.client.meta.endpoint_url))
         except Exception as exc:  # boto3 reads files and runs programs: anything may fail there
             raise _source_failed(exc, self.place) from exc
 
@@ -157,13 +161,48 @@ def _client(session: Any, endpoint: str | None, settings: Settings) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", endpoint_url=endpoint, config=config)
+    client = session.client("s3", endpoint_url=endpoint, config=config)
+    if not (settings.s3_bucket or "").endswith("--x-s3"):  # Amazon's directory buckets know no MD5
+        for name in _WITH_MD5:
+            client.meta.events.register(f"before-call.s3.{name}", _add_md5)
+    return client
 
 
-def _ca_bundle(session: Any) -> str | None:
-    """As botocore finds it."""
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """The header Content-MD5: Amazon wants it, or a newer checksum, for each object that a bucket
+    with Object Lock retains; other servers want it for a list of keys to delete.
+    """
+    body = params["body"]
+    if isinstance(body, (bytes, bytearray)):
+        digest = hashlib.md5(body, usedforsecurity=False)
+    else:
+        start = body.tell()
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := body.read(2**20):
+            digest.update(block)
+        body.seek(start)
+    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
+
+
+def _trust(session: Any, url: str) -> ssl.SSLContext | bool:
+    """What an HTTP client takes as `verify` to trust the server as botocore does.
+
+    Raises:
+        StorageRefused: the CA bundle cannot be read. botocore says so of the connection.
+    """
     configured = session._session.get_config_variable("ca_bundle")
-    return configured or os.environ.get("REQUESTS_CA_BUNDLE")
+    file = str(configured or os.environ.get("REQUESTS_CA_BUNDLE") or "")
+    if not file or not url.startswith("https:"):
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as exc:
+        why = "it has no certificate" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise StorageRefused(
+            f"The storage's CA bundle {one_line(file[:200])} cannot be read: {why}.",
+            hint="Point AWS_CA_BUNDLE (or ca_bundle in ~/.aws/config) at a file of certificates "
+            "in PEM.",
+        ) from exc
 
 
 def _source_failed(exc: Exception, place: Place) -> LtxqError:

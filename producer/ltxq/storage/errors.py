@@ -7,11 +7,13 @@ printed.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ltxq.errors import LtxqError, StorageRefused, StorageUnavailable
 from ltxq.printable import one_line
-from ltxq.storage.operations import BY_NAME, arn
+from ltxq.storage.operations import BY_NAME, CHECKS, arn
 
 ANSWER_MOST = 300  # characters of a server's message
 
@@ -26,6 +28,15 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"bucket {self.bucket!r} at {self.server}"
+
+    @property
+    def endpoint_hint(self) -> str:
+        """For an endpoint that was copied with the bucket in its host's name; else empty."""
+        host = urlsplit(self.server).hostname or ""
+        if not host.startswith(f"{self.bucket.lower()}."):
+            return ""
+        other = self.server.replace(f"{self.bucket}.", "", 1)
+        return f"LTXQ_S3_ENDPOINT seems to name the bucket too: try {other}. "
 
 
 _KEYS = (
@@ -63,7 +74,12 @@ _BUSY_CODES = {"SlowDown", "RequestTimeout", "TooManyRequests", "ServiceUnavaila
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role."
 )
-_TRUST = "Set AWS_CA_BUNDLE to the CA bundle of its authority."
+_TRUST = (
+    "Set AWS_CA_BUNDLE to its authority's CA bundle, and name the host as the certificate does."
+)
+# As Python and urllib3 say it.
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED.*: ([^(]*?)\.? \(_ssl|(hostname '.*match .*)")
+_TLS = "https:// is for a port with TLS, http:// for one without: check LTXQ_S3_ENDPOINT."
 _NO_S3 = "Check LTXQ_S3_ENDPOINT: another program, or a proxy in between, answers there."
 _ENDPOINT = "Check LTXQ_S3_ENDPOINT, LTXQ_S3_BUCKET and LTXQ_S3_ADDRESSING."
 
@@ -113,7 +129,7 @@ def _hint(operation: str, code: str, status: int, message: str, place: Place) ->
     known = BY_NAME.get(operation)
     writes = known is not None and known.action == "s3:PutObject"
     if code in _HINTS:
-        return _HINTS[code]
+        return (place.endpoint_hint if _HINTS[code] == _BUCKET else "") + _HINTS[code]
     if 300 <= status < 400:
         return f"{_REGION} {_NO_S3}"
     if "kms" in f"{code} {message}".lower():
@@ -125,12 +141,14 @@ def _hint(operation: str, code: str, status: int, message: str, place: Place) ->
         hint = f"Allow {known.action} on {where}: docs/operating.md has the whole policy."
         if writes and place.sse is None:
             hint += " If the bucket demands encryption, set LTXQ_S3_SSE."
+        if known.action == "s3:DeleteObject":
+            hint += f" A lock or retention must not cover {place.prefix}{CHECKS}."
         return hint
     if writes and place.sse is not None and status in (400, 501):
         return f"The store may not support LTXQ_S3_SSE={place.sse}: change or unset it."
-    if status == 404:
-        return _BUCKET
-    return _ENDPOINT
+    if known is not None and code in ("NotImplemented", "MethodNotAllowed"):
+        return f"{place.endpoint_hint}The store must have {operation}: use another, or a newer one."
+    return place.endpoint_hint + (_BUCKET if status == 404 else _ENDPOINT)
 
 
 def redirected(place: Place) -> StorageRefused:
@@ -145,8 +163,10 @@ def without_answer(exc: Exception, place: Place) -> LtxqError:
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
-    if isinstance(exc, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(exc):
-        return StorageRefused(f"The storage's certificate is not trusted, {place}.", hint=_TRUST)
+    if untrusted := without_trust(exc, place):
+        return untrusted
+    if isinstance(exc, boto.SSLError):
+        return StorageUnavailable(f"The storage and ltxq do not agree on TLS, {place}.", hint=_TLS)
     if isinstance(exc, (ResponseParserError, boto.IncompleteReadError)):
         return StorageUnavailable(f"The answer is not an S3 server's, {place}.", hint=_NO_S3)
     if isinstance(exc, boto.ProxyConnectionError):
@@ -157,11 +177,23 @@ def without_answer(exc: Exception, place: Place) -> LtxqError:
     if isinstance(exc, (boto.HTTPClientError, boto.ConnectionError)):
         return StorageUnavailable(
             f"The storage cannot be reached, {place}: {type(exc).__name__}.",
-            hint="Check that it runs, LTXQ_S3_ENDPOINT, and the network between.",
+            hint=f"{place.endpoint_hint}Check that it runs, LTXQ_S3_ENDPOINT, and the network "
+            "between.",
         )
     if isinstance(exc, boto.ParamValidationError):
         return StorageRefused(f"boto3 takes no such bucket or key, {place}.", hint=_ENDPOINT)
     return without_credentials(exc, place)
+
+
+def without_trust(exc: Exception, place: Place) -> StorageRefused | None:
+    """The error of a certificate that is not trusted; None: `exc` is of another kind."""
+    why = _UNTRUSTED.search(str(exc))
+    if why is None:
+        return None
+    reason = one_line((why[1] or why[2])[:ANSWER_MOST])
+    return StorageRefused(
+        f"The storage's certificate is not trusted ({reason}), {place}.", hint=_TRUST
+    )
 
 
 def without_credentials(exc: Exception, place: Place) -> LtxqError:

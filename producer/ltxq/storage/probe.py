@@ -35,6 +35,7 @@ class Probe:
         # Many workers may start at once.
         self._key = f"{calls.place.prefix}{CHECKS}{secrets.token_hex(8)}"
         self._body = f"ltxq may write here: {secrets.token_hex(8)}\n".encode()
+        self.keeps_versions = False  # whether the bucket keeps what is deleted; known after `run`
         self._written: list[str] = []
         self._uploads: list[dict[str, Any]] = []  # begun, neither finished nor given up
 
@@ -68,7 +69,8 @@ class Probe:
 
     def _put(self) -> None:
         self._written.append(self._key)
-        self._calls.client.put_object(**self._where(), Body=self._body, **self._encrypted)
+        stored = self._calls.client.put_object(**self._where(), Body=self._body, **self._encrypted)
+        self.keeps_versions = stored.get("VersionId", "null") != "null"
 
     def _get(self) -> None:
         body = self._calls.client.get_object(**self._where())["Body"]
@@ -125,8 +127,8 @@ class Probe:
             if time.monotonic() > deadline:
                 raise StorageRefused(
                     f"An object is still there after its deletion, {self._calls.place}.",
-                    hint="Check the bucket for an object lock, a retention, or a cache in front "
-                    "of it.",
+                    hint=f"{self._calls.place.endpoint_hint}Check the bucket for an object lock, a "
+                    "retention, or a cache in front of it.",
                 )
             time.sleep(GONE_LOOK)
         self._written.clear()

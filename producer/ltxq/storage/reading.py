@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx2
 
-from ltxq.errors import LtxqError, StorageRefused, StorageUnavailable
+from ltxq.errors import LtxqError, StorageUnavailable
 from ltxq.storage.client import CONNECT_TIMEOUT, READ_TIMEOUT, Calls
-from ltxq.storage.errors import answered
+from ltxq.storage.errors import answered, without_trust
 from ltxq.storage.signing import Signer
 
 SIGNED_SECONDS = 300  # of a URL that is used at once; clocks may differ a little
@@ -46,7 +46,7 @@ class Reader:
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=WAIT_SECONDS),
             limits=httpx2.Limits(max_connections=STREAMS_MOST, max_keepalive_connections=20),
-            verify=_trusted(calls.ca_bundle),
+            verify=calls.trust,
             headers={"accept-encoding": "identity"},
             follow_redirects=False,
         )
@@ -151,11 +151,8 @@ class Reader:
         return answered(refused, self._calls.place)
 
     def _away(self, exc: Exception | None) -> LtxqError:
-        if exc is not None and "CERTIFICATE_VERIFY_FAILED" in str(exc):
-            return StorageRefused(
-                f"The storage's certificate is not trusted, {self._calls.place}.",
-                hint="Set AWS_CA_BUNDLE to the CA bundle of its authority.",
-            )
+        if exc is not None and (untrusted := without_trust(exc, self._calls.place)):
+            return untrusted
         why = "it sent another part than asked" if exc is None else type(exc).__name__
         return StorageUnavailable(
             f"An object cannot be read, {self._calls.place}: {why}.",
@@ -172,11 +169,3 @@ def _read_little_ahead(answer: httpx2.Response) -> None:
 def _tag(text: str, name: str) -> str:
     match = re.search(f"<{name}>([^<]*)</{name}>", text)
     return match[1] if match else ""
-
-
-def _trusted(ca_bundle: str | None) -> Any:
-    if not ca_bundle:
-        return True
-    import ssl
-
-    return ssl.create_default_context(cafile=ca_bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,19 +67,26 @@ class Storage:
             )
         return cls(settings)
 
-    def check(self, role: Role = "worker") -> None:
+    def check(self, role: Role = "worker") -> Probe:
         """Try each call that a role makes, on small objects of its own.
 
         Raises:
             StorageRefused: names the call, and the right to grant.
             StorageUnavailable
         """
-        Probe(self._calls, self._deleter, self._encrypted).run(role)
+        probe = Probe(self._calls, self._deleter, self._encrypted)
+        probe.run(role)
+        return probe
 
     @property
     def credentials_end_unknown(self) -> bool:
         """Whether they are a session's that does not say when it ends: URLs are short then."""
         return self._calls.credentials.end_is_unknown
+
+    @property
+    def trust(self) -> ssl.SSLContext | bool:
+        """What an HTTP client takes as `verify` to trust the server as boto3 does."""
+        return self._calls.trust
 
     def clip_keys(self, claim: str) -> ClipKeys:
         """The keys of the files made under a claim of a job, '<job id>/<nonce>'."""
