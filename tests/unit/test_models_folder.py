@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 import model_files
 from ltxq.cli import main
-from ltxq.errors import ModelUnusable
+from ltxq.errors import ConfigurationError, ModelUnusable
+from ltxq.settings import Settings
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline.registry import ModelLimits, family_of, limits_of, suits_a_cpu
 from model_files import (
@@ -87,7 +88,7 @@ def test_the_versions_it_can_run_are_taken(folder: Path, version: str) -> None:
     assert ModelFolder.open(folder).version == version
 
 
-@pytest.mark.parametrize("version", ["2.5", "2.5.0", "2.10.0", "3.0"])
+@pytest.mark.parametrize("version", ["2.5", "2.10.0", "3.0", "v2.5.0", "LTX-2.5"])
 def test_a_newer_checkpoint_is_refused_by_its_version(folder: Path, version: str) -> None:
     checkpoint(folder, version)
     with pytest.raises(ModelUnusable, match=f"LTX {version}, newer than"):
@@ -315,3 +316,14 @@ def test_the_list_of_models_has_their_limits(
     assert models["my-model"]["limits"]["stages"] == [1]
     assert models["my-model"]["limits"]["max_side"] == 2048
     assert models["ltx-2-19b-distilled"]["limits"] is None  # it is not here
+
+
+@pytest.mark.parametrize("variable", ["LTXQ_MODEL_DIR", "LTXQ_SPOOL_DIR"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_setting_is_not_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """As a variable that is not set leaves it: 70 GB would be downloaded there."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=f"{variable}: must be a folder; unset it"):
+        Settings.read()

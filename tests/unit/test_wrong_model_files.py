@@ -197,8 +197,81 @@ def test_a_split_checkpoint_says_which_part_is_missing(folder: Path, lacking: st
     assert f"{folder / CHECKPOINT} is a part of an LTX-2 checkpoint, without " in message
 
 
+PARTS_BESIDE: dict[str, Callable[[str], bool]] = {
+    "an adapter": lambda name: name.endswith("lora_A.weight"),
+    "a VAE": lambda name: name.startswith("vae."),
+    "a transformer": lambda name: name.startswith(LTX),
+}
+
+
+@pytest.mark.parametrize("what", PARTS_BESIDE)
+def test_a_part_with_the_whole_configuration_beside_a_checkpoint_is_left_alone(
+    folder: Path, what: str
+) -> None:
+    every = checkpoint_tensors() | {f"{LTX}transformer_blocks.0.attn1.to_q.lora_A.weight": (4, 4)}
+    tensors = {name: shape for name, shape in every.items() if PARTS_BESIDE[what](name)}
+    safetensors(folder / "a-part.safetensors", tensors, CONFIG, "2.0.0")
+    assert ModelFolder.open(folder).checkpoint.name == CHECKPOINT
+
+
+@pytest.mark.parametrize("config", [CONFIG, None])
+def test_a_checkpoint_in_shards_is_named(folder: Path, config: dict[str, Any] | None) -> None:
+    (folder / CHECKPOINT).unlink()
+    names = sorted(checkpoint_tensors() | {f"{LTX}transformer_blocks.0.audio_ff.weight": (4,)})
+    for number in (0, 1):
+        tensors = dict.fromkeys(names[number::2], (4, 4))
+        safetensors(folder / f"model-{number}.safetensors", tensors, config, "2.0.0")
+    message = refused(folder).message
+    for number in (0, 1):
+        assert f"model-{number}.safetensors is a part of an LTX-2 checkpoint, without" in message
+
+
+@pytest.mark.parametrize("file", [CHECKPOINT, "gemma/model.safetensors"])
+@pytest.mark.parametrize(("suffix", "program"), [(".aria2", "aria2"), (".st", "axel")])
+def test_a_download_of_another_program_that_is_not_complete(
+    folder: Path, file: str, suffix: str, program: str
+) -> None:
+    """Its file has the right size from the start."""
+    notes = write(folder / f"{file}{suffix}", b"\0\1")
+    error = refused(folder)
+    assert f"{folder / file} is not complete: {program} downloads it" in error.message
+    assert f"Move {notes.name} out of {notes.parent}" in error.hint
+    notes.unlink()
+    ModelFolder.open(folder)
+
+
+@pytest.mark.parametrize("dtype", ["U8", "F8_E5M2"])
+@pytest.mark.parametrize("weight", ["vae.decoder.conv_in.conv.weight", "vocoder.conv_pre.weight"])
+def test_numbers_that_would_be_read_as_others_are_named_in_every_part(
+    folder: Path, weight: str, dtype: str
+) -> None:
+    """bitsandbytes' bytes would become weights of up to 255."""
+    dtypes = {weight: dtype}
+    safetensors(folder / CHECKPOINT, checkpoint_tensors(), CONFIG, "2.0.0", dtypes=dtypes)
+    assert f"stores {weight} as {dtype}, which ltxq cannot load" in refused(folder).message
+
+
+def test_an_upscaler_in_other_numbers_is_named(folder: Path) -> None:
+    file = safetensors(folder / "up.safetensors", upscaler_tensors(), {}, dtype="F8_E4M3")
+    assert f"{file} stores weights as F8_E4M3; an upscaler in bf16" in refused(folder).message
+
+
+def test_a_repository_in_the_cache_of_hugging_face_is_named(folder: Path) -> None:
+    snapshot = folder / "snapshots" / "aaaa"
+    snapshot.mkdir(parents=True)
+    (folder / CHECKPOINT).rename(snapshot / CHECKPOINT)
+    error = refused(folder)
+    assert f"{folder} is a repository in the cache of Hugging Face." in error.message
+    assert f"HF_HUB_CACHE to {folder.parent}" in error.hint
+    (folder / "gemma").rename(snapshot / "gemma")
+    assert ModelFolder.open(snapshot).checkpoint.name == CHECKPOINT
+
+
+SOUND = re.compile("audio|vocoder")
+
+
 def test_an_older_checkpoint_that_carries_a_newer_configuration_is_named(folder: Path) -> None:
-    tensors = {n: s for n, s in checkpoint_tensors().items() if "audio_patchify" not in n}
+    tensors = {n: s for n, s in checkpoint_tensors().items() if not SOUND.search(n)}
     safetensors(folder / CHECKPOINT, tensors, CONFIG, "2.0.0")
     assert "is an LTX-Video (0.9) model" in refused(folder).message
 
@@ -439,3 +512,42 @@ def test_the_list_of_models_names_the_wrong_file(
     assert main(["model", "list", "--json"]) == 0
     models = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
     assert models["my-model"]["hint"].startswith(f"Move it out of {folder}")
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_the_command_in_a_hint_is_for_the_folder_that_was_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by_path: bool
+) -> None:
+    """A download to LTXQ_MODEL_DIR would not help a model that is elsewhere."""
+    elsewhere = folder.parent / "my models"
+    (folder / "gemma").rename(folder.parent / "gemma")
+    elsewhere.mkdir()
+    model = folder.rename(elsewhere / "model")
+    monkeypatch.setenv("LTXQ_MODEL_DIR", str(folder.parent if by_path else elsewhere))
+    monkeypatch.chdir(folder.parent)
+    name = "my models/model" if by_path else "model"
+    assert main(["generate", "x", "--model", name, "-o", "x.mp4"]) == 1
+    err = said(capsys)
+    assert f"{model} has no text encoder" in err
+    place = f"LTXQ_MODEL_DIR='{elsewhere}' " if by_path else ""
+    assert f"`{place}ltxq model download gemma-3-12b-it`" in err
+
+
+@pytest.mark.parametrize("name", ["My Model", "a" * 65, "модель"])
+def test_a_folder_whose_name_no_job_can_have(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Before any server is started."""
+    folder.rename(folder.with_name(name))
+    monkeypatch.setenv("LTXQ_MODEL_DIR", str(folder.parent))
+    assert main(["up", "--model", name, "--data", str(folder.parent / "data")]) == 1
+    err = said(capsys)
+    assert f"No worker can serve a model called {name!r}: the name must be a model's" in err
+    assert "rename the folder" in err
+    assert not (folder.parent / "data").exists()
+    assert main(["worker", "--model", name]) == 1
+    assert "rename the folder" in said(capsys)
+    assert main(["model", "list", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    assert not models[name]["usable"]
+    assert "rename the folder" in models[name]["hint"]

@@ -107,6 +107,13 @@ class WorkerSettings(Role):
             if str(entry).strip()
         )
 
+    @field_validator("model_dir", "spool_dir", mode="before")
+    @classmethod
+    def _check_blank(cls, folder: object) -> object:
+        if isinstance(folder, str) and not folder.strip():  # would be the working directory
+            raise ValueError("must be a folder; unset it for the default")
+        return folder
+
     @field_validator("model_dir", "spool_dir")
     @classmethod
     def _check_home(cls, folder: Path | None) -> Path | None:

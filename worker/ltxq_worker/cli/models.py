@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ltxq.cli import screen
@@ -21,7 +22,13 @@ from ltxq.cli.outputs import ROOM, unfinished, writable_file, writable_folder
 from ltxq.errors import ConfigurationError, ModelUnusable, StorageUnavailable, UnknownModel
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
-from ltxq_worker.pipeline.registry import family_of, limits_of, model_folder, suits_a_cpu
+from ltxq_worker.pipeline.registry import (
+    check_name,
+    family_of,
+    limits_of,
+    model_folder,
+    suits_a_cpu,
+)
 
 
 def generate(
@@ -120,7 +127,15 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
     """The pipeline of a model, given by its folder or by its name in LTXQ_MODEL_DIR."""
     settings = Settings.read()
     bar.at("loading the model", 0)
-    folder = Path(model) if Path(model).is_dir() else model_folder(settings, model)
+    is_path = "/" in model or Path(model).is_dir()
+    folder = Path(model) if is_path else model_folder(settings, model)
+    try:
+        family_of(model).open(folder)  # before torch is imported
+    except ModelUnusable as exc:
+        if is_path:
+            here = f"`LTXQ_MODEL_DIR={quote(str(folder.absolute().parent))} ltxq model download"
+            exc.hint = exc.hint.replace("`ltxq model download", here)
+        raise
     return family_of(model).load(
         folder,
         settings,
@@ -255,6 +270,7 @@ def _condition(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {"usable": False, "problem": "", "hint": "", "limits": None}
     try:
+        check_name(folder.name)
         files = family_of(folder.name).open(folder)
     except ModelUnusable as exc:
         return {"usable": False, "problem": exc.message, "hint": exc.hint, "limits": None}

@@ -10,7 +10,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from ltxq.errors import ModelUnusable
+from ltxq.job import ModelName
 from ltxq.limits import ModelLimits
+from ltxq.reasons import reason_of
 from ltxq.settings import WorkerSettings
 from ltxq_worker.models.files.folder import ModelFolder
 from ltxq_worker.pipeline import INSTANT, Pipeline, schedule
@@ -104,12 +109,30 @@ def suits_a_cpu(files: ModelFolder | None) -> bool:
     return files is None or files.tiny
 
 
+def check_name(model: str) -> None:
+    """Can jobs name this model?
+
+    Raises:
+        ModelUnusable: no; no queue can have this name.
+    """
+    try:
+        TypeAdapter(ModelName).validate_python(model)
+    except ValidationError as exc:
+        raise ModelUnusable(
+            f"No worker can serve a model called {model[:80]!r}: the name "
+            f"{reason_of(exc.errors()[0])}.",
+            hint="A model has the name of its folder in LTXQ_MODEL_DIR: rename the folder.",
+        ) from None
+
+
 def model_folder(settings: WorkerSettings, model: str) -> Path:
     """The folder of a model in LTXQ_MODEL_DIR, which the instant pipeline does not need.
 
     Raises:
+        ModelUnusable: as `check_name`.
         ConfigurationError: LTXQ_MODEL_DIR is in the home folder of a user who has none.
     """
+    check_name(model)
     return Path(model) if model == INSTANT else settings.models_folder / model
 
 

@@ -24,6 +24,7 @@ from ltxq_worker.models.files.header import SafetensorsHeader, StoredTensor
 from ltxq_worker.models.files.identify import (
     GEMMAS,
     MAX_JSON,
+    PLAIN,
     WEIGHTS,
     describe,
     is_adapter,
@@ -38,7 +39,6 @@ from ltxq_worker.models.files.magic import obstacle, other_spelling
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
-_DTYPES = {"BF16", "F16", "F32"}
 _PROJECTIONS = ("aggregate_embed", "video_aggregate_embed")  # of LTX-2 and of LTX-2.3
 _LEAST_USED = 0.98  # share of the embeddings' rows that a tokenizer of the same model uses
 _NAMED = 3  # files that a message names
@@ -141,7 +141,7 @@ def _check_weights(folder: Path, config: dict[str, Any], tensors: Tensors) -> No
             f"{_WANTED}.",
             hint=again,
         )
-    strange = {tensor.dtype for tensor in tensors.values()} - _DTYPES
+    strange = {tensor.dtype for tensor in tensors.values()} - PLAIN
     if strange or is_quantized(tensors):
         raise ModelUnusable(
             f"The weights in {folder} are packed or stored as {_some(strange or {'U8'})}; "

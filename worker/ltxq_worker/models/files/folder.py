@@ -18,12 +18,12 @@ from ltxq_worker.models.catalog import CATALOG, how_to_repair
 from ltxq_worker.models.files.encoder import find_text_encoder
 from ltxq_worker.models.files.header import SafetensorsHeader
 from ltxq_worker.models.files.identify import (
+    PLAIN,
     TRANSFORMER,
     UPSAMPLER,
     WEIGHTS,
     config_of,
     describe,
-    is_older_family,
     kind_of,
     missing_parts,
     upscaler_kind,
@@ -74,7 +74,7 @@ class ModelFolder:
             for file in sorted(path.glob("[!.]*.safetensors"))
         }
         configs = {file: config_of(header) for file, header in headers.items()}
-        checkpoint = _only_checkpoint(path, configs)
+        checkpoint = _only_checkpoint(path, headers, configs)
         header, config = headers[checkpoint], configs[checkpoint]
         version = header.metadata.get("model_version", "")
         tiny = bool(config.get("random_weights", False))
@@ -123,11 +123,14 @@ def _require_folder(path: Path) -> None:
     )
 
 
-def _only_checkpoint(path: Path, configs: dict[Path, dict[str, Any]]) -> Path:
-    """The one file whose configuration describes a transformer."""
-    found = [file for file in configs if isinstance(configs[file].get("transformer"), dict)]
-    if len(found) == 1:
-        return found[0]
+def _only_checkpoint(path: Path, headers: Headers, configs: dict[Path, dict[str, Any]]) -> Path:
+    """The one file whose configuration describes a transformer. Adapters and parts, such as a VAE
+    alone, may have a whole configuration too: a whole file goes before them.
+    """
+    described = [file for file in configs if isinstance(configs[file].get("transformer"), dict)]
+    found = [file for file in described if not missing_parts(headers[file].tensors)]
+    if len(found or described) == 1:
+        return (found or described)[0]
     if found:
         published = CATALOG[path.name].weights.files[0] if path.name in CATALOG else ""
         keep = next((file.name for file in found if file.name == published), "only one")
@@ -145,6 +148,12 @@ def _only_checkpoint(path: Path, configs: dict[Path, dict[str, Any]]) -> Path:
             f"{path} is a model in parts, as diffusers stores it; {_WANTED}, in one file.",
             hint=how_to_repair(path / "*.safetensors"),
         )
+    if (path / "snapshots").is_dir():
+        raise ModelUnusable(
+            f"{path} is a repository in the cache of Hugging Face.",
+            hint=f"Set LTXQ_MODEL_DIR to another folder, and HF_HUB_CACHE to {path.parent}: `ltxq "
+            "model download NAME` uses the files in the cache.",
+        )
     for file in others:
         if file.suffix != _SUFFIX and file.suffix.lower() == _SUFFIX:
             right = file.with_suffix(_SUFFIX).name
@@ -160,16 +169,22 @@ def _only_checkpoint(path: Path, configs: dict[Path, dict[str, Any]]) -> Path:
 _BESIDE = {"gemma", "SHA256SUMS"}  # of a model's folder: what cannot be its checkpoint
 
 
+def _number(version: str) -> tuple[int, int] | None:
+    """(2, 3) of "2.3.0", "v2.3" or "LTX-2.3"; None for a version without such a number."""
+    found = re.search(r"(\d{1,9})\d*\.(\d{1,9})", version)  # int() refuses thousands of digits
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def _check_version(checkpoint: Path, config: dict[str, Any], version: str) -> None:
     hint = "Use an LTX-2 or LTX-2.3 checkpoint: `ltxq model list` lists them."
-    number = re.match(r"(\d{1,9})\d*\.(\d{1,9})", version)  # int() refuses thousands of digits
-    if number and (int(number[1]), int(number[2])) > NEWEST:
+    number = _number(version)
+    if number and number > NEWEST:
         raise ModelUnusable(
             f"{checkpoint} is LTX {version}, newer than this ltxq can run (LTX-2 and LTX-2.3).",
             hint=hint,
         )
     kind = config["transformer"].get("_class_name", "AVTransformer3DModel")
-    if kind != "AVTransformer3DModel" or (number and int(number[1]) < 2):
+    if kind != "AVTransformer3DModel" or (number and number[0] < 2):
         raise ModelUnusable(
             f"{checkpoint} is not an LTX-2 audio-video model, but {kind} {version}.", hint=hint
         )
@@ -178,7 +193,7 @@ def _check_version(checkpoint: Path, config: dict[str, Any], version: str) -> No
 def _check_whole(header: SafetensorsHeader, config: dict[str, Any]) -> None:
     """Does the file have every part of the model, and every block of the transformer?"""
     again = how_to_repair(header.path)
-    if missing_parts(header.tensors) or is_older_family(header.tensors):
+    if missing_parts(header.tensors):
         kind = kind_of(header.tensors, config)
         raise ModelUnusable(f"{header.path} is {kind}; {_WANTED}.", hint=again)
     blocks = {found[1] for name in header.tensors if (found := _BLOCK.match(name))}
@@ -194,8 +209,8 @@ def _is_23(config: dict[str, Any], version: str) -> bool:
     """Whether a checkpoint is LTX-2.3, and not LTX-2. A file without a version tells by its text
     projection.
     """
-    if version:
-        return version.startswith("2.3")
+    if number := _number(version):
+        return number == (2, 3)
     return config["transformer"].get("caption_proj_before_connector", False) is True
 
 
@@ -238,6 +253,12 @@ def _upscaler(
         if kind != _DOUBLES and (doubles or file.name == published):
             raise ModelUnusable(
                 f"{file} is a {kind} upscaler; by its name it is a {_DOUBLES} upscaler, which is "
+                "wanted.",
+                hint=how_to_repair(file),
+            )
+        if strange := {tensor.dtype for tensor in headers[file].tensors.values()} - PLAIN:
+            raise ModelUnusable(
+                f"{file} stores weights as {', '.join(sorted(strange))}; an upscaler in bf16 is "
                 "wanted.",
                 hint=how_to_repair(file),
             )

@@ -89,6 +89,7 @@ class SafetensorsHeader:
         """
         if problem := obstacle(path):
             raise ModelUnusable(f"{path} is {problem}; {_WANTED}.", hint=again)
+        _require_no_download(path, again)
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
@@ -135,6 +136,20 @@ class SafetensorsHeader:
                 return values
         except (OSError, struct.error) as exc:
             raise ModelUnusable(f"{self.path} cannot be read: {exc}.", hint=again) from exc
+
+
+def _require_no_download(path: Path, again: str) -> None:
+    """aria2 and axel give a file its size and name at once, and fill it in pieces. The file in
+    which they note the pieces goes when all of them are there.
+    """
+    for program, suffix in (("aria2", ".aria2"), ("axel", ".st")):
+        notes = path.with_name(path.name + suffix)
+        if notes.exists():
+            raise ModelUnusable(
+                f"{path} is not complete: {program} downloads it, as {notes.name} beside it says.",
+                hint=f"Let {program} finish it. Or: Move {notes.name} out of {path.parent}. "
+                f"{again}",
+            )
 
 
 _WANTED = "a safetensors file is wanted"

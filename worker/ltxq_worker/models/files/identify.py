@@ -31,6 +31,8 @@ PARTS = {
     "vocoder.": "vocoder",
 }
 
+PLAIN = {"BF16", "F16", "F32"}  # numbers that need no scale
+
 MAX_JSON = 200_000_000  # bytes that are read of one; Gemma's tokenizer.json has 33 million
 
 Tensors = Mapping[str, StoredTensor]
@@ -149,17 +151,12 @@ def missing_parts(tensors: Iterable[str]) -> list[str]:
     return [part for start, part in PARTS.items() if not any(n.startswith(start) for n in names)]
 
 
-def is_older_family(tensors: Iterable[str]) -> bool:
-    """Whether a transformer is LTX-Video's (0.9), which has no sound."""
-    return not any("audio_patchify_proj." in n or "audio_proj_in." in n for n in tensors)
-
-
 def _transformer_kind(tensors: Tensors, config: dict[str, Any]) -> str:
     if any("single_transformer_blocks." in name for name in tensors):
         return "a transformer of the FLUX or HunyuanVideo family"
     if not any("patchify_proj." in name or "proj_in." in name for name in tensors):
         return "a transformer that is not LTX-2's, or a part of one"
-    if is_older_family(tensors):
+    if not any("audio_" in name for name in tensors if "vae." not in name):
         return "an LTX-Video (0.9) model, the older family without sound"
     if is_quantized(tensors):
         return "an LTX-2 transformer with packed weights, which ltxq cannot load"

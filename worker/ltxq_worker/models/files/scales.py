@@ -6,11 +6,11 @@ import math
 
 from ltxq.errors import ModelUnusable
 from ltxq_worker.models.files.header import SafetensorsHeader
-from ltxq_worker.models.files.identify import TRANSFORMER
+from ltxq_worker.models.files.identify import PARTS, PLAIN, TRANSFORMER
 
 _FP8, _SCALE, _WEIGHT = "F8_E4M3", ".weight_scale", ".weight"
 _OTHER_SCALE = (".scale_weight", "scaled_fp8", ".comfy_quant")
-_READABLE = {"BF16", "F16", "F32", _FP8}
+_LOADED = (TRANSFORMER, *PARTS)  # beginnings of the names of weights that are loaded
 
 
 def fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
@@ -27,7 +27,7 @@ def fp8_scales(header: SafetensorsHeader, again: str) -> dict[str, float]:
             hint=again,
         )
     for name, tensor in tensors.items():
-        if name.startswith(TRANSFORMER) and tensor.dtype not in _READABLE:
+        if name.startswith(_LOADED) and tensor.dtype not in PLAIN | {_FP8}:
             raise ModelUnusable(
                 f"{header.path} stores {name} as {tensor.dtype}, which ltxq cannot load.",
                 hint="Use the bf16 checkpoint, or the one published in FP8 with scales.",
