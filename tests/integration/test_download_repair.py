@@ -651,6 +651,9 @@ def test_a_download_that_was_killed_goes_on(
             ("HF_HUB_DOWNLOAD_TIMEOUT", "abc"),
             ("HF_HUB_ETAG_TIMEOUT", ""),
             ("SSL_CERT_FILE", "/nonexistent"),
+            ("SSL_CERT_FILE", "/proc/version"),
+            ("SSL_CERT_FILE", "/"),
+            ("SSL_CERT_DIR", "/nonexistent"),
         ),
     ),
 )
@@ -663,6 +666,30 @@ def test_a_setting_of_the_hub_s_client_that_it_cannot_use(
     assert f"Error: {name} " in done.stderr
     assert "s3cret" not in done.stderr
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\0", None])
+def test_a_file_of_the_token_that_cannot_be_read_is_named(
+    hub: Hub, tmp_path: Path, content: bytes | None
+) -> None:
+    place = tmp_path / "token"
+    place.mkdir() if content is None else place.write_bytes(content)
+    outcome = download(hub, tmp_path, token=None, HF_TOKEN_PATH=str(place))
+    assert outcome["error"] == "ConfigurationError"
+    assert f"The file of the Hugging Face token, {place}, cannot be read" in outcome["message"]
+    assert hub.asked == []
+
+
+def test_a_disk_that_takes_no_large_file_is_named(hub: Hub, tmp_path: Path) -> None:
+    """As FAT32 takes none above 4 GB. A user's limit gives the same error."""
+    limited = ("sh", "-c", 'ulimit -f 16 && exec "$@"', "sh")
+    command = f"ltxq model download {MODEL}"
+    done = run(hub, tmp_path, command, before=limited, PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 4, done.stderr
+    assert "refuses a file of that size" in done.stderr
+    assert "set LTXQ_MODEL_DIR to another disk" in done.stderr
+    assert run(hub, tmp_path, command).returncode == 0
+    assert whole(tmp_path / "models")
 
 
 # What is in the way

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -48,9 +48,22 @@ def disk_full(message: str, *, free_up: str = "space") -> StorageUnavailable:
     )
 
 
+def _check_token() -> None:
+    """Can the file be read in which `hf auth login` stores the token?"""
+    try:
+        get_token()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigurationError(
+            f"The file of the Hugging Face token, {constants.HF_TOKEN_PATH}, cannot be read: "
+            f"{getattr(exc, 'strerror', None) or 'it is no text'}.",
+            hint=SET_TOKEN,
+        ) from exc
+
+
 @contextmanager
 def advice(repo: Repo, folder: Path) -> Iterator[None]:
     """Translate errors while downloading `repo` into `folder` into errors with a hint."""
+    _check_token()
     try:
         yield
     except HfHubHTTPError as exc:
@@ -83,12 +96,16 @@ def advice(repo: Repo, folder: Path) -> Iterator[None]:
                 f"{exc.filename or folder} cannot be written: {exc.strerror}.",
                 hint="Change its owner or permissions, or run the download as its owner.",
             ) from exc
-        if exc.errno == errno.EIO:
+        if exc.errno == errno.EFBIG:
             raise StorageUnavailable(
-                f"The disk that holds {folder} reports an input or output error.",
-                hint="The system's log (dmesg) says more. Use another disk: set LTXQ_MODEL_DIR.",
+                f"The disk that holds {folder}, or this user's limit, refuses a file of that size.",
+                hint="FAT32 takes 4 GB: set LTXQ_MODEL_DIR to another disk. `ulimit -f` shows the "
+                f"limit. {AGAIN}",
             ) from exc
-        raise
+        raise StorageUnavailable(
+            f"The disk that holds {folder} failed: {exc.strerror or exc}.",
+            hint="The system's log (dmesg) may say more. Use another disk: set LTXQ_MODEL_DIR.",
+        ) from exc
 
 
 def _refused(repo: Repo, exc: HfHubHTTPError) -> LtxqError:

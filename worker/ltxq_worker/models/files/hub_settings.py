@@ -5,7 +5,7 @@ of their own, and show parts of it. Imports neither: some settings are read by t
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import ssl
 from urllib.parse import urlsplit
 
 from ltxq.errors import ConfigurationError
@@ -16,7 +16,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def check_hub_settings() -> None:
-    """Check what the environment says about the hub. No value is shown: it may have a password.
+    """Check what the environment says about the hub. No URL is shown: it may have a password.
 
     Raises:
         ConfigurationError: one of the variables cannot be used; with its name.
@@ -30,11 +30,25 @@ def check_hub_settings() -> None:
             raise ConfigurationError(f"{name} is not a whole number of seconds.")
     for name in _CERTIFICATES:
         value = os.environ.get(name)
-        if value and not Path(value).exists():
+        if value and (problem := _no_certificates(name, value)):
             raise ConfigurationError(
-                f"{name} names {value}, which is not there.",
+                f"{name} names {value}, {problem}.",
                 hint="Name a CA bundle (PEM), or unset it to use the system's.",
             )
+
+
+def _no_certificates(name: str, value: str) -> str | None:
+    """Why the variable's file or folder of certificates cannot be used."""
+    try:
+        if name == "SSL_CERT_DIR":
+            os.listdir(value)
+        else:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except ssl.SSLError:
+        return "which has no certificate in PEM form"
+    except OSError as exc:
+        return f"which cannot be read: {exc.strerror}"
+    return None
 
 
 def _check_url(name: str, schemes: set[str], example: str) -> None:
