@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fleet import PATIENCE, Fleet, worker_environment
 from ltxq.cli import main
 from ltxq.errors import PermanentError
 from ltxq.job import Stage, VideoRequest
+from ltxq_worker.embedded.servers import S3Server
 from ltxq_worker.encode.clip import encode
 from ltxq_worker.models.tiny.model import make_tiny
 from ltxq_worker.pipeline.decode.frames import tiles
@@ -155,20 +156,20 @@ def test_a_clip_that_is_decoded_in_tiles_is_checked_in_each(
     assert len(calls) == 2
 
 
-def test_a_worker_whose_model_is_broken_says_so_when_it_warms_up(
-    pipeline: LtxPipeline, caplog: pytest.LogCaptureFixture
+def test_a_worker_whose_model_is_broken_does_not_start(
+    broken_model: Path, redis_url: str, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    with (
-        broken(pipeline, "video_decoder", "conv_out.conv.bias", NAN),
-        caplog.at_level(logging.ERROR),
-    ):
-        pipeline.warm_up([SMALL])
-    assert "The video decoder made values that are not finite" in caplog.text
+    """Each job that it took would fail."""
+    environment = worker_environment(redis_url, s3_server, tmp_path / "spool")
+    environment["LTXQ_MODEL_DIR"] = str(broken_model.parent)
+    with Fleet(environment, model=broken_model.name) as fleet:
+        fleet.wait_for("cannot start: The video decoder made values that are not finite")
+        assert fleet.supervisor.wait(PATIENCE) == 1
 
 
-def test_generate_writes_no_black_clip(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def broken_model(folder: Path, tmp_path: Path) -> Path:
+    """A model with a NaN in the last layer of its video decoder."""
     file = folder / "checkpoint.safetensors"
     weights = load_file(file)
     (name,) = (name for name in weights if name.endswith("vae.decoder.conv_out.conv.bias")
@@ -181,9 +182,25 @@ def test_generate_writes_no_black_clip(
     (copy / file.name).unlink()
     with safe_open(file, "pt") as opened:
         save_file(weights, copy / file.name, opened.metadata())
+    return copy
+
+
+def test_generate_writes_no_black_clip(
+    broken_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     size = ("--width", "64", "--height", "64", "--num-frames", "9")
     clip = tmp_path / "fox.mp4"
-    words = ["generate", "a fox", "--model", str(copy), "--device", "cpu", "-o", str(clip), *size]
+    words = [
+        "generate",
+        "a fox",
+        "--model",
+        str(broken_model),
+        "--device",
+        "cpu",
+        "-o",
+        str(clip),
+        *size,
+    ]
     assert main(words) == 1
     assert "The video decoder made values that are not finite" in capsys.readouterr().err
     assert not clip.exists()

@@ -7,7 +7,6 @@ Combines text encoding, denoising and decoding, and translates the device's erro
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -44,8 +43,6 @@ from ltxq_worker.pipeline.device import (
 from ltxq_worker.pipeline.fast.options import Optimizations
 from ltxq_worker.pipeline.fast.path import FastPath
 from ltxq_worker.pipeline.finite import FiniteCheck, NotFinite
-
-log = logging.getLogger("ltxq.worker")
 
 PROMPTS_KEPT = 16  # cached contexts of the last prompts, about 15 MB each on the 19B model
 
@@ -156,13 +153,14 @@ class LtxPipeline:
         raise self._out_of_memory(shape)
 
     def warm_up(self, requests: Iterable[VideoRequest]) -> None:
-        """Make these clips and drop them, since the first clip of a size is slow."""
+        """Make these clips and drop them, since the first clip of a size is slow.
+
+        Raises:
+            NotFinite: a part of the model is broken, so that jobs would fail too.
+        """
         for request in requests:
-            try:
-                for _ in self.generate(request, _ignore).frames:
-                    pass
-            except NotFinite as exc:
-                log.error("%s Jobs will fail of it too.", exc)
+            for _ in self.generate(request, _ignore).frames:
+                pass
 
     @torch.inference_mode()
     def _generate(
