@@ -15,11 +15,11 @@ import httpx2
 import psutil
 import pytest
 
-from fleet import PATIENCE, eventually
+from fleet import PATIENCE, SMALL, Fleet, eventually
 from gateways import Answer, Gateway
-from ltxq import Client
-from ltxq.errors import JobError
-from ltxq.gateway import links
+from ltxq import Client, links
+from ltxq.celery import make_app
+from ltxq.errors import JobError, QueueUnavailable
 from ltxq.gateway.access.keys import new_key
 from ltxq.job import Job, VideoResult
 from ltxq.ledger import Ledger
@@ -27,6 +27,7 @@ from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.embedded.servers import RedisServer, S3Server
 from proxy import Proxy
+from receiver import LOOPBACK, SECRET, Receiver
 from servers import S3, start_or_skip
 from strict_s3 import Hose, StrictS3, refuses
 
@@ -295,12 +296,12 @@ def test_only_a_whole_link_that_has_not_ended_opens_a_file(
     shop: Shop, locked: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, other = shop.clip(owner="alice"), shop.clip(owner="alice")
-    made = links.Links("https://clips.example", shop.ledger.link_secret, 1e9)
-    query = urlsplit(made.urls(job)["url"]).query
+    made = links.Links("https://clips.example", shop.ledger.link_secret)
+    query = urlsplit(made.urls(job.id, 86400, None)["url"]).query
     right = f"/v1/videos/{job.id}/content?{query}"
     assert locked.ask("GET", right).status_code == 200
     monkeypatch.setattr(links.time, "time", lambda: 1.7e9)
-    ended = urlsplit(made.urls(job)["url"])
+    ended = urlsplit(made.urls(job.id, 86400, None)["url"])
     for wrong in (
         right.replace(job.id, other.id),
         f"{right}&variant=thumbnail",
@@ -332,16 +333,25 @@ def test_a_link_ends_with_its_clip(shop: Shop, locked: Gateway) -> None:
 def test_links_hold_when_redis_has_lost_their_secret(shop: Shop) -> None:
     """Each gateway reads it again within a minute, and knows the one before."""
     now, secrets = [1000.0], iter(["one", "two", "three"])
+
+    def read() -> str:
+        try:
+            return next(secrets)
+        except StopIteration:
+            raise QueueUnavailable("Redis is away.") from None
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links.time, "monotonic", lambda: now[0])
-        made = links.Links("http://x", lambda: next(secrets), 1e9)
+        made = links.Links("http://x", read)
         job = shop.clip()
-        query = parse_qs(urlsplit(made.urls(job)["url"]).query)
+        query = parse_qs(urlsplit(made.urls(job.id, 86400, None)["url"]).query)
         end, signature = int(query["expires"][0]), query["signature"][0]
         now[0] += 61
         assert made.valid(job.id, "video", end, signature)
         now[0] += 61
         assert not made.valid(job.id, "video", end, signature)
+        now[0] += 61
+        assert made.urls(job.id, 86400, None)  # Redis is away
 
 
 def test_the_python_client_gets_links_too(shop: Shop, proxy: Gateway, clip: Job) -> None:
@@ -349,6 +359,36 @@ def test_the_python_client_gets_links_too(shop: Shop, proxy: Gateway, clip: Job)
         result = client.get(clip.id).result_or_raise()
     assert result.url.startswith(f"{proxy.url}/v1/videos/{clip.id}/content?")
     assert httpx2.get(result.url, timeout=PATIENCE).content == CLIP
+
+
+def test_every_way_to_a_clip_gives_links_to_the_gateway(shop: Shop, proxy: Gateway) -> None:
+    """A worker's record, Celery's result, a webhook, and a client that knows no bucket."""
+    receiver = Receiver()
+    own = {"LTXQ_CONTENT": "proxy", "LTXQ_PUBLIC_URL": proxy.url}
+    webhooks = {"LTXQ_WEBHOOK_SECRET": SECRET, "LTXQ_WEBHOOK_ALLOW": LOOPBACK}
+    settings = Settings(
+        url=shop.settings.url, default_model="instant", content="proxy", public_url=proxy.url
+    )
+    with (
+        Fleet({**shop.environment, **own, **webhooks}),
+        Client(settings=settings) as client,
+        closing(make_app(settings)) as app,
+    ):
+        job = client.submit("a fox", webhook_url=receiver.url, **SMALL)
+        result = app.AsyncResult(job.id).get(timeout=PATIENCE)
+        (call, *_) = receiver.wait_for(1)
+        seen = client.get(job.id).result_or_raise()
+        recorded = shop.ledger.jobs.get(job.id).result_or_raise()
+    receiver.stop()
+    hook = call.event["data"]["result"]
+    for url in (
+        recorded.url,
+        seen.url,
+        *(given[name] for given in (result, hook) for name in ("url", "poster_url")),
+    ):
+        assert url.startswith(f"{proxy.url}/v1/videos/{job.id}/content?")
+        answer = httpx2.get(url, headers={"range": "bytes=0-3"})
+        assert (answer.status_code, len(answer.content)) == (206, 4)
 
 
 # --- redirects -----------------------------------------------------------------------------------

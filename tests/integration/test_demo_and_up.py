@@ -22,6 +22,7 @@ import pytest
 from fleet import eventually, wait_until_running
 from ltxq import Client
 from ltxq.errors import ConfigurationError, LtxqError
+from ltxq.settings import Settings, StorageSettings
 from ltxq_worker.embedded.servers import RedisServer, rclone_binary, redis_binary
 from ltxq_worker.embedded.stack import Stack
 from servers import start_or_skip
@@ -103,6 +104,7 @@ def test_up_keeps_jobs_clips_and_urls_over_a_restart(
         job = ltxq("submit", "a fox", "--wait", *SMALL, environment=up["client"])
         clip = fetched(job["result"]["url"])
         assert hashlib.sha256(clip).hexdigest() == job["result"]["sha256"]
+        assert job["result"]["url"].startswith(up["url"])
         assert (folder / "s3" / "clips" / job["result"]["key"]).read_bytes() == clip
         assert json.loads(fetched(f"{up['api']}/jobs/{job['id']}"))["state"] == "succeeded"
         url = up["url"]
@@ -191,6 +193,21 @@ def test_the_keys_of_up_are_for_its_owner_alone(tmp_path: Path) -> None:
         assert stack.folder.stat().st_mode & 0o777 == 0o700
         with pytest.raises(ConfigurationError, match="Another ltxq"):
             Stack(tmp_path / "data", model="instant")
+
+
+def test_up_uses_no_other_queue_or_storage_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {f"LTXQ_{name}".upper() for name in StorageSettings.model_fields}
+    chosen |= {"LTXQ_URL", "LTXQ_REDIS_REPLICAS", "LTXQ_REDIS_CA", "LTXQ_API_KEY"}
+    monkeypatch.setattr(os, "environ", {**os.environ, **dict.fromkeys(chosen, "another")})
+    ports = {"redis_port": 0, "s3_port": 0, "http_port": 0}
+    with Stack(tmp_path / "data", model="instant", ports=ports, gateway=True) as stack:
+        stack.use_here()
+        assert "another" not in os.environ.values()
+        settings = Settings.read()
+    assert (settings.content, settings.s3_prefix) == ("proxy", "ltxq/")
+    assert settings.public_url
 
 
 def test_up_ends_with_a_clear_word_when_its_worker_cannot_start(

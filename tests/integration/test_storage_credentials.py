@@ -15,7 +15,6 @@ from test_client import LedgerWorker
 
 from ltxq import Client
 from ltxq.errors import LtxqError, StorageRefused, StorageUnavailable
-from ltxq.gateway.links import Links
 from ltxq.job import MAX_URL_SECONDS
 from ltxq.storage import Storage
 from servers import S3
@@ -116,8 +115,12 @@ def test_no_url_outlasts_its_clip(moto: S3, redis_url: str) -> None:
         assert result.expires_at is not None
         assert HOUR - MINUTE < result.expires_at - done.finished_at <= HOUR
         assert signed_until(result.poster_url) == result.expires_at
-        links = Links("http://x", lambda: "secret", settings.retention)
-        assert HOUR - MINUTE < links.urls(done)["expires_at"] - done.finished_at <= HOUR
+        behind = settings.model_copy(update={"content": "proxy", "public_url": "http://x"})
+    with Client(settings=behind) as client:
+        result = client.get(job.id).result_or_raise()
+        assert result.url.startswith("http://x/v1/videos/")
+        assert result.expires_at is not None
+        assert HOUR - MINUTE < result.expires_at - done.finished_at <= HOUR
     worker.ledger.close()
 
 

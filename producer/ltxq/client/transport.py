@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 from redis import ConnectionPool
 
@@ -22,9 +22,10 @@ from ltxq.errors import (
     StorageRefused,
     StorageUnavailable,
 )
-from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest
+from ltxq.job import FINAL_STATES, Job, JobPage, JobState, Order, VideoRequest, VideoResult
 from ltxq.ledger import CANCELLED, Ledger, Role, Subscription
 from ltxq.limits import ServedModel
+from ltxq.links import Links
 from ltxq.reasons import which_are_served
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -113,7 +114,8 @@ class RedisTransport:
         self.settings = settings
         self._ledger = Ledger(settings, role)
         self._app = make_app(settings)
-        # Without a bucket the URLs stay as the worker signed them.
+        self.links = Links.from_settings(settings, self._ledger.link_secret)
+        # Without links or a bucket the URLs stay as the worker made them.
         self.storage = Storage.from_settings(settings) if settings.s3_bucket else None
         self._unsigned = False  # whether the log says that URLs cannot be signed
         self._looked_up: set[str] = set()  # models without a ready worker, which are looked up once
@@ -213,16 +215,16 @@ class RedisTransport:
                 )
 
     def _signed(self, job: Job) -> Job:
-        if job.result is None or self.storage is None:
+        if job.result is None:
+            return job
+        expires_in, until = job.request.expires_in, job.kept_until(self.settings.retention)
+        if self.links is not None:
+            return _with_urls(job, job.result, self.links.urls(job.id, expires_in, until))
+        if self.storage is None:
             return job
         name = download_name(job.request.prompt, job.result.seed)
         try:
-            urls = self.storage.clip_urls(
-                job.result.key,
-                job.request.expires_in,
-                name,
-                job.kept_until(self.settings.retention),
-            )
+            urls = self.storage.clip_urls(job.result.key, expires_in, name, until)
         except (StorageRefused, StorageUnavailable) as exc:
             # The worker's URLs stay valid, and the job can be read without new ones.
             if not self._unsigned:
@@ -230,7 +232,11 @@ class RedisTransport:
                 log.warning("Clips keep the URLs that their workers signed: %s", exc)
             return job
         self._unsigned = False
-        return job.model_copy(update={"result": job.result.model_copy(update=urls)})
+        return _with_urls(job, job.result, urls)
+
+
+def _with_urls(job: Job, result: VideoResult, urls: dict[str, Any]) -> Job:
+    return job.model_copy(update={"result": result.model_copy(update=urls)})
 
 
 class _Subscribed:

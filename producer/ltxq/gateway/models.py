@@ -13,7 +13,6 @@ from typing import Unpack
 
 from ltxq.client.transport import RedisTransport, Submission
 from ltxq.errors import InvalidRequest, UnknownModel
-from ltxq.gateway.links import Links
 from ltxq.job import Job, VideoRequest
 from ltxq.limits import ServedModel
 from ltxq.printable import one_line
@@ -29,11 +28,6 @@ class GatewayTransport(RedisTransport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, "gateway")
-        self.links: Links | None = None
-        if settings.content == "proxy":
-            self.links = Links(
-                settings.public_url or "", self._ledger.link_secret, settings.retention
-            )
         self.served = ServedModels(self.models, default=settings.default_model)
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:
@@ -46,11 +40,6 @@ class GatewayTransport(RedisTransport):
         self.served.check(request.model)
         self.served.check_limits(request)
         return super().submit(job_id, request, **about)
-
-    def _signed(self, job: Job) -> Job:
-        if self.links is None or job.result is None:
-            return super()._signed(job)
-        return job.model_copy(update={"result": job.result.model_copy(update=self.links.urls(job))})
 
 
 class ServedModels:

@@ -11,12 +11,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ltxq.client import Client
 from ltxq.gateway.access.keys import ApiKeys
 from ltxq.gateway.access.rates import Rates
-from ltxq.gateway.links import Variant
 from ltxq.gateway.openai.errors import Refused
 from ltxq.gateway.reads.clip_files import ClipFiles
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.gateway.reads.readiness import Prober
 from ltxq.job import Job
+from ltxq.links import Variant
 
 
 @dataclass(frozen=True)

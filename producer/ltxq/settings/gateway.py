@@ -1,14 +1,14 @@
-"""A gateway: keys, rates, how it gives out clips."""
+"""A gateway: keys, rates, other sites' pages."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from ltxq.settings.role import GATEWAY, Role
+from ltxq.settings.role import Role
 
 
 class GatewaySettings(Role):
@@ -33,42 +33,11 @@ class GatewaySettings(Role):
         ge=1,
         description="Open event streams, and open downloads, of one API key, at one gateway.",
     )
-    content: Literal["redirect", "proxy"] = Field(
-        default="redirect",
-        description="How a gateway gives out clips: redirect: by URLs of the storage; proxy: it "
-        "sends them itself, and its answers have links to itself.",
-    )
-    public_url: str | None = Field(
-        default=None,
-        description="URL of the gateway for viewers, as https://clips.example.com, for the links "
-        "of LTXQ_CONTENT=proxy. Default, on this machine only: where it listens.",
-    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Origins whose pages may call the gateway, as https://app.example.com, "
         "separated by commas.",
     )
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _check_content(cls, content: Any) -> Any:
-        if content in ("", None):
-            return "redirect"
-        if content not in ("redirect", "proxy"):
-            raise ValueError("must be redirect or proxy")
-        return content
-
-    @field_validator("public_url", mode="before")
-    @classmethod
-    def _check_public_url(cls, url: Any) -> Any:
-        if not url:
-            return None
-        if not isinstance(url, str) or not GATEWAY.fullmatch(url):
-            raise ValueError(
-                "must be https:// or http://, a host, and optionally a port and a path, as "
-                "https://clips.example.com"
-            )
-        return url
 
     @field_validator("cors_origins", mode="before")
     @classmethod

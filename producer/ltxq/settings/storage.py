@@ -1,4 +1,4 @@
-"""The bucket: address, encryption, and the URLs of its objects."""
+"""The bucket: address, encryption, and the URLs by which viewers get clips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ltxq.settings.role import Role
+from ltxq.settings.role import GATEWAY, Role
 
 
 class StorageSettings(Role):
@@ -45,6 +45,16 @@ class StorageSettings(Role):
     s3_public_base_url: str | None = Field(
         default=None,
         description="Prefix of unsigned URLs that do not expire, for a public bucket or a CDN.",
+    )
+    content: Literal["redirect", "proxy"] = Field(
+        default="redirect",
+        description="How viewers get clips: redirect: by URLs of the storage; proxy: from a "
+        "gateway, by links to LTXQ_PUBLIC_URL. The same for all.",
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="URL of the gateway for viewers, as https://clips.example.com, for the links "
+        "of LTXQ_CONTENT=proxy. Default, at a gateway on this machine only: where it listens.",
     )
 
     @field_validator(
@@ -148,6 +158,27 @@ class StorageSettings(Role):
         if "s3_sse" in found.data and found.data["s3_sse"] in (None, "AES256"):
             raise ValueError("needs LTXQ_S3_SSE=aws:kms or aws:kms:dsse")
         return key
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _check_content(cls, content: Any) -> Any:
+        if content in ("", None):
+            return "redirect"
+        if content not in ("redirect", "proxy"):
+            raise ValueError("must be redirect or proxy")
+        return content
+
+    @field_validator("public_url", mode="before")
+    @classmethod
+    def _check_public_url(cls, url: Any) -> Any:
+        if not url:
+            return None
+        if not isinstance(url, str) or not GATEWAY.fullmatch(url):
+            raise ValueError(
+                "must be https:// or http://, a host, and optionally a port and a path, as "
+                "https://clips.example.com"
+            )
+        return url
 
 
 def _is_ip(host: str) -> bool:

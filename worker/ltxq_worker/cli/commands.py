@@ -111,7 +111,7 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
     if model != TINY:
         family_of(model).open(folder)  # before anything is started
     chosen = {name: port for name, port in ports.items() if port is not None}
-    with Stack(data, model=model, ports=chosen) as stack:
+    with Stack(data, model=model, ports=chosen, gateway=True) as stack:
         if model == TINY:
             ensure_tiny(settings)
         files = family_of(model).open(folder)

@@ -23,6 +23,7 @@ from typing import IO, Any, Self
 
 from ltxq.cli.outputs import writable_folder
 from ltxq.errors import ConfigurationError, LtxqError
+from ltxq.settings import StorageSettings
 from ltxq.stopping import StopRequests, stop_signals
 from ltxq_worker.embedded.servers import (
     LOOPBACK,
@@ -43,9 +44,9 @@ FLOWER_COLUMNS = "uuid,args,state,result,received,runtime,worker"
 
 # The variables that decide which queue and bucket are used. A stack ignores the environment's.
 _OURS = (
-    *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_S3_ENDPOINT", "LTXQ_S3_BUCKET"),
-    *("LTXQ_API_KEY", "LTXQ_API_KEYS", "LTXQ_S3_PUBLIC_ENDPOINT", "LTXQ_S3_PUBLIC_BASE_URL"),
-    *("LTXQ_S3_ADDRESSING", "LTXQ_S3_SSE", "LTXQ_S3_SSE_KEY_ID", "LTXQ_CONTENT", "LTXQ_PUBLIC_URL"),
+    *("LTXQ_URL", "LTXQ_DEFAULT_MODEL", "LTXQ_SPOOL_DIR", "LTXQ_API_KEY", "LTXQ_API_KEYS"),
+    *("LTXQ_REDIS_CA", "LTXQ_REDIS_REPLICAS"),
+    *(f"LTXQ_{name}".upper() for name in StorageSettings.model_fields),
     *("AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
 )
 
@@ -58,12 +59,20 @@ class Stack:
         model: for requests that name none.
         ports: `redis_port`, `s3_port`, `http_port`, `flower_port`; 0: any free one. A port that is
             not given is that of the last time, the usual one, or any free one.
+        gateway: there will be one, so clips come from it.
 
     Raises:
         ConfigurationError: another stack has the folder, or a server does not start.
     """
 
-    def __init__(self, folder: Path, *, model: str, ports: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str,
+        ports: dict[str, int] | None = None,
+        gateway: bool = False,
+    ) -> None:
         writable_folder(folder, "--data", make=True)
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -102,6 +111,10 @@ class Stack:
             "LTXQ_DEFAULT_MODEL": model,
             **self.s3.credentials,
         }
+        self._url = f"http://{LOOPBACK}:{kept['http_port']}"
+        if gateway:
+            # Browsers seek by ranges, and rclone's S3 server answers those with a wrong status.
+            self.environment |= {"LTXQ_CONTENT": "proxy", "LTXQ_PUBLIC_URL": self._url}
 
     def use_here(self) -> None:
         """Make this process and its children use this stack, by environment variables."""
@@ -137,17 +150,13 @@ class Stack:
         """
         port = self._kept["http_port"]
         command = ["ltxq", "gateway", "--port", str(port)]
-        # Browsers seek by ranges, and rclone's S3 server answers those with a wrong status.
-        environment = {
-            "LTXQ_CONTENT": "proxy",
-            "LTXQ_PUBLIC_URL": f"http://{LOOPBACK}:{port}",
-            "LTXQ_METRICS_ADDRESS": None,  # the worker listens there, with the fleet's figures too
-        }
+        # The worker listens there, with the fleet's figures too.
+        environment = {"LTXQ_METRICS_ADDRESS": None}
         self._parts.callback(stop, self._start("The gateway", command, log, environment))
         while port_is_free(port):
             self.check()
             time.sleep(LOOK_SECONDS)
-        return f"http://{LOOPBACK}:{port}"
+        return self._url
 
     def start_flower(self, log: Path | None = None) -> str:
         """Start Flower; returns its address, with the user and password that it asks for."""

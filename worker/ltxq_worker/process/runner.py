@@ -20,6 +20,7 @@ from typing import Any
 from ltxq.errors import JobError, LtxqError
 from ltxq.job import Stage, VideoResult
 from ltxq.ledger import CANCELLED, Claim, Ledger
+from ltxq.links import Links
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -59,7 +60,12 @@ class Runner:
         self._threads = ThreadPoolExecutor(1 + self.settings.spool_jobs, thread_name_prefix="job")
         self._spool_places = threading.Semaphore(self.settings.spool_jobs)
         self._uploader = Uploader(
-            self.storage, self.pipeline, self.settings, self.stats, self._spool_is_full
+            self.storage,
+            self.pipeline,
+            self.settings,
+            self.stats,
+            self._spool_is_full,
+            Links.from_settings(self.settings, self.ledger.link_secret),
         )
         self._rests_until = 0.0  # of the monotonic clock: no job is claimed before
         self._closed = threading.Event()

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ltxq.download_name import download_name
-from ltxq.errors import StorageUnavailable
+from ltxq.errors import QueueUnavailable, StorageUnavailable
 from ltxq.job import VideoResult
+from ltxq.links import Links
 from ltxq.settings import Settings
 from ltxq.storage import Storage
 from ltxq_worker.encode.clip import Encoded, write_sidecar
@@ -36,8 +37,10 @@ class Uploader:
         settings: Settings,
         stats: WorkerStats,
         spool_is_full: Callable[[], bool],
+        links: Links | None,
     ) -> None:
         self._storage = storage
+        self._links = links
         self._pipeline = pipeline
         self._settings = settings
         self._stats = stats
@@ -79,9 +82,11 @@ class Uploader:
             put = partial(self._storage.put, key, path, content_type)
             self._patiently(attempt, partial(put, name=name) if key == keys.clip else put)
             attempt.report("upload", done, len(files))
-        # Signing may wait too: for the source of the storage's credentials.
+        # This may wait too: for the source of the storage's credentials, or Redis.
         until = datetime.now(UTC) + timedelta(seconds=self._settings.retention)
         sign = partial(self._storage.clip_urls, keys.clip, request.expires_in, name, until)
+        if self._links is not None:
+            sign = partial(self._links.urls, claim.job_id, request.expires_in, until)
         return VideoResult(
             **self._patiently(attempt, sign),
             key=keys.clip,
@@ -115,7 +120,7 @@ class Uploader:
                 )
 
         done = Retrying(
-            retry=retry_if_exception_type(StorageUnavailable),
+            retry=retry_if_exception_type((StorageUnavailable, QueueUnavailable)),
             stop=stop_after_delay(self._settings.upload_patience),
             wait=wait_exponential_jitter(multiplier=0.5, max=30),
             before_sleep=before_retry,

@@ -19,6 +19,7 @@ from ltxq.download_name import download_name
 from ltxq.errors import LtxqError
 from ltxq.job import Job
 from ltxq.ledger import Ledger, WebhookAttempt
+from ltxq.links import Links
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
@@ -55,6 +56,7 @@ class Webhooks:
     ) -> None:
         self._ledger = ledger
         self._storage = storage
+        self._links = Links.from_settings(settings, ledger.link_secret)
         self._secret = settings.webhook_secret
         self._outbound = outbound or Outbound(settings.webhook_allow)
         self._retention = settings.retention
@@ -122,7 +124,11 @@ class Webhooks:
         if job.result is not None:
             name = download_name(job.request.prompt, job.result.seed)
             until = job.kept_until(self._retention)
-            urls = self._storage.clip_urls(job.result.key, job.request.expires_in, name, until)
+            expires_in = job.request.expires_in
+            if self._links is not None:
+                urls = self._links.urls(job.id, expires_in, until)
+            else:
+                urls = self._storage.clip_urls(job.result.key, expires_in, name, until)
             job = job.model_copy(update={"result": job.result.model_copy(update=urls)})
         fields = job.model_dump(mode="json", include={"id", "state", "result", "error"})
         return {

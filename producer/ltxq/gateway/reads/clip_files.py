@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from ltxq.gateway.links import Variant
 from ltxq.gateway.models import GatewayTransport
 from ltxq.gateway.openai.errors import Refused
 from ltxq.gateway.reads.queue_reader import QueueReader
 from ltxq.job import Job
+from ltxq.links import Variant
 
 if TYPE_CHECKING:
     from ltxq.storage.reading import Opened

@@ -11,7 +11,6 @@ from starlette.responses import RedirectResponse, Response
 
 from ltxq.download_name import content_disposition, download_name
 from ltxq.errors import JobNotFinished
-from ltxq.gateway.links import FIELDS, Variant
 from ltxq.gateway.openai.errors import Refused
 from ltxq.gateway.openai.openapi import READ, error_responses
 from ltxq.gateway.routes.clip_file import ClipFile, Wanted
@@ -24,6 +23,7 @@ from ltxq.gateway.routes.ranges import (
 )
 from ltxq.gateway.state import AsViewer, Viewer
 from ltxq.job import Job
+from ltxq.links import FIELDS, Variant
 
 router = APIRouter(tags=["videos"])
 

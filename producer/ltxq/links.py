@@ -1,7 +1,7 @@
 """Links to a clip's files at a gateway that sends the files itself: they end, and need no API key.
 
-`<video>` tags send no API key, so a link has a signature of its own, by a secret that all gateways
-of a queue share: it is kept in the queue's Redis.
+`<video>` tags send no API key, so a link has a signature of its own, by a secret in the queue's
+Redis: gateways, workers and clients over Redis make the same links.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from ltxq.job import Job
+from ltxq.errors import QueueUnavailable
+from ltxq.settings import Settings
 
 Variant = Literal["video", "thumbnail", "spritesheet", "sidecar"]
 FIELDS: dict[Variant, str] = {  # of `VideoResult`
@@ -35,26 +36,35 @@ class Links:
     Args:
         base: the gateway's URL for viewers.
         read_secret: the secret, from Redis.
-        retention: seconds after its end for which a job is kept; no link is promised for longer.
     """
 
-    def __init__(self, base: str, read_secret: Callable[[], str], retention: float) -> None:
-        self._retention = retention
+    def __init__(self, base: str, read_secret: Callable[[], str]) -> None:
         self._base = base.rstrip("/")
         self._read_secret = read_secret
         self._lock = threading.Lock()
         self._secrets: tuple[bytes, ...] = ()  # the newest first
         self._read_at = 0.0
 
-    def urls(self, job: Job) -> dict[str, Any]:
-        """`VideoResult`'s URLs and `expires_at` of a finished job."""
-        end = int(time.time()) + job.request.expires_in
-        if job.request.expires_in >= 10 * STEP:
+    @classmethod
+    def from_settings(cls, settings: Settings, read_secret: Callable[[], str]) -> Links | None:
+        """None: viewers get URLs of the storage."""
+        if settings.content != "proxy" or settings.public_url is None:
+            return None
+        return cls(settings.public_url, read_secret)
+
+    def urls(self, job_id: str, expires_in: int, until: datetime | None) -> dict[str, Any]:
+        """`VideoResult`'s URLs and `expires_at` of a job.
+
+        Args:
+            until: when the clip is deleted; no link is promised for longer.
+        """
+        end = int(time.time()) + expires_in
+        if expires_in >= 10 * STEP:
             end -= end % STEP
-        if until := job.kept_until(self._retention):
+        if until is not None:
             end = min(end, int(until.timestamp()))
         made: dict[str, Any] = {
-            field: self._url(job.id, variant, end) for variant, field in FIELDS.items()
+            field: self._url(job_id, variant, end) for variant, field in FIELDS.items()
         }
         return {**made, "expires_at": datetime.fromtimestamp(end, UTC)}
 
@@ -75,7 +85,12 @@ class Links:
     def _known(self) -> tuple[bytes, ...]:
         with self._lock:
             if time.monotonic() - self._read_at > READ_AGAIN or not self._secrets:
-                newest = self._read_secret().encode()
+                try:
+                    newest = self._read_secret().encode()
+                except QueueUnavailable:
+                    if not self._secrets:
+                        raise
+                    return self._secrets
                 older = [secret for secret in self._secrets[:1] if secret != newest]
                 self._secrets, self._read_at = (newest, *older), time.monotonic()
             return self._secrets
