@@ -324,7 +324,7 @@ def _refusal(exc: ValidationError) -> InvalidRequest:
 def _problem(error: Any, names: Collection[str]) -> tuple[str, str]:
     """One of pydantic's errors as (field, reason), without the input: it may be a secret."""
     reason = reason_of(error, names)
-    field = ".".join(str(part) for part in error["loc"])
+    field = ".".join(str(part) or "''" for part in error["loc"])
     if not field and re.match(r"^[a-z_]+: ", reason):  # from a check over several fields
         field, reason = reason.split(": ", 1)
     return one_line(field[:100]) or "request", reason

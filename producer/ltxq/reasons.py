@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from json import JSONDecodeError
 from typing import Any
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -85,6 +86,19 @@ def reason_of(error: Mapping[str, Any], names: Collection[str] = ()) -> str:
     if kind == "extra_forbidden":
         words += nearest_name(str(error["loc"][-1]), names)
     return words.format_map(context)
+
+
+def why_not_json(exc: ValueError | RecursionError) -> str:
+    """What is wrong with a text that `json.loads` refused."""
+    if isinstance(exc, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(exc, JSONDecodeError):
+        if not exc.doc.strip():
+            return "it is empty"
+        return f"character {exc.pos + 1} is wrong, or something before it is missing"
+    return "a number in it is too long"
 
 
 def one_of(choices: Sequence[object]) -> str:

@@ -106,6 +106,13 @@ def test_a_read_only_system_with_a_writable_spool_serves(
         assert fleet.stop() == 0
 
 
+def test_a_spools_name_may_begin_with_a_hyphen(own: dict[str, str], tmp_path: Path) -> None:
+    environment = {**own, "LTXQ_SPOOL_DIR": "-1"}
+    with Fleet(environment, inside=("env", "-C", str(tmp_path))) as fleet:
+        fleet.wait_until_ready()
+        assert (tmp_path / "-1").is_dir()
+
+
 @pytest.mark.usefixtures("_namespaces")
 def test_a_read_only_system_without_one_says_which_setting_to_set(
     own: dict[str, str], tmp_path: Path

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -213,18 +214,30 @@ def test_up_uses_no_other_queue_or_storage_of_the_environment(
 def test_up_ends_with_a_clear_word_when_its_worker_cannot_start(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--gpus", "99"]
-    done = subprocess.run(
-        [*command, "--redis-port", "0", "--s3-port", "0", "--http-port", "0", "--flower-port", "0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = ("--redis-port", "--s3-port", "--http-port", "--flower-port")
+        done = subprocess.run(
+            [*command, *(word for option in ports for word in (option, "0"))],
+            env={**environment, "LTXQ_METRICS_ADDRESS": f"127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
     assert done.returncode == 1
-    assert "No such GPU here" in done.stderr
     assert "The worker has ended by itself" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_up_refuses_a_gpu_that_is_not_there_before_it_starts_anything(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [*LTXQ, "up", "--data", str(tmp_path / "data"), "--model", "instant", "--gpus", "99"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: No such GPU here: '99'")
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_part_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:

@@ -214,6 +214,72 @@ def test_another_media_type_is_refused_with_the_supported_ones(gateway: Gateway)
     assert "application/json" in error(answer, 415, "unsupported_media_type")["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "wanted"),
+    [
+        (b'{"prompt": "a fox"}', "application/x-www-form-urlencoded", "application/json"),
+        (b' {"prompt": "a=fox&b"}', "multipart/form-data; boundary=x", "application/json"),
+        (b"--x\r\n", "application/json", "multipart/form-data"),
+        (b"--x\r\n", "", "multipart/form-data"),
+    ],
+)
+def test_a_body_of_another_kind_than_its_header_says_is_told(
+    gateway: Gateway, body: bytes, kind: str, wanted: str
+) -> None:
+    """`curl -d` calls everything a form."""
+    headers = {"content-type": kind} if kind else {}
+    answer = gateway.ask("POST", "/v1/videos", content=body, headers=headers)
+    assert f"content-type: {wanted}" in error(answer, 415, "unsupported_media_type")["hint"]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "it is empty"),
+        (b"{'prompt': 'a fox'}", "character 2 is wrong"),
+        (b'{"prompt": "a fox",}', "character "),
+        (b'{"prompt": "\xff"}', "it is not UTF-8"),
+        (b'{"fps": Infinity}', "it has no number Infinity"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number in it is too long"),
+        (b"[" * 200_000, "it is nested too deeply"),
+    ],
+)
+def test_a_body_that_is_not_json_is_told_why(gateway: Gateway, body: bytes, why: str) -> None:
+    for path in ("/v1/videos", "/v1/jobs"):
+        answer = gateway.ask("POST", path, content=body)
+        assert why in error(answer, 400, "invalid_request")["message"]
+
+
+def test_a_field_without_a_name_is_shown_as_such(gateway: Gateway) -> None:
+    videos = gateway.ask("POST", "/v1/videos", json={**FOX, "": 1})
+    assert error(videos, 400, "unsupported_parameter")["message"].startswith("'' is not")
+    jobs = gateway.ask("POST", "/v1/jobs", json={**FOX, "": 1})
+    assert error(jobs, 400, "invalid_request")["param"] == "''"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"BREW /healthz HTTP/1.1",
+        b"GET /healthz HTTP/9.9",
+        b"GET healthz HTTP/1.1",
+        b"GET /healthz HTTP/1.1\r\nhost : localhost",
+        b"POST /v1/jobs HTTP/1.1\r\ncontent-length: x",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /healthz HTTP/1.1\r\nx-long: " + b"x" * HEAD_MOST,
+    ],
+)
+def test_what_is_not_http_gets_the_envelope(gateway: Gateway, line: bytes) -> None:
+    head, _, body = raw(gateway, line + b"\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert {b"content-type: application/json", b"connection: close"} <= set(head.split(b"\r\n"))
+    assert f"content-length: {len(body)}".encode() in head
+    told = json.loads(body)["error"]
+    assert told["code"] == "invalid_request"
+    assert told["message"].startswith("The ")
+    assert told["hint"]
+
+
 @pytest.mark.parametrize("path", ["/v1/videos", "/v1/jobs"])
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: Gateway, path: str) -> None:
     sent = 0
@@ -615,13 +681,28 @@ def test_files_of_the_page_load_whatever_the_origin(gateway: Gateway) -> None:
     error(gateway.ask("GET", "/v1/models", headers=headers), 403, "wrong_origin")
 
 
-def test_a_refused_page_is_told_host_origin_and_what_to_set(gateway: Gateway) -> None:
-    headers = {"Origin": "https://a.example", "Host": "localhost:1"}
+@pytest.mark.parametrize(
+    ("origin", "is_here"),
+    [
+        ("https://a.example", False),  # with its Host passed on, it would be a wrong Host
+        ("http://localhost:3000", True),
+        ("http://[", False),
+        ("null", False),
+    ],
+)
+def test_a_refused_page_is_told_host_origin_and_what_to_set(
+    gateway: Gateway, origin: str, is_here: bool
+) -> None:
+    headers = {"Origin": origin, "Host": "localhost:1"}
     said = error(gateway.ask("GET", "/v1/models", headers=headers), 403, "wrong_origin")
-    for part in ("https://a.example", "localhost:1"):
+    for part in (origin, "localhost:1"):
         assert part in said["message"]
-    for part in ("proxy_set_header Host $http_host;", "LTXQ_CORS_ORIGINS", "ltxq key NAME"):
+    for part in ("LTXQ_CORS_ORIGINS", "ltxq key NAME"):
         assert part in said["hint"]
+    assert ("proxy_set_header Host $http_host;" in said["hint"]) == is_here
+
+
+def test_a_refused_host_is_told(gateway: Gateway) -> None:
     said = error(
         gateway.ask("GET", "/v1/models", headers={"Host": "clips.example.com"}), 403, "wrong_host"
     )

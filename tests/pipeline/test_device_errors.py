@@ -9,9 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from ltxq.errors import ConfigurationError
 from ltxq_worker.pipeline import DeviceBroken
 from ltxq_worker.pipeline.device import (
     exact_float32,
+    find_device,
     is_about_capturing,
     is_broken,
     is_out_of_memory,
@@ -153,3 +155,9 @@ def test_exact_float32_leaves_cudnn_on() -> None:
     with exact_float32():
         assert flags() == (True, before[1], False)
     assert flags() == before
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "CUDA", "cuda:", "cuda:-1", "cuda:9999", "cuda:x"])
+def test_a_word_that_is_no_device_is_told(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{name}' is not a device. Name cpu, cuda, or"):
+        find_device(name)

@@ -144,6 +144,7 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_queued(
         (["submit"], 2, "usage"),
         (["submit", "x", "--height", "tall"], 2, "usage"),
         (["submit", "x", "--metadata", "novalue"], 2, "invalid_request"),
+        (["submit", "x", "--metadata", "a=1", "--metadata", "a=2"], 2, "invalid_request"),
         (["list", "--state", "lost"], 2, "usage"),
         (["status", "video_none"], 3, "job_not_found"),
         (["watch", "video_none"], 3, "job_not_found"),
@@ -169,6 +170,22 @@ def test_errors_have_an_exit_code_and_a_json_form(
     error = only_json(capsys)["error"]
     assert error["code"] == name
     assert {"code", "message", "hint", "retryable"} <= error.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["submit", "x", "--width"], "--width needs a value.\nSee the command's --help."),
+        (["submit", "x", "--audio=1"], "--audio takes no value.\nSee the command's --help."),
+        (["generate", "x", "-o", "x.mp4"], "--model is missing: a model's folder, or its name in"),
+        (["generate", "x", "--model", "tiny"], "--output is missing: the MP4 to write."),
+    ],
+)
+def test_a_wrong_command_line_is_told(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_queue_that_is_away_is_exit_code_4(

@@ -87,6 +87,22 @@ def test_without_ipv6_localhost_is_ipv4_alone(monkeypatch: pytest.MonkeyPatch) -
         assert [one.getsockname()[0] for one in sockets] == ["127.0.0.1"]
 
 
+@pytest.mark.parametrize(
+    ("host", "why", "hint"),
+    [
+        ("127.0.0.1", "Address already in use", "another port"),
+        ("203.0.113.9", "Cannot assign requested address", "an address of this machine"),
+    ],
+)
+def test_why_it_cannot_listen_is_told_with_what_to_do(host: str, why: str, hint: str) -> None:
+    with taken(socket.AF_INET, "127.0.0.1") as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError) as told, listening(host, port, only_here=False):
+            pass
+    assert told.value.message == f"The gateway cannot listen on {host}, port {port}: {why}."
+    assert hint in told.value.hint
+
+
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "", "a b", "1.2.3.4.5", "x" * 300])
 def test_a_host_that_is_none_is_told(host: str) -> None:
     with (

@@ -189,6 +189,8 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
         ((200, {}, b"[" * 100_000), ConfigurationError, "not an ltxq gateway"),
         ((400, {}, b"[" * 100_000), ConfigurationError, "not an ltxq gateway"),
         ((401, {}, b""), ConfigurationError, "LTXQ_API_KEY"),
+        (refused(404, code="not_found", message="x", hint="/docs"), ConfigurationError,
+         r"no such path\. Set LTXQ_URL to .*, without /v1\.$"),
         ((302, {"Location": "https://else.invalid/"}, b""), ConfigurationError, "else.invalid"),
         (refused(418, code="new", message="x" * 9999), errors.LtxqError, "^x{2000}$"),
         (endless, QueueUnavailable, "does not end"),

@@ -58,3 +58,6 @@ def test_a_size_that_cannot_be_made_is_refused(setting: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match="LTXQ_SHAPES") as told:
         parse_shapes(setting)
     assert says in str(told.value)
+    with pytest.raises(ConfigurationError, match=r"^--size: ") as told:
+        parse_shapes(setting, "--size")
+    assert "LTXQ" not in str(told.value)

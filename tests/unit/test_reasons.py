@@ -179,6 +179,9 @@ def test_a_wrong_setting(name: str) -> None:
             told = refusal(Settings.read)
         assert not foreign(told), (value, told)
         assert not told or variable in told
+    for value in ("hunter2", "https://u:hunter2@x/?q#f", "a=1,hunter2=b", "hunter2 "):
+        with patch.dict(os.environ, {variable: value}):
+            assert "hunter2" not in refusal(Settings.read)
 
 
 def test_a_wrong_url_or_key_of_a_client() -> None:

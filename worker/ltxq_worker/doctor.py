@@ -64,8 +64,10 @@ class WorkerChecks:
         Raises:
             ConfigurationError: `size` is not a size.
         """
-        shapes = size or settings.shapes
-        requests = parse_shapes(shapes) if shapes else [VideoRequest(prompt="doctor")]
+        if size:
+            requests = parse_shapes(size, "--size")
+        else:
+            requests = parse_shapes(settings.shapes or "") or [VideoRequest(prompt="doctor")]
         return cls(model or settings.default_model, tuple(requests), hashes)
 
     def all(self) -> tuple[tuple[str, Check], ...]:

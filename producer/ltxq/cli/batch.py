@@ -18,6 +18,7 @@ from ltxq.cli import screen
 from ltxq.cli.options import AsJson, RequireWorker
 from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableError
 from ltxq.job import Job, VideoRequest
+from ltxq.reasons import why_not_json
 
 MAX_LINE = 128 * 1024  # bytes; the longest valid request takes about 100,000 as JSON
 
@@ -125,17 +126,8 @@ def _fields(line: bytes) -> dict[str, Any]:
         fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
     except InvalidRequest:
         raise
-    except UnicodeDecodeError:
-        raise InvalidRequest("The line is not JSON: it is not UTF-8.") from None
-    except RecursionError:
-        raise InvalidRequest("The line is not JSON: it is nested too deeply.") from None
-    except json.JSONDecodeError as exc:
-        raise InvalidRequest(
-            f"The line is not JSON: character {exc.pos + 1} is wrong, or something before it is "
-            "missing."
-        ) from None
-    except ValueError:
-        raise InvalidRequest("The line is not JSON: a number in it is too long.") from None
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"The line is not JSON: {why_not_json(exc)}.") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(
             "The line is not a JSON object.", hint='It looks like {"prompt": "a red fox"}'

@@ -37,7 +37,7 @@ RequireWorker = Annotated[
 ]
 WaitTimeoutSeconds = Annotated[
     float | None,
-    typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the job goes on."),
+    typer.Option(min=0, help="Seconds to wait before giving up (exit code 5); the work goes on."),
 ]
 
 
@@ -162,4 +162,6 @@ def _parsed(fields: dict[str, Any]) -> dict[str, Any]:
         if wrong := [key for key, equals, _ in pairs if not equals]:
             raise InvalidRequest.of(("metadata", f"must be KEY=VALUE, not {wrong[0][:100]!r}"))
         given["metadata"] = {key: value for key, _, value in pairs}
+        if len(given["metadata"]) < len(pairs):
+            raise InvalidRequest.of(("metadata", "must have each key once"))
     return given

@@ -18,7 +18,7 @@ def explained(exc: Any) -> tuple[str, str]:
     """Message and hint of an error that typer raised about the command line."""
     message, nearest = _message(exc)
     context = getattr(exc, "ctx", None)
-    command = context.command_path if context else "ltxq"
+    command = context.command_path if context else "the command's"
     return message, f"{nearest}See {command} --help."
 
 
@@ -71,7 +71,7 @@ def _name(param: Any) -> str:
 
 def _help(param: Any) -> str:
     text = str(getattr(param, "help", None) or "it is required.")
-    return text[0].lower() + text[1:] if text[1:2].islower() else text
+    return text if text[1:2].isupper() else text[0].lower() + text[1:]
 
 
 def _has_prompt(context: Any) -> bool:

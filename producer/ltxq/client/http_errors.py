@@ -56,6 +56,11 @@ def refusal(where: str, status: int, headers: Mapping[str, str], body: bytes) ->
             f"The server at {where} redirects to {target}.",
             hint="Set LTXQ_URL to the gateway itself: redirects are not followed.",
         )
+    if code == "not_found":  # each path of a client is one of a gateway
+        return ConfigurationError(
+            f"The gateway at {where} has no such path.",
+            hint="Set LTXQ_URL to the address of the gateway's page, without /v1.",
+        )
     if isinstance(code, str) and message:
         return _ours(code, message, hint, fields)
     if status == 413:

@@ -150,7 +150,7 @@ def _check_certificate(ssl_certfile: str = "", ssl_keyfile: str | None = None) -
 
 def _weight(part: str) -> tuple[str, float]:
     if not re.fullmatch(r"\s*[^\s=]+=\d{1,6}(\.\d{1,6})?\s*", part):
-        raise ValueError(f"must be NAME=NUMBER, separated by commas, not {part[:40]!r}")
+        raise ValueError("must be NAME=NUMBER entries, separated by commas")
     name, _, number = part.strip().partition("=")
     if not float(number):
         raise ValueError("a share must be more than 0")

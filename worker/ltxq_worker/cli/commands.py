@@ -26,6 +26,7 @@ from ltxq.logs import set_up_logging
 from ltxq.settings import Settings
 from ltxq_worker.embedded.stack import USUAL_PORTS, Stack, held_signals
 from ltxq_worker.pipeline.registry import family_of, model_folder, suits_a_cpu
+from ltxq_worker.supervisor.child import find_slots
 
 DEMO_SECONDS = 600.0  # for the whole demo; it takes about twenty on two cores
 FETCH_TIMEOUT = 30.0  # seconds without a byte
@@ -108,14 +109,15 @@ def up(data: Path, *, model: str, gpus: str | None, as_json: bool, **ports: int 
     """
     settings = Settings.read()
     folder = model_folder(settings, model)
-    if model != TINY:
-        family_of(model).open(folder)  # before anything is started
+    on_cpu = model == TINY or suits_a_cpu(family_of(model).open(folder))
+    gpus = gpus or ("cpu" if on_cpu else "all")
+    find_slots(gpus, "local")  # before anything is started
     chosen = {name: port for name, port in ports.items() if port is not None}
     with Stack(data, model=model, ports=chosen, gateway=True) as stack:
         if model == TINY:
             ensure_tiny(settings)
         files = family_of(model).open(folder)
-        stack.start_worker(model=model, gpus=gpus or ("cpu" if suits_a_cpu(files) else "all"))
+        stack.start_worker(model=model, gpus=gpus)
         url = stack.start_gateway()
         flower = stack.start_flower()
         file = stack.write_environment()

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from ltxq.errors import ConfigurationError
+from ltxq.printable import one_line
 from ltxq_worker.pipeline import DeviceBroken, memory
 
 KEPT_FREE = 1_500_000_000  # bytes of a card reserved for CUDA and the allocator's fragmentation
@@ -44,7 +45,12 @@ def find_device(name: str | None) -> torch.device:
     Raises:
         ConfigurationError: there is no such device.
     """
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ConfigurationError(
+            f"{one_line(name[:40])!r} is not a device.", hint="Name cpu, cuda, or a GPU: cuda:1."
+        )
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
             f"There is no device {device}: torch sees {torch.cuda.device_count()} GPUs.",

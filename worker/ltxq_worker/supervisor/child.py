@@ -213,8 +213,9 @@ class WorkerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             *(sys.executable, "-m", "ltxq_worker.process.main"),
-            *("--model", model, "--name", slot.name, "--device", slot.device),
-            *("--spool", str(spool), "--control-channel", str(theirs.fileno())),
+            # Joined: a model or a folder may begin with a hyphen.
+            *(f"--model={model}", f"--name={slot.name}", f"--device={slot.device}"),
+            *(f"--spool={spool}", f"--control-channel={theirs.fileno()}"),
         ]
         environment = dict(os.environ)
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu or ""

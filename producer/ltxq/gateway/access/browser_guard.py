@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address, ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,18 +71,24 @@ class Guard:
                 hint="On that machine use localhost or 127.0.0.1. For other machines the operator "
                 "creates API keys: `ltxq key NAME`.",
             )
-        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+        if origin is None or origin in self._origins or _parts(origin).netloc == host:
             return None
         if path.startswith(PUBLIC) or _is_own_page(origin, headers):
             return None
+        hint = (
+            "The operator creates API keys: `ltxq key NAME`, or adds this origin to "
+            "LTXQ_CORS_ORIGINS."
+        )
+        if _is_here(origin):
+            hint = (
+                f"A proxy must pass on the Host (nginx: proxy_set_header Host $http_host;). {hint}"
+            )
         return Refused(
             403,
             "wrong_origin",
             f"Without API keys the gateway accepts only its own page. This page's origin is "
             f"{_shown(origin)}, and the gateway's Host is {_shown(host or 'missing')}.",
-            hint="A proxy must pass on the Host (nginx: proxy_set_header Host $http_host;). "
-            "For another site the operator adds its origin to LTXQ_CORS_ORIGINS, or creates API "
-            "keys: `ltxq key NAME`.",
+            hint=hint,
         )
 
 
@@ -90,12 +96,26 @@ def _is_own_page(origin: str, headers: Headers) -> bool:
     """Whether a page of this machine calls its own origin, according to the browser. A proxy may
     have changed the Host or its port.
     """
-    host = urlsplit(origin).hostname
-    return headers.get("sec-fetch-site") == "same-origin" and host is not None and is_loopback(host)
+    return headers.get("sec-fetch-site") == "same-origin" and _is_here(origin)
+
+
+def _is_here(origin: str) -> bool:
+    """Whether the page has a name of this machine. A proxy that passes on another name gets the
+    refusal of the Host.
+    """
+    return is_loopback(_parts(origin).hostname or "")
+
+
+def _parts(origin: str) -> SplitResult:
+    """The origin as a URL; an empty one if it is none, such as http://[."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return urlsplit("")
 
 
 def _shown(text: str) -> str:
-    return one_line(text[:100])
+    return one_line(text[:100]) or "empty"
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ltxq.gateway.openai.errors import Refused, answer
+
 HEAD_MOST = 32 * 1024  # bytes
 REST_MOST = 32 * 1024 * 1024  # bytes of a body read after the answer
 REST_SECONDS = 10.0  # for these bytes
@@ -48,7 +50,7 @@ class BoundedHttp(HttpToolsProtocol):
         while start < len(data) and not self.transport.is_closing():
             room = min(STEP, HEAD_MOST - self._head) if self._in_head else STEP
             if room == 0:
-                self.send_400_response("The head of the request is too long.")
+                self._refuse("The head of the request is too long.", "Shorten path and headers.")
                 return
             self._parse(data[start : start + room])
             start += room
@@ -64,6 +66,20 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(step)
         if self._framing > FRAMING_MOST:
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it is uvicorn's
+        """Refuse what is not HTTP, in the form of every error."""
+        self._refuse(
+            "The gateway cannot read this request: it is not valid HTTP/1.1.",
+            "Check the request's first line and its headers.",
+        )
+
+    def _refuse(self, message: str, hint: str) -> None:
+        refusal = answer(Refused(400, "invalid_request", message, hint=hint))
+        head = [b"HTTP/1.1 400 Bad Request", *map(b": ".join, refusal.raw_headers)]
+        head += [b"connection: close", b"\r\n"]
+        self.transport.write(b"\r\n".join(head) + bytes(refusal.body))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,11 @@ from ltxq.printable import one_line
 LOCALHOST = ("127.0.0.1", "::1")  # browsers and SDKs take `localhost` for either
 BACKLOG = 2048  # connections that wait to be accepted
 PORTS_TRIED = 20  # free ports of the first address until one is free at the others too
+_HINTS = {
+    errno.EADDRINUSE: "Stop the program on this port, or choose another port with --port.",
+    errno.EADDRNOTAVAIL: "Give --host an address of this machine, localhost, 0.0.0.0 or ::.",
+    errno.EACCES: "Only root may use ports below 1024: choose another port with --port.",
+}
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # no IPv6 here, say
 
 
@@ -74,8 +80,8 @@ def _opened(addresses: list[str], port: int, opened: ExitStack) -> list[socket.s
                 if port == 0 and tries_left and exc.errno == errno.EADDRINUSE:
                     continue
                 raise ConfigurationError(
-                    f"The gateway cannot listen on {exc.filename}: {exc.strerror or exc}.",
-                    hint="Stop the program on this port, or choose another port with --port.",
+                    f"The gateway cannot listen on {exc.filename}: {os.strerror(exc.errno or 0)}.",
+                    hint=_HINTS.get(exc.errno or 0, "Choose another --host or --port."),
                 ) from None
             opened.enter_context(attempt.pop_all())
             return sockets

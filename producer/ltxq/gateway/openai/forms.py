@@ -20,10 +20,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from ltxq.errors import InvalidRequest
 from ltxq.gateway.openai.errors import Refused, UnsupportedParameter
+from ltxq.printable import one_line
+from ltxq.reasons import why_not_json
 
 BODY_MOST = 256 * 1024  # bytes; the longest VideoRequest, written in \uXXXX, is under 200 KB
 BODY_SECONDS = 30.0  # from the end of the request's head to the end of its body
 FIELDS_MOST = 100
+_FORMS = (b"multipart/form-data", b"application/x-www-form-urlencoded")
 
 
 async def body_of(request: Request) -> bytes:
@@ -66,6 +69,7 @@ async def fields_of(request: Request) -> dict[str, Any]:
         if kind == b"multipart/form-data":
             _refuse_files_of(exc.body, options.get(b"boundary", b""))
         raise
+    _check_kind(kind, body)
     match kind:
         case b"multipart/form-data":
             return _joined(_form(body, options.get(b"boundary", b"")))
@@ -81,6 +85,26 @@ async def fields_of(request: Request) -> dict[str, Any]:
     )
 
 
+def _check_kind(kind: bytes, body: bytes) -> None:
+    """Refuse a body of another kind than its header says: without a header from the caller, curl
+    and urllib call everything a form.
+    """
+    start = body.lstrip()[:2]
+    if kind in _FORMS and start[:1] == b"{":
+        is_kind, want = "JSON", "application/json"
+    elif kind not in _FORMS and start == b"--":
+        is_kind, want = "a multipart form", "multipart/form-data, with its boundary"
+    else:
+        return
+    said = one_line(kind[:100].decode("latin-1")) or "missing"
+    raise Refused(
+        415,
+        "unsupported_media_type",
+        f"The body is {is_kind}, but its content-type header is {said}.",
+        hint=f"Set content-type: {want}.",
+    )
+
+
 def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object.
 
@@ -91,8 +115,8 @@ def json_object(body: bytes) -> dict[str, Any]:
         fields = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except InvalidRequest:
         raise
-    except (ValueError, RecursionError):
-        raise InvalidRequest.of(("body", "must be JSON")) from None
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest.of(("body", f"is not JSON: {why_not_json(exc)}")) from None
     if not isinstance(fields, dict):
         raise InvalidRequest.of(("body", "must be a JSON object"))
     return fields
@@ -120,7 +144,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> Any:
     """NaN and Infinity: Python reads them, but JSON has no such numbers."""
-    raise ValueError(constant)
+    raise InvalidRequest.of(("body", f"is not JSON: it has no number {constant}"))
 
 
 def _form(body: bytes, boundary: bytes) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from ltxq.gateway.openai.errors import UnsupportedParameter
 from ltxq.job import Priority, VideoRequest
 from ltxq.limits import MAX_SECONDS, nearest_frames, side_to_make
 from ltxq.printable import one_line
-from ltxq.reasons import nearest_name
+from ltxq.reasons import nearest_name, why_not_json
 
 
 class CreateVideo(BaseModel):
@@ -116,8 +116,8 @@ def request_of(fields: Mapping[str, Any]) -> VideoRequest:
     if isinstance(metadata := chosen.get("metadata"), str):
         try:
             chosen["metadata"] = json.loads(metadata)
-        except (ValueError, RecursionError):
-            raise InvalidRequest.of(("metadata", "must be JSON")) from None
+        except (ValueError, RecursionError) as exc:
+            raise InvalidRequest.of(("metadata", f"is not JSON: {why_not_json(exc)}")) from None
     _choose_frames(given, chosen)
     _choose_size(given, chosen)
     try:
@@ -151,7 +151,7 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             reason = f"{name}{only} is not supported yet."
         else:
             near = nearest_name(name, CreateVideo.model_fields)
-            name = one_line(name[:60])
+            name = one_line(name[:60]) or "''"
             reason = f"{name} is not a parameter of this API{near}."
         raise UnsupportedParameter(name, reason)
 

@@ -72,23 +72,26 @@ class Optimizations:
         return ",".join(field.name for field in fields(self) if getattr(self, field.name)) or "none"
 
 
-def parse_shapes(setting: str) -> list[VideoRequest]:
+def parse_shapes(setting: str, source: str = "LTXQ_SHAPES") -> list[VideoRequest]:
     """Requests of the sizes in `LTXQ_SHAPES`, such as 768x512x33,512x768x121@30.
 
     An entry is width x height x frames, optionally x stages (1) and @ frames per second (24), which
     determines the length of the sound.
 
+    Args:
+        source: the setting or option, for messages.
+
     Raises:
         ConfigurationError: an entry cannot be parsed, or is not a valid size.
     """
-    return [_request(entry.strip()) for entry in setting.split(",") if entry.strip()]
+    return [_request(entry.strip(), source) for entry in setting.split(",") if entry.strip()]
 
 
-def _request(entry: str) -> VideoRequest:
+def _request(entry: str, source: str) -> VideoRequest:
     match = _SIZE.fullmatch(entry)
     if match is None:
         raise ConfigurationError(
-            f"LTXQ_SHAPES: {entry!r} is not a size.",
+            f"{source}: {entry!r} is not a size.",
             hint="Write width x height x frames: 768x512x33.",
         )
     width, height, frames, stages, rate = match.groups()
@@ -104,7 +107,7 @@ def _request(entry: str) -> VideoRequest:
     try:
         return VideoRequest.parse(size)
     except InvalidRequest as exc:
-        raise ConfigurationError(f"LTXQ_SHAPES: {entry}: {exc}", hint=exc.hint) from exc
+        raise ConfigurationError(f"{source}: {entry}: {exc}", hint=exc.hint) from exc
 
 
 def compiled_code_folder() -> Path | None:
