@@ -56,16 +56,18 @@ def test_systemd_takes_the_unit_and_finds_it_hardened(unit: Path, tmp_path: Path
     copy = tmp_path / unit.name
     copy.write_text(text)
 
-    def said(*command: str) -> str:
-        done = subprocess.run(
-            [analyze, *command, str(copy)], capture_output=True, text=True, timeout=60
-        )
-        return f"{done.returncode}: {done.stdout}{done.stderr}"
+    def ran(*command: str) -> subprocess.CompletedProcess[str]:
+        command = (analyze, *command, str(copy))
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
-    assert said("verify", "--man=no") == "0: "
-    assert said("security", "--offline=yes", "--threshold=40").startswith("0: ")
+    def complaints() -> list[str]:
+        """About this unit: systemd may have some about the units of this machine."""
+        return [line for line in ran("verify", "--man=no").stderr.splitlines() if unit.name in line]
+
+    assert complaints() == []
+    assert ran("security", "--offline=yes", "--threshold=40").returncode == 0
     copy.write_text(text.replace("Restart=on-failure", "Restart=sometimes"))
-    assert "sometimes" in said("verify", "--man=no")
+    assert any("sometimes" in line for line in complaints())
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

@@ -157,9 +157,9 @@ def test_up_refuses_a_port_that_is_taken_before_it_starts_anything(
 
 
 def test_up_refuses_one_port_for_two_servers(tmp_path: Path) -> None:
-    ports = ("--http-port", "18081", "--flower-port", "18081")
-    done = ran("up", "--data", str(tmp_path / "data"), *ports)
-    refused(done, "Port 18081, for --flower-port, is used by --http-port")
+    port = str(free_port())
+    done = ran("up", "--data", str(tmp_path / "data"), "--http-port", port, "--flower-port", port)
+    refused(done, f"Port {port}, for --flower-port, is used by --http-port")
 
 
 def test_up_serves_metrics_of_its_worker_alone(tmp_path: Path) -> None:
@@ -175,9 +175,11 @@ def test_up_serves_metrics_of_its_worker_alone(tmp_path: Path) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
-        assert "url" in json.loads(process.stdout.readline())
-        assert any("is ready" in line for line in process.stderr)  # or it ends before
-        process.terminate()
+        try:
+            assert "url" in json.loads(process.stdout.readline())
+            assert any("is ready" in line for line in process.stderr)  # or it ends before
+        finally:
+            process.terminate()
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
 
