@@ -89,6 +89,12 @@ def test_generate_and_demo_refuse_a_disk_that_takes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("_namespaces")
+def test_a_disk_without_room_for_the_tiny_model_is_named(tmp_path: Path) -> None:
+    inside = (*UNSHARE, FULL[-1].replace("64k", "4m"), str(tmp_path))
+    refused(ran("model", "tiny", "new", inside=inside), "MB free; 20.0 MB are needed")
+
+
 @pytest.mark.extended
 @pytest.mark.usefixtures("_namespaces")
 def test_a_disk_that_fills_while_a_clip_is_made_is_named_as_the_commands_own(

@@ -23,6 +23,7 @@ from ltxq.errors import MissingExtra
 from ltxq.settings import Settings
 
 TINY = "tiny"  # the model that `ltxq demo` and `ltxq up` make themselves
+TINY_SIZE = 20_000_000  # bytes on disk of a tiny model, rounded up
 _PROMPT = "a paper boat drifts down a rain gutter, warm evening light, slow camera"
 _ON_THE_QUEUE = (
     "model",

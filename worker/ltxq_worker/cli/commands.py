@@ -18,7 +18,7 @@ import httpx2
 
 import ltxq
 from ltxq.cli import screen
-from ltxq.cli.machine import TINY
+from ltxq.cli.machine import TINY, TINY_SIZE
 from ltxq.cli.outputs import unfinished, writable_folder
 from ltxq.errors import LtxqError, ModelUnusable, WaitTimeout
 from ltxq.job import Job, VideoRequest
@@ -186,7 +186,7 @@ def ensure_tiny(settings: Settings) -> None:
     try:
         ModelFolder.open(folder)
     except ModelUnusable:
-        writable_folder(folder.parent, "LTXQ_MODEL_DIR", make=True)
+        writable_folder(folder.parent, "LTXQ_MODEL_DIR", size=TINY_SIZE, make=True)
         if os.path.lexists(folder):
             if not _is_a_tiny_model(folder):
                 raise  # the user's own folder or file of that name

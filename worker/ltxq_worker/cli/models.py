@@ -18,6 +18,7 @@ from shlex import quote
 from typing import Any
 
 from ltxq.cli import screen
+from ltxq.cli.machine import TINY_SIZE
 from ltxq.cli.outputs import ROOM, unfinished, writable_file, writable_folder
 from ltxq.errors import ConfigurationError, ModelUnusable, StorageUnavailable, UnknownModel
 from ltxq.job import VideoRequest
@@ -148,7 +149,7 @@ def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> An
 
 def model_tiny(folder: Path, *, kind: str, seed: int, as_json: bool) -> None:
     """Write a tiny model."""
-    writable_folder(folder, "DIR", make=True)
+    writable_folder(folder, "DIR", size=TINY_SIZE, make=True)
     from ltxq_worker.models.tiny.model import Base, make_tiny
 
     kinds: tuple[str, ...] = Base.__args__  # type: ignore[attr-defined]
