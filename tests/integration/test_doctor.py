@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+import model_files
 from ltxq import cli
 from ltxq.ledger import Ledger
 from ltxq.ops import doctor as base
@@ -335,6 +336,18 @@ def test_a_card_too_small_for_the_clip(
     cards(monkeypatch, tmp_path, CARD.format(driver="580.95.05", total=6000, used=0))
     (line,) = said(checks.check_memory(tiny), "problem")
     assert_matches("2048×2048 with 121 frames takes about .* GPU 0 has 6. The largest", line)
+
+
+def test_without_a_card_nothing_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as from a configuration that lacks what it takes."""
+    model_files.model(tmp_path / "mine")
+    cards(monkeypatch, tmp_path)
+    settings = Settings(model_dir=tmp_path)
+    checks = doctor.WorkerChecks.of(settings, "mine", None, False)
+    found = examine(settings, (("Model", checks.check_model), ("GPU memory", checks.check_memory)))
+    assert [f.status for f in found] == ["ok", "warning", "skipped"]
 
 
 def test_a_spool_without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

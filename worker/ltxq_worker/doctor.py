@@ -116,6 +116,7 @@ class WorkerChecks:
         cards = read_gpus()
         if not cards:
             yield skipped("There is no GPU.")
+            return
         weights = weights_bytes(folder, settings.quantization or "fp8")
         for request in self.sizes:
             shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
