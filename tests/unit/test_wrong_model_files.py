@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -531,6 +533,16 @@ def test_the_command_in_a_hint_is_for_the_folder_that_was_named(
     assert f"{model} has no text encoder" in err
     place = f"LTXQ_MODEL_DIR='{elsewhere}' " if by_path else ""
     assert f"`{place}ltxq model download gemma-3-12b-it`" in err
+
+
+def test_two_stages_without_an_upscaler_are_refused_before_torch_is_imported(folder: Path) -> None:
+    words = ["-m", "ltxq", "generate", "x", "--stages", "2", "--width", "64", "--height", "64"]
+    words += ["--num-frames", "9", "--model", str(folder), "-o", str(folder.parent / "x.mp4")]
+    done = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 2
+    assert "stages: must be 1: my-model has no spatial upscaler" in done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["My Model", "a" * 65, "модель"])

@@ -20,9 +20,16 @@ from typing import Any
 from ltxq.cli import screen
 from ltxq.cli.machine import TINY_SIZE
 from ltxq.cli.outputs import ROOM, unfinished, writable_file, writable_folder
-from ltxq.errors import ConfigurationError, ModelUnusable, StorageUnavailable, UnknownModel
+from ltxq.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelUnusable,
+    StorageUnavailable,
+    UnknownModel,
+)
 from ltxq.job import VideoRequest
 from ltxq.settings import Settings
+from ltxq_worker.models.files.folder import no_upscaler
 from ltxq_worker.pipeline.registry import (
     check_name,
     family_of,
@@ -60,7 +67,7 @@ def generate(
         def report(stage: Any, step: int, steps: int) -> None:
             screen.show_progress(bar, progress_at(stage, step, steps))
 
-        pipeline = _loaded(model, device, bar, rgb=recording is not None)
+        pipeline = _loaded(request, model, device, bar, rgb=recording is not None)
         clip = pipeline.generate(request, report)
         if recording:
             clip = replace(clip, frames=recording.of(clip.frames))
@@ -124,15 +131,19 @@ def _no_room(path: Path, option: str) -> StorageUnavailable:
     )
 
 
-def _loaded(model: str, device: str | None, bar: screen.Bar, *, rgb: bool) -> Any:
+def _loaded(
+    request: VideoRequest, model: str, device: str | None, bar: screen.Bar, *, rgb: bool
+) -> Any:
     """The pipeline of a model, given by its folder or by its name in LTXQ_MODEL_DIR."""
     settings = Settings.read()
     bar.at("loading the model", 0)
     is_path = "/" in model or Path(model).is_dir()
     folder = Path(model) if is_path else model_folder(settings, model)
     try:
-        family_of(model).open(folder)  # before torch is imported
-    except ModelUnusable as exc:
+        files = family_of(model).open(folder)  # before torch is imported
+        if request.stages not in limits_of(files).stages:
+            raise no_upscaler(folder.name)
+    except (ModelUnusable, InvalidRequest) as exc:
         if is_path:
             here = f"`LTXQ_MODEL_DIR={quote(str(folder.absolute().parent))} ltxq model download"
             exc.hint = exc.hint.replace("`ltxq model download", here)

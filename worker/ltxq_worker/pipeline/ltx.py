@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from ltxq.errors import InvalidRequest, OutOfMemory
 from ltxq.job import Stage, VideoRequest
-from ltxq_worker.models.catalog import CATALOG
-from ltxq_worker.models.files.folder import ModelFolder
+from ltxq_worker.models.files.folder import ModelFolder, no_upscaler
 from ltxq_worker.models.weights import resident
 from ltxq_worker.models.weights.checkpoint import LoadReport
 from ltxq_worker.models.weights.resident import Quantization, Resident
@@ -138,7 +137,7 @@ class LtxPipeline:
         if request.seed is None:
             raise InvalidRequest("The request has no seed.", hint="Choose one before generating.")
         if request.stages == 2 and self._parts.upsampler is None:
-            raise _no_upsampler(self.model)
+            raise no_upscaler(self.model)
         shape = memory.Shape(request.height, request.width, request.num_frames, request.stages)
         self._require_memory(shape)
         again = True
@@ -318,18 +317,3 @@ class LtxPipeline:
             if fits
             else "No clip fits. Set LTXQ_QUANTIZATION=fp8, or stop other programs on the device.",
         )
-
-
-def _no_upsampler(model: str) -> InvalidRequest:
-    """The error for two stages with a model folder that has no upscaler."""
-    reason = f"must be 1: the worker's {model} has no spatial upscaler, which two stages need"
-    get = (
-        "Put the x2 spatial upscaler that is published with its checkpoint into the model's folder"
-    )
-    if model in CATALOG:
-        get = f"Run `ltxq model download {model}` on the worker's machine"
-    return InvalidRequest(
-        f"stages: {reason}.",
-        hint=f"{get}, and start the worker again.",
-        problems=(("stages", reason),),
-    )

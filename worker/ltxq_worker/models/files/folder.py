@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from ltxq.errors import ModelUnusable
+from ltxq.errors import InvalidRequest, ModelUnusable
 from ltxq_worker.models.catalog import CATALOG, how_to_repair
 from ltxq_worker.models.files.encoder import find_text_encoder
 from ltxq_worker.models.files.header import SafetensorsHeader
@@ -95,6 +95,17 @@ class ModelFolder:
             fp8_scales=fp8_scales(header, how_to_repair(checkpoint)),
             tiny=tiny,
         )
+
+
+def no_upscaler(model: str) -> InvalidRequest:
+    """The error for two stages with a model whose folder has no upscaler."""
+    reason = f"must be 1: {model} has no spatial upscaler, which two stages need"
+    get = "Put the x2 spatial upscaler that is published with its checkpoint into its folder"
+    if model in CATALOG:
+        get = f"Run `ltxq model download {model}` on the worker's machine"
+    return InvalidRequest.of(
+        ("stages", reason), hint=f"{get}, and start its workers again, if there are any."
+    )
 
 
 def _require_folder(path: Path) -> None:
