@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def _loaded(
     """The pipeline of a model, given by its folder or by its name in LTXQ_MODEL_DIR."""
     settings = Settings.read()
     bar.at("loading the model", 0)
-    is_path = "/" in model or Path(model).is_dir()
+    is_path = "/" in model or (model != "" and Path(model).is_dir())
     folder = Path(model) if is_path else model_folder(settings, model)
     try:
         files = family_of(model).open(folder)  # before torch is imported
@@ -146,7 +147,7 @@ def _loaded(
     except (ModelUnusable, InvalidRequest) as exc:
         if is_path:
             here = f"`LTXQ_MODEL_DIR={quote(str(folder.absolute().parent))} ltxq model download"
-            exc.hint = exc.hint.replace("`ltxq model download", here)
+            exc.hint = re.sub("`ltxq model download(?! NAME)", lambda _: here, exc.hint)
         raise
     return family_of(model).load(
         folder,
