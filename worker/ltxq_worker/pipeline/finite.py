@@ -22,7 +22,7 @@ class NotFinite(PermanentError):
         super().__init__(
             f"The {part} made values that are not finite numbers (NaN or infinity).",
             hint="The model's files or the GPU may be damaged: run `ltxq doctor --hashes` on that "
-            "machine.",
+            "machine. If the files are whole, try LTXQ_OPTIMIZE=none there.",
         )
 
 
