@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ltxq.errors import ConfigurationError
+from ltxq_worker.embedded.stack import Stack
 from ltxq_worker.supervisor.child import WorkerSlot, lock_slot
 
 SLOT = WorkerSlot(name="cpu0@host", device="cpu", gpu=None)
@@ -60,6 +63,24 @@ def test_a_spool_of_root_that_everybody_may_write_to_is_not_used(
     spool.chmod(0o1777)
     monkeypatch.setattr(os, "getuid", lambda: STRANGER)
     refused(spool, "may write")
+
+
+@pytest.mark.parametrize(("lock", "setting"), [
+    (lambda folder: lock_slot(SLOT, folder), "LTXQ_SPOOL_DIR"),
+    (lambda folder: Stack(folder, model="tiny"), "--data"),
+])  # fmt: skip
+def test_a_disk_without_file_locks_is_named(
+    spool: Path, monkeypatch: pytest.MonkeyPatch, lock: Callable[[Path], object], setting: str
+) -> None:
+    """As NFS can be mounted."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ConfigurationError, match=f"{spool} is on a disk without file") as refusal:
+        lock(spool)
+    assert setting in refusal.value.hint
 
 
 def test_a_link_of_ours_to_a_folder_of_ours_is_followed(tmp_path: Path, spool: Path) -> None:

@@ -261,6 +261,12 @@ def _lock(folder: Path) -> IO[str]:
         raise ConfigurationError(
             f"Another ltxq runs on {folder}.", hint="Stop that one, or use another folder: --data."
         ) from None
+    except OSError as exc:  # such as NFS mounted without locks
+        lock.close()
+        raise ConfigurationError(
+            f"{folder} is on a disk without file locks: {exc.strerror}.",
+            hint="Name a folder on a local disk with --data; for `ltxq demo`, with TMPDIR.",
+        ) from None
     return lock
 
 

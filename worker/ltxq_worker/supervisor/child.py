@@ -115,6 +115,12 @@ def lock_slot(slot: WorkerSlot, folder: Path) -> IO[str]:
                     hint="Stop it, choose other --gpus, or give this one another --name.",
                 ) from None
             time.sleep(0.2)
+        except OSError as exc:  # such as NFS mounted without locks
+            lock.close()
+            raise ConfigurationError(
+                f"{folder} is on a disk without file locks: {exc.strerror}.",
+                hint="Set LTXQ_SPOOL_DIR to a folder on a local disk.",
+            ) from None
         else:
             return lock
 
