@@ -197,6 +197,26 @@ def test_an_invalid_request_is_not_queued(client: Client) -> None:
     assert client.list().jobs == ()
 
 
+def test_a_prompt_may_be_given_by_its_name_and_once(client: Client) -> None:
+    assert client.submit(prompt="a fox", num_frames=9).request.prompt == "a fox"
+    with pytest.raises(TypeError, match="once"):
+        client.submit("a fox", prompt="a hare")
+    for wrong in (5, {"prompt": "a fox"}):
+        with pytest.raises(InvalidRequest, match="prompt: must be text"):
+            client.submit(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="prompt: is required"):
+        client.submit()
+
+
+def test_a_job_in_place_of_its_id_is_told(client: Client) -> None:
+    job: Any = client.submit("a fox")
+    for call in (client.get, client.cancel, client.delete, client.retry, client.wait):
+        for wrong in (job, None, 7, b"x"):
+            with pytest.raises(TypeError, match=r"a job's id is text, as job\.id, not "):
+                call(wrong)
+    assert client.get(job.id).state == "queued"
+
+
 def test_an_unknown_id_is_an_error_not_a_pending_job(client: Client) -> None:
     for ask in (client.get, client.wait, client.cancel, client.retry, client.delete):
         with pytest.raises(JobNotFound, match="no job video_unknown"):

@@ -87,6 +87,8 @@ def test_other_names_are_not_loopback(host: str) -> None:
 def test_only_origins_are_accepted_as_origins() -> None:
     two = Settings(cors_origins="https://app.example.com, http://localhost:3000")
     assert two.cors_origins == ("https://app.example.com", "http://localhost:3000")
+    as_browsers = Settings(cors_origins="https://App.Example.com:443,http://[::1]:80,http://a:443")
+    assert as_browsers.cors_origins == ("https://app.example.com", "http://[::1]", "http://a:443")
     assert Settings().cors_origins == ()
     for wrong in ("*", "app.example.com", "https://app.example.com/", "null"):
         with pytest.raises(ValidationError, match="entry 1 is not an origin"):

@@ -61,7 +61,7 @@ class Client:
 
     def submit(
         self,
-        request: VideoRequest | str,
+        request: VideoRequest | str | None = None,
         /,
         *,
         idempotency_key: str | None = None,
@@ -89,8 +89,11 @@ class Client:
             QueueUnavailable: if it has an `idempotency_key`, the job may have been accepted:
                 submit the same request with that key, and no second job is made.
         """
-        if isinstance(request, str):
-            request = VideoRequest.parse({"prompt": request, **fields})
+        if not isinstance(request, VideoRequest):
+            if request is not None and "prompt" in fields:
+                raise TypeError("give the prompt once")
+            prompt = {} if request is None else {"prompt": request}
+            request = VideoRequest.parse({**prompt, **fields})
         elif fields:
             raise TypeError("give a VideoRequest or a prompt with fields, not both")
         if require_worker:
@@ -103,7 +106,7 @@ class Client:
         Raises:
             JobNotFound
         """
-        return owned(self._transport.get(job_id), self._owner)
+        return owned(self._transport.get(_text(job_id)), self._owner)
 
     def get_many(self, job_ids: Collection[str]) -> dict[str, Job]:
         """The jobs that exist, by id. Cheaper than one `get` for each."""
@@ -134,7 +137,7 @@ class Client:
     ) -> Generator[Job, None, None]:
         """`watch`, which also ends soon after another thread sets `stopped`."""
         watch = JobWatch(now=time.monotonic(), timeout=timeout)
-        with self._transport.changes(job_id) as changes:
+        with self._transport.changes(_text(job_id)) as changes:
             while not stopped.is_set():
                 try:
                     job = self.get(job_id)
@@ -157,7 +160,7 @@ class Client:
             JobNotFound
         """
         self._check_own(job_id)
-        self._transport.cancel(job_id)
+        self._transport.cancel(_text(job_id))
         return self._transport.get(job_id)
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
@@ -219,7 +222,7 @@ class Client:
             ClipKept: the job is removed, but the storage refuses to delete the clip.
         """
         self._check_own(job_id)
-        self._transport.delete(job_id)
+        self._transport.delete(_text(job_id))
 
     def close(self) -> None:
         """Close the connections."""
@@ -289,6 +292,17 @@ def owned(job: Job, owner: str | None) -> Job:
     if owner not in (None, job.owner):
         raise not_found(job.id)
     return job
+
+
+def _text(job_id: str) -> str:
+    """The id. Libraries below would blame something else.
+
+    Raises:
+        TypeError: it is not text, such as a job in place of its id.
+    """
+    if not isinstance(job_id, str):
+        raise TypeError(f"a job's id is text, as job.id, not {type(job_id).__name__}")
+    return job_id
 
 
 def _wait(changes: Changes, seconds: float, stopped: threading.Event) -> None:

@@ -44,7 +44,11 @@ class GatewaySettings(Role):
     def _parse_cors_origins(cls, origins: Any) -> Any:
         if not isinstance(origins, str):
             return origins or ()
-        entries = [entry.strip() for entry in origins.split(",")]
+        # As browsers write an origin: in small letters, without the scheme's own port.
+        entries = [entry.strip().lower() for entry in origins.split(",")]
+        entries = [
+            re.sub("^(http://.*):80$|^(https://.*):443$", r"\1\2", entry) for entry in entries
+        ]
         for number, origin in enumerate(entries, start=1):
             if origin and not re.fullmatch(
                 r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", origin
