@@ -122,3 +122,32 @@ def test_everything_works_through_a_unix_socket(
         wrong = Settings(url=f"unix://:wrong@{path}")
         with Client(settings=wrong) as client, pytest.raises(ConfigurationError, match="password"):
             client.submit("a fox")
+
+
+def test_celery_settings_of_another_application_are_its_own(
+    server: EmbeddedServer, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_redis(tmp_path / "another") as another:
+        elsewhere, url = (f"redis://{LOOPBACK}:{one.port}/0" for one in (another, server))
+        for part in ("BROKER", "BROKER_READ", "BROKER_WRITE"):
+            monkeypatch.setenv(f"CELERY_{part}_URL", elsewhere)
+        monkeypatch.setenv("CELERY_RESULT_BACKEND", elsewhere)
+        monkeypatch.setenv("CELERY_CONFIG_MODULE", "nowhere")
+        monkeypatch.setenv("CELERY_LOADER", "nowhere")
+        environment = worker_environment(url, s3_server, tmp_path / "spool")
+        settings = Settings(url=url, default_model="instant")
+        try_every_library(settings)
+        with Fleet(environment) as fleet, Client(settings=settings) as client:
+            fleet.wait_until_ready()
+            job = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+            assert job.state == "succeeded"
+        with admin(another) as root:
+            assert not root.keys()
+
+
+def test_what_flower_shows_of_a_worker_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(Settings(url=f"rediss://:{quote(PASSWORD, safe='')}@{LOOPBACK}/0"))
+    shown = app.conf.humanize(with_defaults=True)
+    assert f"broker_url: 'rediss://{LOOPBACK}:6379/0'" in shown
+    assert "Pl4nted" not in shown
+    assert not caplog.records

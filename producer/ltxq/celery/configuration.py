@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from celery.app.utils import Settings as CelerySettings
+from celery.app.utils import filter_hidden_settings
+from celery.loaders.app import AppLoader
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -24,8 +27,10 @@ def make_app(settings: Settings) -> Celery:
         "ltxq",
         broker=url.for_kombu(login=True),
         backend=url.for_kombu(login=False),
+        loader=_Loader,
         set_as_current=False,
     )
+    object.__setattr__(app.conf, "__class__", _OwnSettings)
     sentinels = _sentinels(settings)
     app.conf.update(
         task_serializer="json",
@@ -64,6 +69,32 @@ def make_app(settings: Settings) -> Celery:
         result_backend_transport_options={"retry_policy": {"timeout": 2.0}, **sentinels},
     )
     return app
+
+
+class _OwnSettings(CelerySettings):  # type: ignore[misc]
+    """Celery's, without those that its environment would replace. `CELERY_BROKER_URL` and its like
+    are for another application beside ltxq, whose broker would get ltxq's password and jobs.
+    """
+
+    broker_url = property(lambda self: self.first("broker_url"))
+    broker_read_url = broker_write_url = broker_url
+    result_backend = property(lambda self: self.first("result_backend"))
+
+    def table(self, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
+        """What Flower shows of a worker. To take the password out of the broker's URL, Celery would
+        ask kombu for a connection, and that warns that it will check no certificate.
+        """
+        every = super().table(with_defaults, censored=False)
+        shown = {name: value for name, value in every.items() if not name.startswith("broker_")}
+        shown = filter_hidden_settings(shown) if censored else shown
+        return {**shown, "broker_url": self.result_backend}
+
+
+class _Loader(AppLoader):  # type: ignore[misc]
+    """Reads no `CELERY_CONFIG_MODULE`, which is another application's too."""
+
+    def read_configuration(self, *_: str) -> dict[str, Any]:
+        return {}
 
 
 def _sentinels(settings: Settings) -> dict[str, Any]:
