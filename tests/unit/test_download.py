@@ -295,6 +295,21 @@ def test_file_in_the_hubs_cache_is_used(hub: Hub, tmp_path: Path, cache: Path, b
     assert outcome["told"][-1] == [total, total]
 
 
+def test_file_in_the_hubs_cache_is_used_after_a_commit_that_left_it_alone(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """Such as one of the README. Another upload of the same size is there too."""
+    cached = fill_cache(hub, tmp_path, tmp_path / "hub")
+    other = cached.parents[1] / "snapshots" / ("0" * 40) / CHECKPOINT
+    other.parent.mkdir()
+    other.write_bytes(b"o" * 300_000)
+    hub.newest = "b" * 40
+    hub.older[hub.newest] = dict(FILES)
+    assert "folder" in download(hub, tmp_path, HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert not fetched(hub)
+    assert cached.samefile(tmp_path / "models" / MODEL / CHECKPOINT)
+
+
 @pytest.mark.parametrize("content", [b"d" * 300_000, b"c" * 200_000], ids=["damaged", "cut short"])
 def test_damaged_file_in_the_hubs_cache_is_ignored(
     hub: Hub, tmp_path: Path, cache: Path, content: bytes

@@ -7,17 +7,19 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 
 from huggingface_hub import (
     HfApi,
     ModelInfo,
+    constants,
     get_hf_file_metadata,
     hf_hub_url,
-    try_to_load_from_cache,
 )
 from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
 
 from ltxq.errors import ModelUnusable
@@ -122,7 +124,7 @@ def _file(repo: Repo, listed: RepoSibling, revision: str | None, folder: Path) -
             f"The answer for {url} lacks a size or an ETag: it is not the hub's.",
             hint="Check HF_ENDPOINT, and proxies on the way.",
         )
-    cached = _cached(repo, name, revision, size)
+    cached = _cached(repo, name, etag, size)
     return HubFile(
         repo=repo,
         url=url,
@@ -134,13 +136,16 @@ def _file(repo: Repo, listed: RepoSibling, revision: str | None, folder: Path) -
     )
 
 
-def _cached(repo: Repo, name: str, revision: str | None, size: int) -> Path | None:
-    """The file in the hub's local cache, if it has `size` bytes. HF_HUB_CACHE and HF_HOME count."""
-    found = try_to_load_from_cache(repo.id, name, revision=revision)
-    if not isinstance(found, str):
-        return None
-    path = Path(found).resolve()  # a snapshot has symbolic links to the cache's files
-    return path if path.stat().st_size == size else None
+def _cached(repo: Repo, name: str, etag: str, size: int) -> Path | None:
+    """The file in the hub's local cache, if it has `size` bytes. HF_HUB_CACHE and HF_HOME count.
+
+    Of any revision: most commits leave the large files as they are. A content's hash is its name.
+    """
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo.id, repo_type="model"))
+    # A snapshot has symbolic links to the cache's files.
+    every = [Path(os.path.realpath(path)) for path in cache.glob(f"snapshots/*/{escape(name)}")]
+    found = [path for path in every if os.path.isfile(path) and os.path.getsize(path) == size]
+    return min(found, key=lambda path: path.name != etag, default=None)
 
 
 def _linkable(file: Path, folder: Path) -> bool:
