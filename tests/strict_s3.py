@@ -51,7 +51,8 @@ class Request:
         return {"GET": "GetObject", "HEAD": "HeadObject"}.get(self.method, self.method)
 
 
-Answer = tuple[int, str]  # an HTTP status and S3's error code, or with 200 the whole body
+# An HTTP status and S3's error code, perhaps with ": " and its message; or with 200 the whole body.
+Answer = tuple[int, str]
 Rule = Callable[[Request], Answer | None]
 
 
@@ -126,9 +127,11 @@ class Hose:
     Args:
         size: bytes, as it says.
         cut: after so many bytes it closes the connection.
+        coding: as the answer says.
     """
 
-    def __init__(self, size: int, *, cut: int | None = None) -> None:
+    def __init__(self, size: int, *, cut: int | None = None, coding: str = "identity") -> None:
+        self.coding = coding
         self.size, self.cut = size, size if cut is None else cut
         self.sent = 0  # bytes of all answers
         self.open = 0  # answers that are being sent
@@ -138,6 +141,7 @@ class Hose:
         """Send the whole object; ranges are ignored, as some servers do."""
         handler.send_response(200)
         handler.send_header("Content-Length", str(self.size))
+        handler.send_header("Content-Encoding", self.coding)
         handler.end_headers()
         if handler.command == "HEAD":
             return
@@ -228,8 +232,9 @@ class StrictS3:
                     far.close()
 
             def refuse(self, status: int, code: str) -> None:
-                error = f"<Error><Code>{code}</Code><Message>not here</Message></Error>"
-                body = (code if status == 200 else error).encode()
+                name, _, message = code.partition(": ")
+                error = f"<Code>{name}</Code><Message>{message or 'not here'}</Message>"
+                body = (code if status == 200 else f"<Error>{error}</Error>").encode()
                 self.send_response(status)
                 kind = "text/html" if status == 200 else "application/xml"
                 self.send_header("Content-Type", kind)

@@ -517,6 +517,22 @@ def test_a_file_that_breaks_off_is_not_taken_for_a_whole_one(
         front.rules.clear()
 
 
+def test_what_is_no_object_is_not_sent_for_one(hosed: tuple[Shop, StrictS3]) -> None:
+    """A page of a proxy in between, and a proxy that compresses although nobody asked."""
+    shop, front = hosed
+    job = shop.clip()
+    page = "<!doctype html><p>Log in</p>"
+    with shop.start(LTXQ_CONTENT="proxy") as gateway:
+        front.rules.append(lambda asked: (200, page) if asked.operation == "GetObject" else None)
+        answer = gateway.ask("GET", f"{content(job)}?variant=thumbnail")
+        assert (answer.status_code, code(answer)) == (503, "storage_unavailable")
+        front.rules.clear()
+        front.hose = Hose(len(PICTURE), coding="gzip")
+        answer = gateway.ask("GET", f"{content(job)}?variant=thumbnail")
+        assert (answer.status_code, code(answer)) == (503, "storage_unavailable")
+        assert "sent something else than the object" in gateway.log
+
+
 def test_a_store_that_knows_no_ranges_is_read_from_the_right_byte(
     hosed: tuple[Shop, StrictS3],
 ) -> None:
@@ -555,6 +571,8 @@ def test_a_connection_that_the_storage_has_closed_is_opened_anew(shop: Shop, cli
         ({"LTXQ_S3_BUCKET": ""}, (), "LTXQ_S3_BUCKET is not set"),
         ({"LTXQ_API_KEYS": KEYS["bob"].entry}, ("--host", ANY), "Set LTXQ_PUBLIC_URL"),
         ({"LTXQ_PUBLIC_URL": "clips.example"}, (), "LTXQ_PUBLIC_URL: must be https://"),
+        ({"LTXQ_PUBLIC_URL": "https://clips.example:65536"}, (), "LTXQ_PUBLIC_URL: must be"),
+        ({"LTXQ_PUBLIC_URL": "https://clips.example:0"}, (), "LTXQ_PUBLIC_URL: must be https://"),
         ({"LTXQ_CONTENT": "both"}, (), "LTXQ_CONTENT: must be redirect or proxy"),
     ],
 )

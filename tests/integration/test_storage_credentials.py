@@ -273,3 +273,13 @@ def test_a_source_that_fails_later_is_waited_for_and_prints_no_secret(
     in_our_words(caught.value, caplog)
     gives(process, 2 * HOUR)
     storage.mark("ltxq/a")
+
+
+@pytest.mark.parametrize("name", ["ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"])
+def test_a_key_with_a_line_break_is_named(
+    name: str, moto: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AWS_{name}", "topsecret\n")
+    with pytest.raises(StorageRefused, match=r"(key|token) for the bucket .* line break") as caught:
+        Storage.from_settings(moto.settings()).check()
+    assert "topsecret" not in str(caught.value)

@@ -298,6 +298,30 @@ def test_an_endpoint_with_the_bucket_in_its_host_is_named(
         Storage.from_settings(settings).check()
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "QuotaExceeded"),
+        (400, "XMinioAdminBucketQuotaExceeded"),
+        (403, "AccessDenied: Cannot upload files, storage cap exceeded."),
+        (507, "XMinioStorageFull"),
+    ],
+)
+def test_a_full_store_may_have_room_later(
+    status: int, code: str, front: Front, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltxq.storage.client.ATTEMPTS", 1)
+    storage = storage_at(front(refuses("PutObject", status=status, code=code)))
+    with pytest.raises(StorageUnavailable, match=r"storage is full \(.*raise the quota"):
+        storage.put("ltxq/a", clip, "video/mp4")
+
+
+def test_an_archived_object_is_named(front: Front) -> None:
+    storage = storage_at(front(refuses("GetObject", code="InvalidObjectState")))
+    with pytest.raises(StorageRefused, match="lifecycle rule has archived"):
+        storage.check()
+
+
 # --- lists -------------------------------------------------------------------------------------
 
 
@@ -491,6 +515,7 @@ def test_a_gateway_starts_while_its_storage_is_away(moto: S3, redis_url: str) ->
         ({"ADDRESSING": "virtual", "ENDPOINT": "http://[::1]:9"}, "an IP address"),
         ({"ADDRESSING": "virtual", "PUBLIC_ENDPOINT": "http://10.0.0.1"}, "S3_PUBLIC_ENDPOINT is"),
         ({"ADDRESSING": "virtual", "BUCKET": "My_Clips"}, "LTXQ_S3_BUCKET cannot be"),
+        ({"ADDRESSING": "auto", "ENDPOINT": "http://host:0"}, "LTXQ_S3_ENDPOINT: must be a URL"),
         ({"SSE": "AES512"}, "LTXQ_S3_SSE: must be AES256"),
         ({"SSE_KEY_ID": "k"}, "LTXQ_S3_SSE_KEY_ID: needs LTXQ_S3_SSE=aws:kms"),
         ({"SSE_KEY_ID": "k", "SSE": "AES256"}, "LTXQ_S3_SSE_KEY_ID: needs LTXQ_S3_SSE=aws:kms"),

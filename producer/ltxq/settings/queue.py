@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 from ltxq.errors import ConfigurationError
 from ltxq.job import MAX_URL_SECONDS, ModelName
 from ltxq.settings.redis_url import RedisUrl
-from ltxq.settings.role import GATEWAY, Role
+from ltxq.settings.role import Role, is_gateway_url
 
 DEFAULT_MODEL = "ltx-2-19b-distilled"
 
@@ -70,8 +70,7 @@ class QueueSettings(Role):
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
         if url.get_secret_value().startswith(("http:", "https:")):
-            found = GATEWAY.fullmatch(url.get_secret_value())
-            if not found or int((found[2] or ":443")[1:]) > 65535:
+            if not is_gateway_url(url.get_secret_value()):
                 raise ValueError(
                     "must be https://, a host, and optionally a port and a path; put the key into "
                     "LTXQ_API_KEY"

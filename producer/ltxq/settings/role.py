@@ -6,9 +6,15 @@ import re
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-GATEWAY = re.compile(
+_GATEWAY = re.compile(
     r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9_./~-]*)?"
 )
+
+
+def is_gateway_url(text: str) -> bool:
+    """Whether a text is the URL of a gateway, without user, query and fragment."""
+    found = _GATEWAY.fullmatch(text)
+    return found is not None and 1 <= int((found[2] or ":443")[1:]) <= 65535
 
 
 class Role(BaseSettings):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ltxq.settings.role import GATEWAY, Role
+from ltxq.settings.role import Role, is_gateway_url
 
 
 class StorageSettings(Role):
@@ -173,7 +173,7 @@ class StorageSettings(Role):
     def _check_public_url(cls, url: Any) -> Any:
         if not url:
             return None
-        if not isinstance(url, str) or not GATEWAY.fullmatch(url):
+        if not isinstance(url, str) or not is_gateway_url(url):
             raise ValueError(
                 "must be https:// or http://, a host, and optionally a port and a path, as "
                 "https://clips.example.com"

@@ -31,6 +31,7 @@ ATTEMPTS = 3  # of each request, a second or two apart; a server that is away co
 # Session credentials that do not say when they end are taken to end this soon: no URL is promised
 # for longer. It is the shortest session that AWS gives.
 UNKNOWN_END = timedelta(minutes=15)
+_PARTS = ("access key", "secret key", "session token")
 _WITH_MD5 = ("PutObject", "UploadPart", "DeleteObjects")
 
 
@@ -53,11 +54,19 @@ class Credentials:
         if self._found is None:
             raise without_credentials(NoCredentialsError(), self._place)
         try:
-            return self._found.get_frozen_credentials()
+            keys = self._found.get_frozen_credentials()
         except RuntimeError as exc:  # refreshed, and they have ended all the same
             raise self._ended() from exc
         except Exception as exc:  # whatever a provider of credentials raises
             raise _source_failed(exc, self._place) from exc
+        for name, text in zip(_PARTS, keys[:3], strict=True):
+            if text and (text != text.strip() or not text.isprintable()):
+                raise StorageRefused(
+                    f"The {name} for the {self._place} begins or ends with a space, or has a line "
+                    "break or a control character.",
+                    hint="Set it again. `printf`, unlike `echo`, writes no line break.",
+                )
+        return keys
 
     def end(self) -> datetime | None:
         """When URLs that are signed now end at the latest; None: when it is asked.

@@ -71,6 +71,8 @@ _HINTS = {
 _WHOLE = frozenset({*_HINTS, "RequestExpired", "AllAccessDisabled"})
 _BUSY_STATUSES = {408, 429, 507}  # besides 5xx; MinIO answers 507 when its disk is full
 _BUSY_CODES = {"SlowDown", "RequestTimeout", "TooManyRequests", "ServiceUnavailable"}
+# Servers answer 400, 403 or 507 when a bucket, an account or a disk is full, each in other words.
+_FULL = re.compile("quota|cap exceeded|storage ?full|disk ?full|insufficient ?storage", re.I)
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role."
 )
@@ -93,9 +95,15 @@ def refuses_bucket(exc: Any) -> bool:
 def is_busy(exc: Any) -> bool:
     """Whether the server says that a later call may succeed."""
     code, status = code_of(exc), status_of(exc)
-    if code in _BUSY_CODES or status in _BUSY_STATUSES:
+    if code in _BUSY_CODES or status in _BUSY_STATUSES or is_full(exc):
         return True
     return status >= 500 and status != 501 and code != "NotImplemented"
+
+
+def is_full(exc: Any) -> bool:
+    """Whether the server has no room for an object."""
+    text = f"{code_of(exc)} {exc.response.get('Error', {}).get('Message', '')}"
+    return status_of(exc) == 507 or _FULL.search(text) is not None
 
 
 def code_of(exc: Any) -> str:
@@ -113,6 +121,11 @@ def answered(exc: Any, place: Place) -> LtxqError:
     code, status = code_of(exc), status_of(exc)
     message = one_line(str(exc.response.get("Error", {}).get("Message", ""))[:ANSWER_MOST])
     answer = one_line(f"{code[:60]}: {message}".removesuffix(": "))
+    if is_full(exc):
+        return StorageUnavailable(
+            f"The storage is full ({answer}), {place}.",
+            hint="Delete objects, or raise the quota of the bucket or account. ltxq tries again.",
+        )
     if is_busy(exc):
         return StorageUnavailable(
             f"The storage has an error ({answer}), {place}.",
@@ -135,6 +148,10 @@ def _hint(operation: str, code: str, status: int, message: str, place: Place) ->
     if "kms" in f"{code} {message}".lower():
         return (
             "Allow kms:GenerateDataKey and kms:Decrypt on the key, or correct LTXQ_S3_SSE_KEY_ID."
+        )
+    if code == "InvalidObjectState":
+        return (
+            "A lifecycle rule has archived the object: keep clips in a class that is read at once."
         )
     if status in (401, 403) and known is not None:
         where = arn(known.action, place.bucket, place.prefix)

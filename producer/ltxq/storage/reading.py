@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from ltxq.errors import LtxqError, StorageUnavailable
+from ltxq.printable import one_line
 from ltxq.storage.client import CONNECT_TIMEOUT, READ_TIMEOUT, Calls
 from ltxq.storage.errors import answered, without_trust
 from ltxq.storage.signing import Signer
@@ -97,6 +98,13 @@ class Reader:
 
     def _opened(self, answer: httpx2.Response, part: tuple[int, int] | None) -> Opened:
         length = answer.headers.get("content-length", "")
+        kind, coding = (answer.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
+        if kind.startswith("text/html") or coding not in ("", "identity", "aws-chunked"):
+            raise StorageUnavailable(
+                f"The storage sent something else than the object, {self._calls.place}: "
+                f"{one_line(f'{kind} {coding}'.strip()[:80])}.",
+                hint="No S3 server answers there, or a proxy in front of it changes its answers.",
+            )
         if not length.isdecimal():
             raise StorageUnavailable(
                 f"The storage does not say how long an object is, {self._calls.place}.",
