@@ -4,6 +4,7 @@ lost; the logins of Redis and of the Sentinels are shown nowhere.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ from ltxq.ledger import Ledger
 from ltxq.ops.redis_checks import check_redis
 from ltxq.settings import Settings
 from ltxq_worker.embedded.servers import S3Server
-from redis_servers import Sentinels, sentinels, start_redis
+from redis_servers import Sentinels, admin, sentinels, start_redis
 
 PASSWORD, OWN = "Pl4ntedRedisWord", "Pl4ntedSentinelWord"
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 SENDERS = 4
 JOBS_BEFORE = 12  # accepted by the time the primary is killed
 OUTAGE_MOST = 90.0  # seconds without an accepted job; Sentinels need about four, and 30 if delayed
@@ -170,6 +172,23 @@ def test_what_is_wrong_with_sentinels_is_told(
     assert "is no Sentinel" in refusal(straight)
     assert "does not know the command" in refusal(f"redis://:{OWN}@127.0.0.1:{first}/0")
     assert "No Sentinel of" in refusal("sentinel://127.0.0.1:1;127.0.0.1:2/clips")
+    documented = re.search(r"ACL SETUSER NAME (.*)>WORD(.*)(\+sentinel\S*)", OPERATING.read_text())
+    assert documented
+    *rights, masters = " ".join(documented.groups()).split()
+    settings = Settings(
+        url=group.url.replace(OWN, "word&sentinel_username=lx"), default_model="instant"
+    )
+    for granted in ("-ping",), (masters, "-ping"):  # the line grants more than must be
+        for server in group.servers:
+            with admin(server, password=OWN) as root:
+                root.execute_command("ACL", "SETUSER", "lx", ">word", *rights, *granted)
+        if masters not in granted:
+            told = refusal(settings.url.get_secret_value())
+            assert "do not let their user 'lx' run SENTINEL" in told
+            assert "at each Sentinel: ACL SETUSER lx +sentinel|masters" in told
+    with Client(settings=settings) as client:
+        assert client.submit("a fox", **SMALL).state == "queued"
+    assert "All 3 Sentinels answer" in " ".join(each.message for each in check_redis(settings))
 
 
 def test_doctor_and_celery_show_neither_password_nor_what_is_well_as_a_problem(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from cryptography.hazmat.primitives import serialization
 from kombu.exceptions import OperationalError
 
 from fleet import PATIENCE, SMALL, Fleet, worker_environment
@@ -137,3 +138,18 @@ def test_a_file_that_holds_no_certificate_is_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "empty.pem", tmp_path / "missing.pem", tmp_path):
         with pytest.raises(ValueError, match=r"redis_ca\n.*cannot be read as certificates"):
             Settings(redis_ca=file)
+
+
+@pytest.mark.timeout(30)
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
+    pem = certificate_for("127.0.0.1", tmp_path).read_bytes()
+    key = serialization.load_pem_private_key(pem, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"word"),
+    )
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "certificate.pem").write_bytes(pem)
+    files = f"ssl_certfile={tmp_path}/certificate.pem&ssl_keyfile={tmp_path}/key.pem"
+    with pytest.raises(ValueError, match="a key that has a passphrase: write the key without"):
+        Settings(url=f"rediss://127.0.0.1?{files}")

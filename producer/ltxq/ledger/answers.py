@@ -152,6 +152,12 @@ def translated(url: RedisUrl, exc: redis_errors.RedisError) -> LtxqError:
     redis, code = f"Redis at {url.where}", code_of(exc)
     if isinstance(exc, MasterNotFoundError):
         return _of_sentinels(url, str(exc))
+    if code == "NOPERM" and (command := re.search(r"run the '(sentinel[|\w-]*)", str(exc))):
+        name = url.options.get("sentinel_username", "default")
+        return NotPermitted(
+            f"The Sentinels {url.places} do not let their user {name!r} run {command[1].upper()}.",
+            hint=f"Grant it at each Sentinel: ACL SETUSER {name} +sentinel|masters.",
+        )
     if code == "NOPERM":
         return not_permitted(url, str(exc))
     if code in PASSING:
@@ -209,7 +215,7 @@ def not_permitted(url: RedisUrl, answer: str, grants: str = "") -> NotPermitted:
 def _of_unknown(url: RedisUrl, command: str) -> LtxqError:
     if command == "SENTINEL":
         return ConfigurationError(
-            f"A server at {url.where} is no Sentinel.",
+            f"A server of {url.places} is no Sentinel.",
             hint="sentinel:// lists the Sentinels' addresses (mostly port 26379), not Redis's.",
         )
     return ConfigurationError(
@@ -222,13 +228,13 @@ def _of_unknown(url: RedisUrl, command: str) -> LtxqError:
 def _of_sentinels(url: RedisUrl, text: str) -> LtxqError:
     if "AuthenticationError" in text or "auth:" in text:
         return ConfigurationError(
-            f"The Sentinels of {url.where} refuse the password, or ask for one.",
+            f"The Sentinels {url.places} refuse the password, or ask for one.",
             hint="Their own is not Redis's: add ?sentinel_password=… to LTXQ_URL, and "
             "&sentinel_username=… if they have users.",
         )
     if text.count(" - ") >= len(url.hosts):
         return QueueUnavailable(
-            f"No Sentinel of {url.where} answers.", hint="Are they running, and is LTXQ_URL right?"
+            f"No Sentinel of {url.places} answers.", hint="Are they running, and is LTXQ_URL right?"
         )
     return QueueUnavailable(
         f"The Sentinels know no primary {url.master!r} that is up.",

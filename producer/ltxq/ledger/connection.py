@@ -83,7 +83,8 @@ class Connection:
 
     def silent_sentinels(self) -> list[str]:
         """The Sentinels that do not answer, as host:port."""
-        return [place for place, error in self._ask_sentinels() if error]
+        asked = self._ask_sentinels()
+        return [place for place, error in asked if error and code_of(error) != "NOPERM"]
 
     def _ask_sentinels(self) -> Iterator[tuple[str, redis_errors.RedisError | None]]:
         """Each Sentinel's host:port, and the error with which it answers."""

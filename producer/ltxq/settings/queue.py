@@ -138,13 +138,23 @@ class QueueSettings(Role):
 
 def _check_certificate(ssl_certfile: str = "", ssl_keyfile: str | None = None) -> None:
     """Can the client's certificate be shown to Redis?"""
+    if not ssl_certfile:
+        raise ValueError("has a key without its certificate: add ssl_certfile")
     try:
-        ssl.create_default_context().load_cert_chain(ssl_certfile, ssl_keyfile)
+        ssl.create_default_context().load_cert_chain(ssl_certfile, ssl_keyfile, _no_passphrase)
     except (OSError, ssl.SSLError) as exc:
         raise ValueError(
             "names a certificate that cannot be read with its key: ssl_certfile and ssl_keyfile "
             f"must be files in PEM ({exc.strerror or type(exc).__name__})"
         ) from None
+
+
+def _no_passphrase() -> str:
+    """OpenSSL would ask for it at the terminal, for each connection."""
+    raise ValueError(
+        "names a key that has a passphrase: write the key without one, as "
+        "`openssl pkey -in KEY -out NEW-KEY` does"
+    )
 
 
 def _weight(part: str) -> tuple[str, float]:

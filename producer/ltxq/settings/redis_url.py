@@ -73,13 +73,12 @@ class RedisUrl:
             raise ValueError(f"has a password with a character that must be encoded. {ENCODE}")
         login, _, place = authority.rpartition("@")
         username, password = _login(login)
-        options = _options(query)
+        options = _options(scheme, query)
         made = partial(cls, scheme=scheme, username=username, password=password, options=options)
-        db = options.get("db", "0")
         if scheme == "unix":
             if place or not path:
                 raise ValueError("names no socket: write unix:///path/to/redis.sock?db=0")
-            return made(path=unquote(slash + path), db=_number(db))
+            return made(path=unquote(slash + path), db=_database("", options))
         if scheme in ("sentinel", "sentinels"):
             master, _, number = path.partition("/")
             if not _NAME.fullmatch(master) or (master.isdecimal() and not number):
@@ -88,8 +87,8 @@ class RedisUrl:
                     "name that the Sentinels' configuration has (sentinel monitor NAME …)"
                 )
             hosts = tuple(_host(each, SENTINEL_PORT) for each in re.split("[;,]", place))
-            return made(hosts=hosts, master=unquote(master), db=_number(number or db))
-        return made(hosts=(_host(place, REDIS_PORT),), db=_number(path or db))
+            return made(hosts=hosts, master=unquote(master), db=_database(number, options))
+        return made(hosts=(_host(place, REDIS_PORT),), db=_database(path, options))
 
     @property
     def tls(self) -> bool:
@@ -101,8 +100,12 @@ class RedisUrl:
         """The place, for messages: never the login."""
         if self.path:
             return self.path
-        hosts = ", ".join(_shown(*each) for each in self.hosts)
-        return f"{self.master!r} of the Sentinels {hosts}" if self.master else hosts
+        return f"{self.master!r} of the Sentinels {self.places}" if self.master else self.places
+
+    @property
+    def places(self) -> str:
+        """The hosts, for messages."""
+        return ", ".join(_shown(*each) for each in self.hosts)
 
     @property
     def user(self) -> str:
@@ -154,7 +157,7 @@ def _login(login: str) -> tuple[str | None, str | None]:
     return unquote(username) or None, unquote(password) or None
 
 
-def _options(query: str) -> dict[str, str]:
+def _options(scheme: str, query: str) -> dict[str, str]:
     found = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     if not found.keys() <= set(OPTIONS):
         raise ValueError(
@@ -162,6 +165,11 @@ def _options(query: str) -> dict[str, str]:
             "are always checked: LTXQ_REDIS_CA names a private authority.) If the ? is the "
             f"password's: {ENCODE}"
         )
+    for name in found:
+        if name.startswith("ssl_") and scheme not in TLS:
+            raise ValueError(f"has {name} and no TLS: write rediss:// or sentinels://")
+        if name.startswith("sentinel_") and "sentinel" not in scheme:
+            raise ValueError(f"has {name} and no Sentinels: write sentinel:// or sentinels://")
     return found
 
 
@@ -175,7 +183,10 @@ def _host(place: str, port: int) -> tuple[str, int]:
     return found[1].strip("[]"), int(found[2] or port)
 
 
-def _number(db: str) -> int:
+def _database(path: str, options: dict[str, str]) -> int:
+    if path and "db" in options:
+        raise ValueError("names a database twice: in the path, and with db=")
+    db = path or options.get("db", "0")
     if not re.fullmatch("[0-9]{1,6}", db):
         raise ValueError(
             "has no database number after the host, as the 0 in redis://host:6379/0; or it has a "
