@@ -32,7 +32,7 @@ WIDTH = 88  # characters of a help text
 SETTINGS_HEAD = """# Settings
 
 ltxq reads its settings from the environment, in producers, gateways and workers alike.
-This page is generated from the code.
+An empty value counts as unset. This page is generated from the code.
 """
 
 SETTINGS_TAIL = """

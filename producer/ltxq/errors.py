@@ -173,9 +173,9 @@ class NameTaken(ConfigurationError):
 class MissingExtra(PermanentError, ImportError):
     """A part of ltxq was used whose optional packages are not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, missing: str = "") -> None:
         super().__init__(
-            f"{what} needs packages that are not installed.",
+            f"{what} needs packages that are not installed{missing and f': {missing}'}.",
             hint=f"Install them with: pip install 'ltxq[{extra}]'",
         )
         self.extra = extra

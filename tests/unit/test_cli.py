@@ -460,4 +460,5 @@ def test_a_missing_package_is_named_by_its_extra(
     assert main(["model", "tiny", str(tmp_path / "tiny"), "--json"]) == 2
     error = only_json(capsys)["error"]
     assert error["code"] == "missing_extra"
+    assert error["message"].endswith("not installed: torch.")
     assert "pip install 'ltxq[worker]'" in error["hint"]

@@ -184,6 +184,13 @@ def test_a_wrong_setting(name: str) -> None:
             assert "hunter2" not in refusal(Settings.read)
 
 
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_an_empty_setting_is_unset(name: str) -> None:
+    unset = Settings.read()
+    with patch.dict(os.environ, {f"LTXQ_{name.upper()}": ""}):
+        assert Settings.read() == unset
+
+
 def test_a_wrong_url_or_key_of_a_client() -> None:
     for given in ({"url": "x"}, {"url": "redis://["}, {"api_key": "a b"}, {"api_key": ""}):
         with pytest.raises(ConfigurationError) as caught:

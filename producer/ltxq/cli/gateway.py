@@ -30,9 +30,10 @@ def gateway(
     try:
         from ltxq.gateway.serve import serve
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] == "ltxq":
+        missing = (exc.name or "").partition(".")[0]
+        if missing == "ltxq":
             raise
-        raise MissingExtra("ltxq gateway", "gateway") from exc
+        raise MissingExtra("ltxq gateway", "gateway", missing) from exc
     from ltxq.logs import set_up_logging
     from ltxq.settings import Settings
 

@@ -51,7 +51,7 @@ def _worker_module(module: str, command: str, extra: str = "worker") -> Iterator
         missing = (exc.name or "").partition(".")[0]
         if missing in ("ltxq", "ltxq_worker"):
             raise
-        raise MissingExtra(command, extra) from exc
+        raise MissingExtra(command, extra, missing) from exc
 
 
 def _runs(module: str, extra: str = "worker") -> Callable[[Callable[..., Any]], Callable[..., Any]]:

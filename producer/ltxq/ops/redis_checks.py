@@ -70,8 +70,11 @@ def _permissions(connection: Connection, *, writes: bool) -> Iterator[Finding]:
         try:
             probe(connection, role, writes=writes)
         except NotPermitted as exc:
-            finding = problem if role == "client" else warning
-            yield finding(f"{exc.message} So it cannot {DOING[role]}.", exc.hint)
+            message = f"{exc.message} So it cannot {DOING[role]}."
+            if role == "client":
+                yield problem(message, exc.hint)
+            else:  # most users are for one role
+                yield warning(message, exc.hint.replace("Grant it", "If it should, grant it", 1))
         else:
             may.append(DOING[role])
     if may:
