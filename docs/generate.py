@@ -43,6 +43,8 @@ SETTINGS_TAIL = """
 | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION` | Credentials and region of the storage. boto3 also reads profiles and roles. |
 | `AWS_SESSION_TOKEN`, `AWS_CREDENTIAL_EXPIRATION` | Of session credentials, and when they end; URLs end with them. |
 | `AWS_CA_BUNDLE` | CA bundle (PEM) for an https:// storage server. |
+| `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` | HTTP proxy (no SOCKS) for a gateway, the storage and the \
+hub. This machine's own servers are reached without it. |
 | `HF_TOKEN` | Hugging Face token with the role *read*, for `ltxq model download`. |
 | `HF_ENDPOINT` | A mirror of the Hugging Face hub. |
 | `HF_HOME`, `HF_HUB_CACHE` | The Hugging Face cache; `ltxq model download` uses the files that it holds. |

@@ -45,6 +45,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "LTXQ_MODEL_DIR": str(tmp_path / "models"),
+        # A company's proxies reach nothing on this machine.
+        **dict.fromkeys(("HTTP_PROXY", "http_proxy"), "http://127.0.0.1:1"),
+        "ALL_PROXY": "socks5://127.0.0.1:1",
     }
 
 

@@ -33,6 +33,16 @@ def plays(pipeline: Any, prompts: Any = FOX) -> bool:
     return bool(pipeline(prompts=prompts, init_cache=True))
 
 
+def test_a_clip_on_this_machine_is_fetched_without_a_proxy(
+    world: World, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    pipeline = load(world)
+    eventually(lambda: plays(pipeline))
+
+
 @pytest.fixture(autouse=True)
 def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "FIRST_RETRY", 0.05)

@@ -5,7 +5,6 @@ httpx2 is imported on first use.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import ssl
@@ -25,6 +24,7 @@ from tenacity import (
 from ltxq.client.http_errors import refusal
 from ltxq.client.transport import LOOK_SECONDS
 from ltxq.errors import ConfigurationError, JobNotFound, LtxqError, QueueFull, QueueUnavailable
+from ltxq.proxies import is_here, is_proxied, trust_env
 from ltxq.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ ANSWER_SECONDS = 8.0  # one answer; the gateway itself retries Redis for up to 5
 PATIENCE = 2.8  # seconds of new attempts: 5 in all with a gateway that cannot be reached
 MOST_BYTES = 16 * 1024**2  # of an answer; a hundred jobs with the longest prompts are 11 MB
 
+_THROUGH_PROXY = (
+    " The request goes through the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: does it lead "
+    "there? NO_PROXY names hosts that are reached without it."
+)
+
 _backoff = wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05)
 
 
@@ -48,10 +53,11 @@ class GatewayConnection:
 
         url = settings.url.get_secret_value().rstrip("/")
         self.where = urlsplit(url).netloc  # for messages
+        self._proxied = is_proxied(url)
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if settings.api_key:
             headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
-            if url.startswith("http:") and not _is_loopback(url):
+            if url.startswith("http:") and not is_here(url):
                 log.warning("The API key is sent to %s unencrypted. Use https://.", self.where)
         self._http = httpx2.Client(
             base_url=url,
@@ -60,7 +66,7 @@ class GatewayConnection:
             verify=ssl.create_default_context(cafile=settings.https_ca),
             # No limit on connections: a caller that watches a hundred jobs can still send requests.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
-            trust_env=not _is_loopback(url),  # HTTPS_PROXY is not for this machine
+            trust_env=trust_env(url),
         )
         self.poll_seconds = LOOK_SECONDS  # between readings of a job, as the gateway advised last
 
@@ -150,7 +156,8 @@ class GatewayConnection:
             )
         away = QueueUnavailable(
             f"The gateway at {self.where} does not answer ({type(exc).__name__}).",
-            hint="Is it running, and is LTXQ_URL right? (https:// with TLS, http:// without.)",
+            hint="Is it running, and is LTXQ_URL right? (https:// with TLS, http:// without.)"
+            f"{_THROUGH_PROXY if self._proxied else ''}",
         )
         never_sent = isinstance(exc, httpx2.ConnectError | httpx2.ConnectTimeout)
         return _Temporary(away, perhaps_done=not never_sent)
@@ -178,11 +185,3 @@ def _pause(state: RetryCallState) -> float:
 def _seconds(header: str | None, unit: float = 1.0) -> float:
     """A header's whole number of `unit` seconds; 0 for anything else."""
     return int(header) * unit if header and re.fullmatch("[0-9]{1,9}", header) else 0
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ltxq.errors import LtxqError, StorageRefused
 from ltxq.ops.findings import Finding, ok, problem, skipped, warning
+from ltxq.proxies import trust_env
 from ltxq.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _fetched(url: str, trust: ssl.SSLContext | bool) -> Iterator[Finding]:
 
     host = urlsplit(url).netloc
     try:
-        answer = httpx2.get(url, timeout=FETCH_TIMEOUT, verify=trust)
+        answer = httpx2.get(url, timeout=FETCH_TIMEOUT, verify=trust, trust_env=trust_env(url))
     except httpx2.HTTPError as exc:
         yield warning(
             f"A signed URL cannot be fetched from here: {host} does not answer "

@@ -12,21 +12,29 @@ import httpx2
 
 from ltxq.errors import StorageRefused, StorageUnavailable
 from ltxq.job import VideoResult
+from ltxq.proxies import check_proxies
 
 MAX_BYTES = 128 * 1024**2  # of one clip; 20 seconds at 2048×2048 may need 100 MB
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0  # without a byte
 TOTAL_SECONDS = 120.0
 RETRIES = "The plugin tries again."
+_HERE = ("all://127.0.0.1", "all://localhost", "all://[::1]")  # reached without a proxy
 
 
 def download_client() -> httpx2.Client:
-    """An HTTP client for `download`."""
+    """An HTTP client for `download`.
+
+    Raises:
+        ConfigurationError: a proxy of the environment cannot be used.
+    """
+    check_proxies()
     logging.getLogger("httpx2").addFilter(_remove_query)
     return httpx2.Client(
         timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=True,
         max_redirects=3,
+        mounts=dict.fromkeys(_HERE),
     )
 
 

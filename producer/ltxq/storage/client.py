@@ -15,6 +15,7 @@ from typing import Any
 
 from ltxq.errors import LtxqError, MissingExtra, StorageRefused, StorageUnavailable
 from ltxq.printable import one_line
+from ltxq.proxies import is_here
 from ltxq.settings import Settings, without_password
 from ltxq.storage.errors import (
     Place,
@@ -169,6 +170,7 @@ def _client(session: Any, endpoint: str | None, settings: Settings) -> Any:
         # Other servers may not know Amazon's newer checksums, nor trailers and chunked signing.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        proxies={} if endpoint and is_here(endpoint) else None,  # None: the environment's
     )
     client = session.client("s3", endpoint_url=endpoint, config=config)
     if not (settings.s3_bucket or "").endswith("--x-s3"):  # Amazon's directory buckets know no MD5

@@ -13,6 +13,7 @@ import httpx2
 
 from ltxq.errors import LtxqError, StorageUnavailable
 from ltxq.printable import one_line
+from ltxq.proxies import trust_env
 from ltxq.storage.client import CONNECT_TIMEOUT, READ_TIMEOUT, Calls
 from ltxq.storage.errors import answered, without_trust
 from ltxq.storage.signing import Signer
@@ -48,6 +49,7 @@ class Reader:
             timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=WAIT_SECONDS),
             limits=httpx2.Limits(max_connections=STREAMS_MOST, max_keepalive_connections=20),
             verify=calls.trust,
+            trust_env=trust_env(str(calls.client.meta.endpoint_url)),
             headers={"accept-encoding": "identity"},
             follow_redirects=False,
         )

@@ -63,7 +63,7 @@ def demo(prompt: str, *, as_json: bool) -> None:
             screen.note("The worker's log ends:", *last)
             raise
         result = job.result_or_raise()
-        answer = httpx2.get(result.url, timeout=FETCH_TIMEOUT).raise_for_status()
+        answer = httpx2.get(result.url, timeout=FETCH_TIMEOUT, trust_env=False).raise_for_status()
         clips.mkdir(exist_ok=True)
         file = clips.absolute() / f"{job.id}.mp4"
         with unfinished(clips) as part:

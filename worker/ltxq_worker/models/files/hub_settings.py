@@ -9,8 +9,8 @@ import ssl
 from urllib.parse import urlsplit
 
 from ltxq.errors import ConfigurationError
+from ltxq.proxies import check_proxies
 
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -21,10 +21,8 @@ def check_hub_settings() -> None:
     Raises:
         ConfigurationError: one of the variables cannot be used; with its name.
     """
-    _check_url("HF_ENDPOINT", {"http", "https"}, "https://huggingface.co")
-    for name in _PROXIES:
-        for spelling in (name, name.lower()):
-            _check_url(spelling, {"http", "https"}, "http://user:password@proxy.example:3128")
+    _check_endpoint()
+    check_proxies()
     for name in _TIMEOUTS:
         if not os.environ.get(name, "1").strip().isdecimal():
             raise ConfigurationError(f"{name} is not a whole number of seconds.")
@@ -51,23 +49,17 @@ def _no_certificates(name: str, value: str) -> str | None:
     return None
 
 
-def _check_url(name: str, schemes: set[str], example: str) -> None:
-    value = os.environ.get(name, "")
+def _check_endpoint() -> None:
+    value = os.environ.get("HF_ENDPOINT", "")
     if not value:
         return
     try:
-        # A proxy may be given without a scheme.
-        url = urlsplit(value if "://" in value or name == "HF_ENDPOINT" else f"http://{value}")
+        url = urlsplit(value)
         usable = bool(url.hostname) and (url.port or 1) > 0
     except ValueError:
         usable, url = False, urlsplit("")
-    if url.scheme.startswith("socks"):
+    if not usable or url.scheme not in ("http", "https") or any(c.isspace() for c in value):
         raise ConfigurationError(
-            f"{name} names a SOCKS proxy, which downloads cannot use.",
-            hint=f"Name an HTTP proxy: {example}.",
-        )
-    if not usable or url.scheme not in schemes or any(c.isspace() for c in value):
-        raise ConfigurationError(
-            f"{name} is not a URL that can be used.",
-            hint=f"Write it as {example}. Encode special characters of a password, as %2F for /.",
+            "HF_ENDPOINT is not a URL that can be used.",
+            hint="Write it as https://huggingface.co.",
         )
