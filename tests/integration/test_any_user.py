@@ -218,3 +218,15 @@ def test_compiled_code_is_kept_in_the_home_over_restarts(tmp_path: Path) -> None
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == str(tmp_path / ".cache/ltxq/compiled")
+
+
+def test_modules_in_the_working_directory_are_not_imported(
+    own: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    for name in ("types", "redis", "celery"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the working directory was imported')")
+    as_ltxq = f'cd "$0" && shift && exec {sys.executable} -P "$@"'  # as the command `ltxq` starts
+    with Fleet(own, inside=("sh", "-c", as_ltxq, str(tmp_path))) as fleet, client:
+        fleet.wait_until_ready()
+        job = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+        assert job.state == "succeeded"

@@ -260,9 +260,10 @@ def test_demo_makes_a_clip_and_leaves_nothing_running(
     (tmp_path / "models" / "tiny").mkdir(parents=True)  # broken: made anew
     temporary = tmp_path / "tmp"
     temporary.mkdir()
+    (tmp_path / "types.py").write_text("raise SystemExit('the working directory was imported')")
     environment = {**environment, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*LTXQ, "demo", "a fox in the snow", "--json"],
+        [sys.executable, "-P", "-m", "ltxq", "demo", "a fox in the snow", "--json"],
         env=environment,
         cwd=tmp_path,
         stdout=subprocess.PIPE,

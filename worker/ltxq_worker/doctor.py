@@ -166,7 +166,7 @@ def check_torch(_: Settings) -> Iterator[Finding]:
         )
         return
     done = subprocess.run(
-        [sys.executable, "-c", _IMPORTS],
+        [sys.executable, "-P", "-c", _IMPORTS],
         capture_output=True,
         text=True,
         timeout=IMPORT_TIMEOUT,

@@ -193,7 +193,7 @@ def ensure_tiny(settings: Settings) -> None:
             shutil.rmtree(folder)
         screen.note(f"Making the tiny model in {folder} …")
         # In a separate process, so that this long-lived one does not load torch.
-        command = [sys.executable, "-m", "ltxq", "model", "tiny", str(folder)]
+        command = [sys.executable, "-P", "-m", "ltxq", "model", "tiny", str(folder)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode and not folder.exists():  # another process may have made it meanwhile
             raise LtxqError(f"The tiny model was not made: {made.stderr.strip()}") from None

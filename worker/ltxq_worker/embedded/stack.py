@@ -181,7 +181,7 @@ class Stack:
         environment: Mapping[str, str | None] = MappingProxyType({}),
     ) -> subprocess.Popen[bytes]:
         self.use_here()
-        process = spawn([sys.executable, "-m", *command], log, environment=environment)
+        process = spawn([sys.executable, "-P", "-m", *command], log, environment=environment)
         self.processes[name] = process
         return process
 

@@ -218,7 +218,8 @@ class WorkerProcess:
         # A packet that is sent without waiting is sent whole or not at all.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
-            *(sys.executable, "-m", "ltxq_worker.process.main"),
+            # -P: modules in the working directory are not ltxq's.
+            *(sys.executable, "-P", "-m", "ltxq_worker.process.main"),
             # Joined: a model or a folder may begin with a hyphen.
             *(f"--model={model}", f"--name={slot.name}", f"--device={slot.device}"),
             *(f"--spool={spool}", f"--control-channel={theirs.fileno()}"),
