@@ -224,7 +224,9 @@ def test_modules_in_the_working_directory_are_not_imported(
     own: dict[str, str], client: Client, tmp_path: Path
 ) -> None:
     for name in ("types", "redis", "celery"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('the working directory was imported')")
+        (tmp_path / f"{name}.py").write_text(
+            "raise SystemExit('the working directory was imported')"
+        )
     as_ltxq = f'cd "$0" && shift && exec {sys.executable} -P "$@"'  # as the command `ltxq` starts
     with Fleet(own, inside=("sh", "-c", as_ltxq, str(tmp_path))) as fleet, client:
         fleet.wait_until_ready()
