@@ -321,6 +321,17 @@ def test_only_a_whole_link_that_has_not_ended_opens_a_file(
     assert locked.ask("DELETE", f"/v1/videos/{job.id}?{query}").status_code == 401
 
 
+def test_a_link_opens_at_a_gateway_that_redirects_too(shop: Shop, locked: Gateway) -> None:
+    job = shop.clip(owner="alice")
+    got = locked.ask("GET", f"/v1/jobs/{job.id}", key=KEYS["alice"].key).json()
+    link = got["result"]["url"].removeprefix("https://clips.example/q")
+    with shop.start(LTXQ_API_KEYS=KEYS["alice"].entry) as gateway:
+        answer = gateway.ask("GET", link)
+        assert answer.status_code == 302
+        assert httpx2.get(answer.headers["location"]).content == CLIP
+        assert gateway.ask("GET", link[:-1]).status_code == 403
+
+
 def test_a_link_ends_with_its_clip(shop: Shop, locked: Gateway) -> None:
     job = shop.clip(owner="alice")
     alice = KEYS["alice"].key

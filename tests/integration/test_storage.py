@@ -174,9 +174,12 @@ def test_the_urls_kept_are_bounded(moto: S3, monkeypatch: pytest.MonkeyPatch) ->
     assert len(bucket.signer._signed) == 3
 
 
-def test_a_public_bucket_has_plain_urls_without_an_end(moto: S3) -> None:
+def test_a_public_bucket_has_plain_urls_that_end_with_the_clip(moto: S3) -> None:
     bucket = Storage.from_settings(moto.settings(s3_public_base_url="https://cdn.example/v/"))
     assert bucket.url("a b/ü.mp4", 60) == ("https://cdn.example/v/a%20b/%C3%BC.mp4", None)
+    until = datetime.now(UTC) + timedelta(days=7)
+    clip = bucket.clip_keys(f"video_1/{1:016x}").clip
+    assert bucket.clip_urls(clip, 60, until=until)["expires_at"] == until
 
 
 def test_any_unicode_key_comes_back(bucket: Storage, clip: Path) -> None:

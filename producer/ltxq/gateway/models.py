@@ -15,6 +15,7 @@ from ltxq.client.transport import RedisTransport, Submission
 from ltxq.errors import InvalidRequest, UnknownModel
 from ltxq.job import Job, VideoRequest
 from ltxq.limits import ServedModel
+from ltxq.links import Links
 from ltxq.printable import one_line
 from ltxq.reasons import which_are_served
 from ltxq.settings import Settings
@@ -28,6 +29,8 @@ class GatewayTransport(RedisTransport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, "gateway")
+        # A gateway that redirects opens links too, as those of before LTXQ_CONTENT was changed.
+        self.opened_links = self.links or Links("", self._ledger.link_secret)
         self.served = ServedModels(self.models, default=settings.default_model)
 
     def submit(self, job_id: str, request: VideoRequest, **about: Unpack[Submission]) -> Job:

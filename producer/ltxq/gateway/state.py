@@ -99,7 +99,7 @@ class Viewer(Caller):
         if self.link is None:
             return await self.queue.get(self.owner, video_id)
         links = self.gateway.clips.links
-        if links is None or not await self.queue.call(links.valid, video_id, variant, *self.link):
+        if not await self.queue.call(links.valid, video_id, variant, *self.link):
             raise Refused(
                 403,
                 "link_ended",

@@ -44,7 +44,9 @@ class StorageSettings(Role):
     )
     s3_public_base_url: str | None = Field(
         default=None,
-        description="Prefix of unsigned URLs that do not expire, for a public bucket or a CDN.",
+        description="Prefix of unsigned URLs, for a public bucket or a CDN: what comes before the "
+        "object's key, as https://cdn.example.com or https://s3.example.com/clips. Such a URL "
+        "works until the clip is deleted.",
     )
     content: Literal["redirect", "proxy"] = Field(
         default="redirect",

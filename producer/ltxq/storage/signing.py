@@ -59,7 +59,7 @@ class Signer:
         method: str = "get_object",
         until: datetime | None = None,
     ) -> tuple[str, datetime | None]:
-        """A URL from which anyone can fetch the object, and when it expires (None: never).
+        """A URL from which anyone can fetch the object, and when it expires (None: with it).
 
         Args:
             until: when the object is deleted; no URL is promised for longer.
@@ -67,7 +67,7 @@ class Signer:
             method: `head_object` for a HEAD request, whose signature differs.
         """
         if self._public_base_url is not None:
-            return f"{self._public_base_url.rstrip('/')}/{quote(key)}", None
+            return f"{self._public_base_url.rstrip('/')}/{quote(key)}", until
         return self._sign(self._calls.signer, key, expires_in, name, method, until)
 
     def inner_url(self, key: str, expires_in: int, *, method: str = "get_object") -> str:

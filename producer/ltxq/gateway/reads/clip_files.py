@@ -29,13 +29,9 @@ class ClipFiles:
     def __init__(self, transport: GatewayTransport, queue: QueueReader) -> None:
         self._storage = transport.storage
         self._queue = queue
-        self.links = transport.links
+        self.links = transport.opened_links
+        self.proxies = transport.links is not None  # whether the gateway sends the files itself
         self._reader = self._storage.reader() if self._storage and self.proxies else None
-
-    @property
-    def proxies(self) -> bool:
-        """Whether the gateway sends the files itself."""
-        return self.links is not None
 
     async def sign(self, job: Job, variant: Variant, *, head: bool) -> str:
         """What `open` takes."""
