@@ -170,3 +170,22 @@ def test_a_page_whose_script_does_not_load_says_what_to_do(
         page.goto(f"http://localhost:{port}/")
         expect(page.get_by_text("its script did not load")).to_be_visible()
         expect(page.get_by_text("proxy_set_header Host $http_host;")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["204", "200 null", '200 \'{"data": 5, "jobs": 5}\'', "200 '<html>Log in</html>'", "302 /"],
+)
+def test_an_answer_that_is_no_gateways_is_told(
+    gateway: Gateway, page: Page, tmp_path: Path, answer: str
+) -> None:
+    with nginx(tmp_path, f"{passing(gateway)} location /v1/ {{ return {answer}; }}") as port:
+        page.goto(f"http://localhost:{port}/")
+        submit(page, "a red fox")
+        for told in (page.locator("#form-error"), page.get_by_role("alert").last):
+            expect(told).to_contain_text("The answer is not from an ltxq gateway.")
+        removed = page.evaluate(
+            "() => import(`${location}page/api.js`).then((api) => api.remove('video_1'))"
+            ".then(() => 'removed', (error) => error.message)"
+        )
+        assert (removed == "removed") == (answer == "204")

@@ -222,7 +222,7 @@ def test_a_viewer_seeks_before_playing_where_the_gateway_sends_the_clip(
         # The link by itself, in a tab of its own, and the name of the file.
         alone = page.context.new_page()
         alone.goto(link)
-        assert abs(alone.locator("video").evaluate(SOUGHT, 3) - 3) < 0.001
+        assert 2.999 < alone.locator("video").evaluate(SOUGHT, 3) < 4  # it plays in that tab
         expect(page.get_by_role("link", name="Open the MP4")).to_have_attribute(
             "href", re.compile(r"^v1/videos/.*signature=")
         )

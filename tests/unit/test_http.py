@@ -206,6 +206,14 @@ def test_a_server_that_is_no_gateway_is_a_clear_error(
     assert KEY not in repr(told.value) + str(told.value)
 
 
+def test_a_change_that_no_gateway_confirms_is_an_error(stranger: Stranger, client: Client) -> None:
+    """As a proxy that wants a login answers with status 200."""
+    for change in (client.delete, client.cancel, client.retry):
+        stranger.replies = [(200, {}, b"<html>Log in")]
+        with pytest.raises(ConfigurationError, match="not an ltxq gateway"):
+            change("video_1")
+
+
 def test_an_invalid_id_sends_no_request(stranger: Stranger, client: Client) -> None:
     for ask in (client.get, client.cancel, client.delete, client.retry):
         with pytest.raises(JobNotFound, match="no job id"):

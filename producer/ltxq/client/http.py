@@ -72,10 +72,11 @@ class HttpTransport:
         return self._ask(JobPage, "GET", "/v1/jobs", params=given)
 
     def cancel(self, job_id: str) -> None:
-        self._gateway.call("POST", f"{_path(job_id)}/cancel")
+        self._ask(Job, "POST", f"{_path(job_id)}/cancel")
 
     def delete(self, job_id: str) -> None:
-        self._gateway.call("DELETE", _path(job_id))
+        if self._gateway.call("DELETE", _path(job_id)):  # a proxy's page that asks for a login
+            raise self._is_no_gateway()
 
     def models(self) -> dict[str, ServedModel]:
         models = self._ask(_Models, "GET", "/v1/models")
@@ -100,10 +101,13 @@ class HttpTransport:
         try:
             return kind.model_validate_json(body)
         except ValidationError:
-            raise ConfigurationError(
-                f"The server at {self._gateway.where} is not an ltxq gateway, or is a newer one.",
-                hint="Check LTXQ_URL, or update ltxq.",
-            ) from None
+            raise self._is_no_gateway() from None
+
+    def _is_no_gateway(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"The server at {self._gateway.where} is not an ltxq gateway, or is a newer one.",
+            hint="Check LTXQ_URL, or update ltxq.",
+        )
 
 
 def _path(job_id: str) -> str:

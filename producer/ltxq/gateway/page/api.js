@@ -47,17 +47,16 @@ async function failure(answer) {
   }
 }
 
-async function read(answer) {
-  if (answer.status === 204) return null;
-  try {
-    return await answer.json();
-  } catch {
-    const message = "The answer is not from an ltxq gateway.";
-    throw new ApiError(answer.status, { message, hint: "A proxy may require a login." });
-  }
+// The body, which must have a field of that name with an object or a list; "": there is none.
+async function read(answer, needs) {
+  if (!needs && answer.status === 204) return null;
+  const body = await answer.json().catch(() => null);
+  if (needs && body?.[needs] && typeof body[needs] === "object") return body;
+  const message = "The answer is not from an ltxq gateway.";
+  throw new ApiError(answer.status, { message, hint: "A proxy may require a login." });
 }
 
-async function once(method, path, options = {}) {
+async function once(method, path, needs, options = {}) {
   let answer;
   try {
     answer = await fetch(`v1/${path}`, {
@@ -72,15 +71,15 @@ async function once(method, path, options = {}) {
     throw new ApiError(0, { message, hint: "Check that it runs. The page tries again by itself." });
   }
   if (!answer.ok) throw await failure(answer);
-  return read(answer);
+  return read(answer, needs);
 }
 
 // Send a change again if its answer was lost. That is safe: submissions have an idempotency key,
 // and the other changes may be repeated. Reads are not repeated: the page reads again soon.
-async function change(method, path, options = {}) {
+async function change(method, path, needs, options = {}) {
   for (let tried = 1; ; tried += 1) {
     try {
-      return await once(method, path, options);
+      return await once(method, path, needs, options);
     } catch (error) {
       const lost = error.status === 0 || [502, 504].includes(error.status);
       if (!lost || tried === TRIES) throw error;
@@ -101,7 +100,7 @@ async function posting(path, request) {
   if (body) sent["Content-Type"] = "application/json";
   unanswered.delete(call);
   try {
-    return await change("POST", path, { headers: sent, body });
+    return await change("POST", path, "request", { headers: sent, body });
   } catch (error) {
     if (error.status !== 0 && error.status < 500) throw error;
     unanswered.set(call, key);
@@ -118,15 +117,15 @@ function newKey() {
 
 export const submit = (request) => posting("jobs", request);
 export const retry = (id) => posting(`jobs/${id}/retry`);
-export const cancel = (id) => change("POST", `jobs/${id}/cancel`);
-export const models = () => once("GET", "models");
-export const get = (id) => once("GET", `jobs/${id}`);
+export const cancel = (id) => change("POST", `jobs/${id}/cancel`, "request");
+export const models = () => once("GET", "models", "data");
+export const get = (id) => once("GET", `jobs/${id}`, "request");
 
-export const list = (query) => once("GET", `jobs?${new URLSearchParams(query)}`);
+export const list = (query) => once("GET", `jobs?${new URLSearchParams(query)}`, "jobs");
 
 export async function remove(id) {
   try {
-    await change("DELETE", `jobs/${id}`);
+    await change("DELETE", `jobs/${id}`, "");
   } catch (error) {
     if (error.status !== 404) throw error; // it is deleted already
   }
