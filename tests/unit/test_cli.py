@@ -172,6 +172,19 @@ def test_errors_have_an_exit_code_and_a_json_form(
     assert {"code", "message", "hint", "retryable"} <= error.keys()
 
 
+@pytest.mark.parametrize("key", ["", "x" * 241])
+def test_a_files_key_that_cannot_be_used_is_refused_before_a_line_is_submitted(
+    key: str, queue: MemoryTransport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty variable is not a random key: the lines would be submitted twice."""
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "a fox"}\n')
+    assert main(["batch", str(lines), "--idempotency-key", key]) == 2
+    assert "--idempotency-key: must be text of 1 to 240" in capsys.readouterr().err
+    assert not queue.list(state=None, limit=9, after=None, order="desc", owner=None).jobs
+    assert main(["batch", str(lines), "--idempotency-key", "x" * 240]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from ltxq.errors import ConfigurationError
 from ltxq_worker.embedded.stack import Stack
-from ltxq_worker.supervisor.child import WorkerSlot, lock_slot
+from ltxq_worker.supervisor.child import WorkerSlot, find_slots, lock_slot
 
 SLOT = WorkerSlot(name="cpu0@host", device="cpu", gpu=None)
 STRANGER = 65_534  # nobody
@@ -139,3 +139,10 @@ def test_what_is_no_folder_is_told(tmp_path: Path, spool: Path) -> None:
     (spool / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "dangling"):
         refused(spool / name, f"{name} cannot be used")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a@b", "a\n", "\udcff", "ü", "x" * 101])
+def test_a_name_that_is_no_hosts_is_told(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not a host's name. Choose one with --name"):
+        find_slots("cpu", name)
+    assert find_slots("cpu", "gpu-7.example_1")[0].name == "cpu0@gpu-7.example_1"

@@ -20,6 +20,7 @@ from ltxq.errors import InvalidRequest, LtxqError, QueueUnavailable, RetryableEr
 from ltxq.job import Job, VideoRequest
 from ltxq.reasons import why_not_json
 
+LONGEST_KEY = 240  # characters of a file's key: the number of a line is added
 MAX_LINE = 128 * 1024  # bytes; the longest valid request takes about 100,000 as JSON
 
 
@@ -46,7 +47,13 @@ def batch(
     the others, and exits with 2.
     If the queue becomes unavailable, the error says how to continue without making a job twice.
     """
-    file_key = idempotency_key or f"batch-{secrets.token_hex(8)}"
+    file_key = idempotency_key
+    if file_key is None:
+        file_key = f"batch-{secrets.token_hex(8)}"
+    elif not 1 <= len(file_key) <= LONGEST_KEY:
+        raise InvalidRequest.of(
+            ("idempotency_key", f"must be text of 1 to {LONGEST_KEY} characters")
+        )
     submitted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     with ExitStack() as stack:

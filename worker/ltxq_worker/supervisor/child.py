@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ltxq.errors import ConfigurationError
+from ltxq.printable import one_line
 from ltxq.settings import Settings
 from ltxq_worker.gpus import read_gpus
 from ltxq_worker.pipeline.fast.options import compiled_code_folder
@@ -59,8 +60,13 @@ def find_slots(gpus: str, name: str) -> list[WorkerSlot]:
         name: of this machine.
 
     Raises:
-        ConfigurationError: no such GPU, or none at all.
+        ConfigurationError: no such GPU, or none at all; or the name is none of a host.
     """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):  # it is in file names and in Celery's
+        raise ConfigurationError(
+            f"{one_line(name[:100])!r} is not a host's name.",
+            hint="Choose one with --name: 1 to 100 of A-Z a-z 0-9 . _ -",
+        )
     wanted = [part.strip() for part in gpus.split(",") if part.strip()]
     if wanted and all(part == "cpu" for part in wanted):
         return [
