@@ -58,6 +58,7 @@ def _namespaces() -> None:
         (".", "is a folder"),
         ("missing/fox.mp4", "it is missing"),
         ("a" * 256, "shorter name"),
+        ("dangling", "it is missing"),
         extended=(
             ("/dev/null", "is a device"),
             ("file/fox.mp4", "Not a directory"),
@@ -71,10 +72,11 @@ def test_generate_refuses_a_file_that_it_could_not_write(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "fox.mp4")
     other = ("--frames-out", "fox.npy") if option == "-o" else ("-o", "fox.mp4")
     done = ran(*GENERATE, option, name, *other, cwd=tmp_path)
     refused(done, says)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "dangling"}
 
 
 @pytest.mark.usefixtures("_namespaces")
@@ -136,6 +138,19 @@ def test_generate_replaces_a_file_and_removes_what_a_killed_one_left(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.mp4", "fox.npy"]
     assert (tmp_path / "fox.mp4").read_bytes()[4:8] == b"ftyp"
     assert np.load(tmp_path / "fox.npy").shape == (9, 64, 64, 3)
+
+
+def test_what_a_link_names_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to("clips/fox.mp4")
+    done = ran(*GENERATE, "-o", "first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "clips" / "fox.mp4").read_bytes()[4:8] == b"ftyp"
+    assert (tmp_path / "first").is_symlink()
+    assert (tmp_path / "second").is_symlink()
+    done = ran(*GENERATE, "-o", "first", "--frames-out", "second", cwd=tmp_path)
+    refused(done, "is named twice")
 
 
 def test_demo_refuses_a_file_in_place_of_its_folder(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ UNFINISHED = ".ltxq-"  # prefix of a folder with unfinished files
 
 
 def writable_file(file: Path, option: str, *, size: int = ROOM) -> Path:
-    """The absolute path of a file that a command will create or overwrite.
+    """The absolute path of a file that a command will create or overwrite. A link stays, and what
+    it names is written: /dev/stdout is a link too.
 
     Args:
         option: the option with this path, such as '-o'; for the error.
@@ -31,9 +32,9 @@ def writable_file(file: Path, option: str, *, size: int = ROOM) -> Path:
     """
     kind = None
     try:
-        path = file.absolute()
+        path = Path(os.path.realpath(file))
         with suppress(FileNotFoundError):
-            kind = path.stat().st_mode
+            kind = file.stat().st_mode
     except OSError as exc:
         raise _refused(file, option, exc) from None
     if kind is not None and stat.S_ISDIR(kind):
