@@ -4,6 +4,8 @@ Sentinels: tests/faults/test_fault_19_sentinel.py.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -143,6 +145,13 @@ def test_celery_settings_of_another_application_are_its_own(
             assert job.state == "succeeded"
         with admin(another) as root:
             assert not root.keys()
+
+
+def test_celerys_own_worker_is_refused() -> None:
+    command = [sys.executable, "-m", "celery", "-A", "ltxq.celery:app", "worker"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert "run `ltxq worker`" in done.stderr
 
 
 def test_what_flower_shows_of_a_worker_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from ltxq.celery.configuration import make_app
 from ltxq.celery.outcomes import follow_up, forget_outcome, report_outcome, report_refusal
@@ -16,5 +16,13 @@ __all__ = ["follow_up", "forget_outcome", "make_app", "report_outcome", "report_
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        return make_app(Settings.read())
+        app = make_app(Settings.read())
+        app.Worker = _refuse_worker
+        return app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _refuse_worker(**_: object) -> NoReturn:
+    raise SystemExit(
+        "Celery's worker makes no clips and would take their messages: run `ltxq worker`."
+    )
