@@ -226,9 +226,9 @@ class WorkerProcess:
         command = [
             # -P: modules in the working directory are not ltxq's.
             *(sys.executable, "-P", "-m", "ltxq_worker.process.main"),
-            # Joined: a model or a folder may begin with a hyphen.
-            *(f"--model={model}", f"--name={slot.name}", f"--device={slot.device}"),
-            *(f"--spool={spool}", f"--control-channel={theirs.fileno()}"),
+            *("--model", model, "--name", slot.name, "--device", slot.device),
+            # Absolute: the name of a relative folder may begin with a hyphen.
+            *("--spool", str(spool.absolute()), "--control-channel", str(theirs.fileno())),
         ]
         environment = dict(os.environ)
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu or ""
