@@ -200,6 +200,17 @@ def test_clips_that_cannot_be_deleted_are_counted(redis_url: str) -> None:
 def test_a_proxying_gateway_needs_no_urls_for_viewers(s3: S3) -> None:
     settings = s3.settings(s3_public_endpoint="http://127.0.0.1:1", content="proxy")
     assert of_storage(settings, "warning") == []
+    assert_matches("without LTXQ_PUBLIC_URL.*storage's URLs", " ".join(of_storage(settings, "ok")))
+
+
+def test_a_store_whose_urls_cannot_have_a_name(moto: S3) -> None:
+    def rule(asked):  # type: ignore[no-untyped-def]
+        return (400, "InvalidArgument") if "response-content-disposition" in asked.path else None
+
+    with StrictS3(moto.endpoint, rule) as front:
+        settings = Settings(s3_endpoint=front.endpoint, s3_bucket="clips")
+        (line,) = of_storage(settings, "problem")
+    assert_matches("signed URL answers HTTP 400", line)
 
 
 def test_urls_that_viewers_cannot_use(s3: S3, s3_server: S3Server) -> None:

@@ -45,6 +45,11 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
             "The session credentials do not say when they end: URLs are signed for 15 minutes.",
             "Set AWS_CREDENTIAL_EXPIRATION to their end, as 2026-01-31T12:00:00Z.",
         )
+    if settings.content == "proxy" and settings.public_url is None:
+        yield ok(
+            "LTXQ_CONTENT=proxy without LTXQ_PUBLIC_URL: a gateway on this machine gives links to "
+            "it. Workers and clients over Redis give the storage's URLs."
+        )
     key = f"{storage.prefix}{CHECKS}{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "x")
@@ -52,7 +57,10 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         storage.put(key, file, "text/plain")
     try:
         inner = settings.content == "proxy"  # viewers do not reach the storage themselves
-        url = storage.signer.inner_url(key, 60) if inner else storage.url(key, 60)[0]
+        # With a name, as a clip's URL has.
+        url, _ = storage.url(key, 60, name="ltxq-doctor.txt")
+        if inner:
+            url = storage.signer.inner_url(key, 60)
         yield from _fetched(url, storage.trust)
     finally:
         storage.delete([key])
