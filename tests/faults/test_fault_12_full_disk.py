@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def test_no_job_is_taken_until_there_is_room_and_none_is_lost(
         for job in jobs:
             assert client.wait(job.id, PATIENCE).state == "succeeded"
         assert sum(client.get(job.id).attempts for job in jobs) > 2
+
+
+def test_a_spool_that_was_removed_is_made_anew(
+    own: dict[str, str], misbehaving: dict[str, str], client: Client
+) -> None:
+    environment = {**misbehaving, "LTXQ_TEST_FULL_DISK_SECONDS": "1"}
+    with Fleet(environment) as fleet:
+        fleet.wait_until_ready()
+        spool = Path(own["LTXQ_SPOOL_DIR"])
+        shutil.rmtree(spool)
+        made = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
+        assert (made.state, made.attempts) == ("succeeded", 1)
+        # One that cannot be made anew costs no job.
+        shutil.rmtree(spool)
+        spool.touch()
+        waiting = client.submit("an owl", **SMALL)
+        fleet.wait_for("is given back, and no job taken for 1 s: .* cannot be written: File exists")
+        spool.unlink()
+        assert client.wait(waiting.id, PATIENCE).state == "succeeded"
 
 
 def test_a_job_that_never_fits_fails_with_the_reason(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from ltxq_worker.encode.stills import Spritesheet, write_jpeg
 from ltxq_worker.pipeline import ClipStream, Report, crop_offset
 
 MAX_WAITING = 1 << 30  # bytes of frames: 910 of 768×512, 172 of 1920×1080
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MP4, POSTER, SPRITESHEET = "clip.mp4", "poster.jpg", "spritesheet.jpg"
 
@@ -248,18 +250,43 @@ def _moved_into_place(unfinished: Path, request: VideoRequest, folder: Path) -> 
 
 
 class DiskFull(StorageUnavailable):
-    """The disk on which clips are kept until they are uploaded is full."""
+    """The disk on which clips are kept until they are uploaded is full, or cannot be written."""
+
+
+def clip_folder(spool: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for the files of one clip. A spool that is gone is made anew: systems empty /tmp.
+
+    Raises:
+        DiskFull
+    """
+    try:
+        for each in (spool.parent, spool):
+            each.mkdir(mode=0o700, exist_ok=True)
+            if each.lstat().st_uid not in (0, os.getuid()):
+                raise PermissionError(errno.EACCES, f"{each} belongs to another user")
+        return tempfile.TemporaryDirectory(dir=spool, prefix="clip-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise _disk_full(spool, exc) from exc
 
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Translate the system's errors for a full disk into DiskFull, which names `folder`."""
+    """Translate errors of a full or broken disk into DiskFull, which names `folder`."""
     try:
         yield
     except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if exc.errno not in (*FULL, errno.EROFS, errno.EIO):
             raise
-        raise DiskFull(
+        raise _disk_full(folder, exc) from exc
+
+
+def _disk_full(folder: Path, exc: OSError) -> DiskFull:
+    if exc.errno in FULL:
+        return DiskFull(
             f"The disk that holds {folder} is full.",
             hint="Free space there, or set LTXQ_SPOOL_DIR to a folder on another disk.",
-        ) from exc
+        )
+    return DiskFull(
+        f"{folder} cannot be written: {exc.strerror}.",
+        hint="Repair it, or set LTXQ_SPOOL_DIR to a folder on another disk.",
+    )

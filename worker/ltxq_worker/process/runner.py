@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from ltxq.links import Links
 from ltxq.logs import about_job
 from ltxq.settings import Settings
 from ltxq.storage import Storage
-from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, full_disk_named
+from ltxq_worker.encode.clip import DiskFull, Encoded, Encoding, clip_folder, full_disk_named
 from ltxq_worker.pipeline import DeviceBroken, Pipeline
 from ltxq_worker.pipeline.thread import GpuThread
 from ltxq_worker.process.attempt import Attempt, Cancelled, ClaimLost
@@ -195,10 +194,7 @@ class Runner:
 
     def _outcome(self, attempt: Attempt) -> VideoResult | JobError:
         try:
-            with (
-                full_disk_named(self.spool),
-                tempfile.TemporaryDirectory(dir=self.spool, prefix="clip-") as folder,
-            ):
+            with clip_folder(self.spool) as folder, full_disk_named(self.spool):
                 encoded = self._make(attempt, Path(folder))
                 return self._uploader.upload(attempt, encoded, Path(folder))
         except (ClaimLost, DiskFull):

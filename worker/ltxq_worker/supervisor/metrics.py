@@ -189,7 +189,10 @@ class SpoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Bytes now."""
-        disk = shutil.disk_usage(self._root)
+        try:
+            disk = shutil.disk_usage(self._root)
+        except OSError:  # it is gone, until the next job
+            return
         yield GaugeMetricFamily(
             "ltxq_spool_free_bytes", "Free space of the spool's disk.", disk.free
         )
