@@ -625,7 +625,7 @@ def test_it_listens_on_both_addresses_of_localhost(gateway: Gateway) -> None:
     [
         ("LTXQ_API_KEYS", "alice=s3cret", "LTXQ_API_KEYS: entry 1"),
         ("LTXQ_RATE_LIMIT", "often", "LTXQ_RATE_LIMIT is no rate limit"),
-        ("LTXQ_READ_LIMIT", "", "LTXQ_READ_LIMIT is no rate limit"),
+        ("LTXQ_READ_LIMIT", "9/second;0/minute", "LTXQ_READ_LIMIT is no rate limit"),
         ("LTXQ_CORS_ORIGINS", "*", "LTXQ_CORS_ORIGINS: entry 1"),
         ("LTXQ_URL", "https://gateway.example.com", "a gateway needs Redis itself"),
     ],

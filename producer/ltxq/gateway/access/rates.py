@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage, RedisStorage
@@ -92,12 +92,13 @@ class Rates:
 
 
 def _limits(text: str, name: str) -> list[RateLimitItem]:
-    try:
-        return parse_many(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"{name} is no rate limit.", hint="Write it like this: 20/second;1200/minute."
-        ) from None
+    with suppress(ValueError):
+        limits = parse_many(text)
+        if all(limit.amount for limit in limits):  # 0 would refuse each call, for ever
+            return limits
+    raise ConfigurationError(
+        f"{name} is no rate limit.", hint="Write it like this: 20/second;1200/minute."
+    )
 
 
 def _count(limiter: RateLimiter, limits: list[RateLimitItem], owner: str) -> None:
