@@ -319,11 +319,14 @@ def test_the_list_of_models_has_their_limits(
 
 
 @pytest.mark.parametrize("variable", ["LTXQ_MODEL_DIR", "LTXQ_SPOOL_DIR"])
-@pytest.mark.parametrize("value", ["", " "])
 def test_an_empty_setting_is_not_the_working_directory(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """As a variable that is not set leaves it: 70 GB would be downloaded there."""
-    monkeypatch.setenv(variable, value)
+    monkeypatch.delenv(variable, raising=False)
+    unset = Settings.read()
+    monkeypatch.setenv(variable, "")
+    assert Settings.read() == unset
+    monkeypatch.setenv(variable, " ")
     with pytest.raises(ConfigurationError, match=f"{variable}: must be a folder; unset it"):
         Settings.read()
