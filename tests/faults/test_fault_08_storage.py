@@ -256,7 +256,7 @@ def test_full_storage_is_waited_for(
             fleet.wait_until_ready()
             room.clear()
             job = client.submit("a fox", **SMALL)
-            fleet.wait_for(f"{job.id} waits for storage: The storage has an error")
+            fleet.wait_for(f"{job.id} waits for storage: The storage is full")
             room.set()
             done = client.wait(job.id, PATIENCE)
             assert (done.state, done.attempts) == ("succeeded", 1)

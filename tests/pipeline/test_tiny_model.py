@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_a_folder_is_told(
     (tmp_path / "link").symlink_to("/mnt/gone")
     assert main(["model", "tiny", str(tmp_path / name)]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    says = "cannot be written: it is not a folder. Name another place with DIR."
+    says = "cannot be written: it is not a folder. Choose another path with DIR."
     assert f"{tmp_path / name} {says}" in error
     assert "Errno" not in error
     assert (tmp_path / "file").read_text() == "mine"

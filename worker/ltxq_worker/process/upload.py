@@ -109,8 +109,10 @@ class Uploader:
 
         def before_retry(state: Any) -> None:
             error = state.outcome.exception() if state.outcome else None
-            log.warning("%s waits for storage: %s", attempt.claim.job_id, error)
-            self._stats.count("storage_failures")
+            what = "the queue" if isinstance(error, QueueUnavailable) else "storage"
+            log.warning("%s waits for %s: %s", attempt.claim.job_id, what, error)
+            if what == "storage":
+                self._stats.count("storage_failures")
             if self._spool_is_full() and not self._said_full:
                 self._said_full = True
                 log.error(
