@@ -160,6 +160,27 @@ def test_what_a_lost_claim_uploaded_is_removed(
     assert runner.ledger.jobs.get(job.id).state == "queued"
 
 
+def test_an_uploaded_clip_waits_until_redis_answers_with_the_secret_of_links(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, asked = runner.ledger.link_secret, []
+
+    def away_at_first() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise QueueUnavailable("Redis is away.")
+        return secret()
+
+    monkeypatch.setattr(runner.ledger, "link_secret", away_at_first)
+    own = {"content": "proxy", "public_url": "https://clips.example"}
+    linking = dataclasses.replace(runner, settings=runner.settings.model_copy(update=own))
+    job = submit(runner)
+    made = run_first(linking)
+    assert isinstance(made, VideoResult)
+    assert made.url.startswith(f"https://clips.example/v1/videos/{job.id}/content?")
+    assert caplog.text.count(f"{job.id} waits for the queue: Redis is away.") == 2
+
+
 def test_a_job_that_breaks_the_pipeline_fails_without_its_secrets(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
