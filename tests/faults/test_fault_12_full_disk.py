@@ -54,7 +54,7 @@ def test_a_spool_that_was_removed_is_made_anew(
         shutil.rmtree(spool)
         made = client.wait(client.submit("a fox", **SMALL).id, PATIENCE)
         assert (made.state, made.attempts) == ("succeeded", 1)
-        # One that cannot be made anew costs no job.
+        # If the spool cannot be made, the job is given back and does not fail.
         shutil.rmtree(spool)
         spool.touch()
         waiting = client.submit("an owl", **SMALL)

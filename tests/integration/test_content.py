@@ -529,7 +529,7 @@ def test_a_file_that_breaks_off_is_not_taken_for_a_whole_one(
 
 
 def test_what_is_no_object_is_not_sent_for_one(hosed: tuple[Shop, StrictS3]) -> None:
-    """A page of a proxy in between, and a proxy that compresses although nobody asked."""
+    """A proxy before the storage answers with a login page, or compresses without being asked."""
     shop, front = hosed
     job = shop.clip()
     page = "<!doctype html><p>Log in</p>"

@@ -30,6 +30,7 @@ def make_app(settings: Settings) -> Celery:
         loader=_Loader,
         set_as_current=False,
     )
+    # Celery has no option for the class of its settings.
     object.__setattr__(app.conf, "__class__", _OwnSettings)
     sentinels = _sentinels(settings)
     app.conf.update(
@@ -72,8 +73,9 @@ def make_app(settings: Settings) -> Celery:
 
 
 class _OwnSettings(CelerySettings):  # type: ignore[misc]
-    """Celery's, without those that its environment would replace. `CELERY_BROKER_URL` and its like
-    are for another application beside ltxq, whose broker would get ltxq's password and jobs.
+    """Celery's settings, except that the environment replaces none. `CELERY_BROKER_URL` and
+    `CELERY_RESULT_BACKEND` belong to another application on this host; with them ltxq would send
+    its password and jobs to that application's broker.
     """
 
     broker_url = property(lambda self: self.first("broker_url"))

@@ -22,7 +22,7 @@ class Role(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="LTXQ_",
-        env_ignore_empty=True,  # as a file of settings has those that are not filled in
+        env_ignore_empty=True,  # an unset variable in a .env file or in Compose is empty
         frozen=True,
         extra="ignore",
         hide_input_in_errors=True,  # pydantic would show the URL as it was given

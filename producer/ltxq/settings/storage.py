@@ -59,19 +59,6 @@ class StorageSettings(Role):
         "of LTXQ_CONTENT=proxy. Default, at a gateway on this machine only: where it listens.",
     )
 
-    @field_validator(
-        "s3_endpoint",
-        "s3_bucket",
-        "s3_sse",
-        "s3_sse_key_id",
-        "s3_public_endpoint",
-        "s3_public_base_url",
-        mode="before",
-    )
-    @classmethod
-    def _empty_is_unset(cls, text: Any) -> Any:
-        return None if text == "" else text
-
     @field_validator("s3_endpoint", "s3_public_endpoint", "s3_public_base_url")
     @classmethod
     def _check_s3_url(cls, url: str | None) -> str | None:
@@ -146,9 +133,9 @@ class StorageSettings(Role):
     @field_validator("s3_sse", mode="before")
     @classmethod
     def _check_s3_sse(cls, sse: Any) -> Any:
-        if sse not in (None, "", "AES256", "aws:kms", "aws:kms:dsse"):
+        if sse not in (None, "AES256", "aws:kms", "aws:kms:dsse"):
             raise ValueError("must be AES256, aws:kms or aws:kms:dsse")
-        return sse or None
+        return sse
 
     @field_validator("s3_sse_key_id")
     @classmethod
@@ -164,8 +151,6 @@ class StorageSettings(Role):
     @field_validator("content", mode="before")
     @classmethod
     def _check_content(cls, content: Any) -> Any:
-        if content in ("", None):
-            return "redirect"
         if content not in ("redirect", "proxy"):
             raise ValueError("must be redirect or proxy")
         return content
@@ -173,9 +158,7 @@ class StorageSettings(Role):
     @field_validator("public_url", mode="before")
     @classmethod
     def _check_public_url(cls, url: Any) -> Any:
-        if not url:
-            return None
-        if not isinstance(url, str) or not is_gateway_url(url):
+        if url is not None and (not isinstance(url, str) or not is_gateway_url(url)):
             raise ValueError(
                 "must be https:// or http://, a host, and optionally a port and a path, as "
                 "https://clips.example.com"

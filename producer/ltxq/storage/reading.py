@@ -22,8 +22,8 @@ SIGNED_SECONDS = 300  # of a URL that is used at once; clocks may differ a littl
 STREAMS_MOST = 1000  # objects that are read at the same time
 WAIT_SECONDS = 5.0  # for one of those to end
 ERROR_MOST = 8 * 1024  # bytes of an error's answer that are read
-# Bytes that the kernel may have of an object that nobody has asked for yet. uvloop takes all of
-# them before it heeds a pause, and the kernel's own choice is megabytes for each object.
+# Bytes of the socket's receive buffer. uvloop reads the whole buffer before it pauses, and the
+# kernel's default grows to megabytes for each download.
 READ_AHEAD = 128 * 1024
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")

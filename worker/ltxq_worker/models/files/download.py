@@ -107,7 +107,7 @@ class _Target:
     hashes: frozenset[str]  # SHA-256 of what earlier downloads brought
 
     def is_somebodys(self, file: HubFile) -> bool:
-        """Whether the file with the name of the hub's may be one that ltxq did not download."""
+        """Whether the local file with this name may be a file that ltxq did not download."""
         path = file.path
         if path.is_symlink() or self.place != self.final:
             return False  # the link is replaced, its file stays; a hidden folder is ltxq's own

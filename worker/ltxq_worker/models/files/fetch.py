@@ -43,7 +43,8 @@ class _CannotResumeError(Exception):
 
 
 def fetch(file: HubFile, at: At) -> str:
-    """Get `file` whole as its partial file; returns its SHA-256. Goes on with one that is there.
+    """Download the whole of `file` into its partial file, and continue a partial file that exists;
+    returns the SHA-256.
 
     Raises:
         HubUnavailable: the connection broke, or another server answers.
